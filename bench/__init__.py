@@ -1,0 +1,1 @@
+"""Bench: every published figure as a command."""

@@ -1,0 +1,137 @@
+"""How a process becomes a source: index by flock, epoch by file, ring in shared memory.
+
+    <state_dir>/gateway_id                     made once, 16 hex digits
+    <state_dir>/sources/<role>-<index>.lock    flock held for life
+    <state_dir>/spool/<source hex>/epoch       last epoch, the only file an owner writes there
+    <ring dir>/<source hex>-<epoch hex>        the ring, 0600, flock held for life
+
+The ring directory is /dev/shm/tidegate-<gateway_id> or <state_dir>/ring.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.audit.identity import source_of
+from gateway.audit.ring import HEADER_PAGE_BYTES, Ring, RingFacts
+from gateway.errors import RingUnusable, StateInUse
+
+RING_FLOOR_BYTES = 4 * 1024 * 1024
+SMALL_RING_BYTES = 4 * 1024 * 1024
+"""Rings of all roles but workers."""
+
+
+class Source(NamedTuple):
+    """A claimed place in the log. Keep it referenced: its descriptors are the locks."""
+
+    source: int
+    role: str
+    index: int
+    epoch: int
+    prev_epoch: int | None
+    ring: Ring
+    ring_path: Path
+    lock_fds: tuple[int, int]
+
+
+def ring_directory(state_dir: Path, gateway_id: str, place: str) -> Path:
+    """Where rings live; made when missing (0700). `place` is `audit.ring`."""
+    path = Path(f"/dev/shm/tidegate-{gateway_id}") if place == "memory" else state_dir / "ring"  # noqa: S108
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def source_directory(state_dir: Path, source: int) -> Path:
+    """`spool/<source hex>`."""
+    return state_dir / "spool" / f"{source:016x}"
+
+
+def claim_source(
+    state_dir: Path, gateway_id: str, role: str, ring_dir: Path, ring_bytes: int
+) -> Source:
+    """Take the lowest free index of a role, begin a new epoch, make its ring.
+
+    Raises:
+        RingUnusable: no room for a ring of at least 4 MiB; says what to do.
+        StateInUse: more than 1,024 processes of the role live.
+    """
+    index, lock_fd = _lock_lowest(state_dir, role)
+    source = source_of(gateway_id, role, index)
+    epoch, prev_epoch = _next_epoch(source_directory(state_dir, source))
+    facts = RingFacts(source, epoch, prev_epoch, time.time_ns(), os.getpid())
+    ring, path, ring_fd = make_ring(ring_dir, facts, ring_bytes)
+    return Source(source, role, index, epoch, prev_epoch, ring, path, (lock_fd, ring_fd))
+
+
+def make_ring(ring_dir: Path, facts: RingFacts, ring_bytes: int) -> tuple[Ring, Path, int]:
+    """A new ring file: allocated, filled, locked, then renamed into sight.
+
+    Shrinks to what is free (all rings take at most half of it), down to 4 MiB or to what was asked
+    when that is less.
+    """
+    stat = os.statvfs(ring_dir)
+    free = stat.f_bavail * stat.f_frsize
+    floor = min(RING_FLOOR_BYTES, ring_bytes)
+    size = max(min(ring_bytes, free // 2), floor) // mmap.PAGESIZE * mmap.PAGESIZE
+    path = ring_dir / f"{facts.source:016x}-{facts.epoch:08x}"
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    total = HEADER_PAGE_BYTES + size
+    try:
+        os.posix_fallocate(fd, 0, total)
+    except OSError as exc:
+        os.close(fd)
+        temporary.unlink()
+        if exc.errno != errno.ENOSPC:
+            raise
+        msg = (
+            f"no room for a log ring of {size >> 20} MiB in shared memory: give the container more"
+            " (--shm-size=256m) or set audit.ring = \"state_dir\""
+        )
+        raise RingUnusable(msg) from exc
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    ring = Ring.create(memoryview(mmap.mmap(fd, total)), facts)
+    temporary.rename(path)
+    return ring, path, fd
+
+
+def _lock_lowest(state_dir: Path, role: str) -> tuple[int, int]:
+    directory = state_dir / "sources"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for index in range(1024):
+        fd = os.open(directory / f"{role}-{index}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        return index, fd
+    msg = f"1024 processes of role {role} hold this state directory"
+    raise StateInUse(msg)
+
+
+def _next_epoch(directory: Path) -> tuple[int, int | None]:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / "epoch"
+    try:
+        prev_epoch = int(path.read_text())
+    except FileNotFoundError:
+        prev_epoch = None
+    epoch = max((prev_epoch or 0) + 1, int(time.time()))
+    temporary = directory / "epoch.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.write(fd, f"{epoch}\n".encode())
+    os.fsync(fd)
+    os.close(fd)
+    temporary.rename(path)
+    for where in (directory, directory.parent):
+        fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fsync(fd)
+        os.close(fd)
+    return epoch, prev_epoch

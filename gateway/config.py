@@ -1,0 +1,246 @@
+"""The whole configuration: one frozen tree, its defaults, and its reader.
+
+Order: defaults < TOML file < environment (`TIDEGATE_AUDIT__LEVEL`) < `--set audit.level=fsync`.
+Defaults run on a laptop with no file at all. Only `load` builds a `Config`, since msgspec checks
+bounds only when it converts; nothing else reads the environment. Objects get their own section.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.errors import ConfigInvalid
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Data(_Section):
+    """The data listener: inference."""
+
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port; 0 takes a free one")] = 8080
+    door: Annotated[
+        Literal["fast", "starlette"], Meta(description="which door takes common inference requests")
+    ] = "fast"
+    body_max_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 67_108_864
+    request_timeout_ms: Annotated[
+        int, Meta(ge=1, le=30_000, description="deadline of a request that names none")
+    ] = 1000
+    keep_alive_s: Annotated[int, Meta(ge=1, description="idle connections close after")] = 75
+    header_timeout_s: Annotated[int, Meta(ge=1, description="a request's head must be there in")] = 5
+    body_timeout_s: Annotated[int, Meta(ge=1, description="a request's body must be there in")] = 10
+    connections_max: Annotated[int, Meta(ge=1, description="connections a worker holds")] = 4096
+    inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
+    model_control: Annotated[
+        bool, Meta(description="repository load and unload on the data listener")
+    ] = False
+
+
+class Admin(_Section):
+    """The admin listener: routes, models, /metrics. Loopback only until TLS and tokens are set."""
+
+    host: Annotated[str, Meta(description="address to listen on; loopback")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port; 0 takes a free one")] = 8081
+
+
+class Batch(_Section):
+    """How requests become runs."""
+
+    max_rows: Annotated[int, Meta(ge=1, le=65536, description="rows of one run at most")] = 256
+    linger_ms: Annotated[float, Meta(ge=0, le=1000, description="longest wait for company")] = 0.0
+    inline_us: Annotated[
+        int, Meta(ge=0, le=5000, description="runs fitted below this go on the event loop")
+    ] = 200
+    lanes: Annotated[int, Meta(ge=1, le=64, description="lane threads a worker")] = 1
+    queue_max_rows: Annotated[int, Meta(ge=1, description="rows waiting for one version")] = 16384
+
+
+class Session(_Section):
+    """ONNX Runtime."""
+
+    providers: Annotated[
+        tuple[str, ...], Meta(description="execution providers in order of preference")
+    ] = ("CPUExecutionProvider",)
+    intra_op_threads: Annotated[int, Meta(ge=1, le=256, description="threads a run may use")] = 1
+
+
+class Audit(_Section):
+    """The log on this host."""
+
+    level: Annotated[
+        Literal["none", "spool", "fsync"], Meta(description="what a reply waits for")
+    ] = "spool"
+    on_unavailable: Annotated[
+        Literal["fail", "degrade"], Meta(description="when a record cannot be kept")
+    ] = "degrade"
+    ring: Annotated[
+        Literal["memory", "state_dir"], Meta(description="where rings live")
+    ] = "memory"
+    ring_bytes: Annotated[
+        int, Meta(ge=65_536, le=2**32, description="a worker's ring, before shrinking to what is free")
+    ] = 33_554_432
+    append_timeout_ms: Annotated[int, Meta(ge=0, description="a reply waits for room at most")] = 50
+    sync_timeout_ms: Annotated[int, Meta(ge=1, description="a reply waits for the disk at most")] = 1000
+    capture_max_bytes: Annotated[
+        int, Meta(ge=0, description="tensors of a request above this are logged by hash")
+    ] = 65_536
+    max_bytes: Annotated[
+        int | None, Meta(ge=1_048_576, description="spool size; default: less of 20 GiB and 20% of the disk")
+    ] = None
+    segment_bytes: Annotated[int, Meta(ge=4096, description="a segment file rolls at")] = 67_108_864
+    keep_h: Annotated[int, Meta(ge=1, description="segments are kept at most")] = 168
+
+
+class Kafka(_Section):
+    """Where the forwarder sends; absent: no forwarder."""
+
+    bootstrap_servers: Annotated[str, Meta(min_length=1, description="host:port, comma-separated")]
+    topic: Annotated[str, Meta(min_length=1, description="one topic for all events")] = "tidegate.events.v1"
+    partitions: Annotated[int, Meta(ge=1, description="when the topic is made here")] = 6
+    replication_factor: Annotated[int, Meta(ge=1, description="when the topic is made here")] = 1
+    encoding: Annotated[Literal["msgpack", "json"], Meta(description="of record values")] = "msgpack"
+    batch_bytes: Annotated[int, Meta(ge=16_384, le=8_388_608, description="a produce batch")] = 524_288
+    request_timeout_ms: Annotated[int, Meta(ge=500, description="a produce request")] = 10_000
+
+
+class Config(_Section):
+    """Everything. Paths are as given; relative ones count from the working directory."""
+
+    models: Annotated[str, Meta(description="the model repository")] = "./models"
+    state_dir: Annotated[str, Meta(description="log, control state, tokens; one gateway at a time")] = (
+        "./.tidegate"
+    )
+    workers: Annotated[int, Meta(ge=1, le=64, description="worker processes")] = 1
+    data: Data = Data()
+    admin: Admin = Admin()
+    batch: Batch = Batch()
+    session: Session = Session()
+    audit: Audit = Audit()
+    kafka: Kafka | None = None
+
+
+ENV_PREFIX = "TIDEGATE_"
+DEFAULT_FILE = "tidegate.toml"
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a value came from: a file, a variable or a flag."""
+
+    text: str
+
+
+def load(
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Config, dict[str, str]]:
+    """Read the configuration; returns it and each set key's origin.
+
+    Args:
+        file: a TOML file; None reads ./tidegate.toml when it exists.
+        overrides: "a.b=value" texts of `--set`.
+        environ: the environment (tests give their own).
+
+    Raises:
+        ConfigInvalid: one line naming origin, key, what was found and what was expected.
+    """
+    environ = os.environ if environ is None else environ
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if file is None and Path(DEFAULT_FILE).is_file():
+        file = Path(DEFAULT_FILE)
+    if file is not None:
+        for key, value in _leaves(_read(file)):
+            _put(tree, key, value, str(file))
+            origins[key] = str(file)
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX):
+            key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
+            _put(tree, key, _parsed(environ[name]), name)
+            origins[key] = name
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            msg = f"--set {text}: expected key=value, as in audit.level=fsync"
+            raise ConfigInvalid(msg)
+        _put(tree, key.strip(), _parsed(value), f"--set {key}")
+        origins[key.strip()] = "--set"
+    try:
+        config = msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as exc:
+        raise ConfigInvalid(_explain(str(exc), origins)) from None
+    if config.admin.host not in {"127.0.0.1", "::1", "localhost"}:
+        msg = f"admin.host is {config.admin.host!r}: only loopback addresses are served without TLS"
+        raise ConfigInvalid(msg)
+    return config, origins
+
+
+def encode(config: Config) -> str:
+    """The configuration as JSON, for child processes."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode(text: str) -> Config:
+    """What `encode` wrote."""
+    return msgspec.json.decode(text, type=Config)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as exc:
+        msg = f"config file {file}: {exc.strerror}"
+        raise ConfigInvalid(msg) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        msg = f"config file {file}: not TOML: {exc}"
+        raise ConfigInvalid(msg) from exc
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        out.extend(_leaves(value, key + ".") if isinstance(value, dict) else [(key, value)])
+    return out
+
+
+def _parsed(text: str) -> Any:
+    if text[:1] in "[{":
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    return text
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            msg = f"{origin}: {key}: {parent} is a value, not a section"
+            raise ConfigInvalid(msg)
+    tree[leaf] = value
+
+
+def _explain(text: str, origins: dict[str, str]) -> str:
+    path = text.rpartition("`$.")[2].rstrip("`") if "`$." in text else ""
+    origin = origins.get(path)
+    if origin is None:
+        unknown = text.partition("unknown field `")[2].partition("`")[0]
+        for key, where in origins.items():
+            if unknown and key.split(".")[-1] == unknown or key.startswith(f"{unknown}."):
+                origin = where
+                break
+    return f"{origin or 'config'}: {text.replace('`$.', '`')}"

@@ -1,0 +1,143 @@
+"""The snapshot: control state as one immutable, checksummed file per generation.
+
+`<state_dir>/control/snapshot` holds three lines: a head with the digests of the other two, the part
+that workers read (`Serving`), and the part that only control reads (`Ledger`). It is replaced by
+rename, after its control event is on disk, and then the generation word in shared memory is bumped.
+
+Recovery: a starting control waits until its predecessor's ring is drained, then applies every control
+event of its own sources that is later than `last_event`. So a kill at any step leaves the old state
+(event not logged) or the new (event logged), and the log agrees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from gateway.errors import SnapshotCorrupt, StateFormatNewer
+from gateway.routing import Route
+
+FORMAT = 1
+T = TypeVar("T")
+HISTORY_REVISIONS = 100
+"""Revisions of a route kept for rollback and history; older ones are in the log."""
+
+
+class DesiredVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that every worker holds loaded, and its slot in the fleet's shared memory."""
+
+    model: str
+    version: str
+    slot: int
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers need."""
+
+    gateway_id: str
+    generation: int
+    routes: dict[str, Route] = {}
+    versions: tuple[DesiredVersion, ...] = ()
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """What only control needs.
+
+    `last_event` is the full key of the last control event applied, as text; `unlogged` are changes
+    that took effect while nothing could be logged, to be logged first thing.
+    """
+
+    last_event: str | None = None
+    unlogged: tuple[dict[str, object], ...] = ()
+    history: dict[str, tuple[Route, ...]] = {}
+    next_slot: int = 0
+    unloaded: tuple[tuple[str, str], ...] = ()
+    """(model, version) pairs that an operator unloaded: not loaded again by themselves."""
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+    serving_sha256: str
+    ledger_sha256: str
+
+
+def encode(serving: Serving, ledger: Ledger) -> bytes:
+    """The file's bytes."""
+    first, second = msgspec.json.encode(serving), msgspec.json.encode(ledger)
+    head = _Head(
+        format=FORMAT,
+        serving_sha256=hashlib.sha256(first).hexdigest(),
+        ledger_sha256=hashlib.sha256(second).hexdigest(),
+    )
+    return b"\n".join((msgspec.json.encode(head), first, second, b""))
+
+
+def decode_serving(content: bytes) -> Serving:
+    """Only the workers' part; the ledger is not even parsed.
+
+    Raises:
+        SnapshotCorrupt, StateFormatNewer: see `decode`.
+    """
+    head, first, _ = _lines(content)
+    return _part(first, head.serving_sha256, Serving)
+
+
+def decode(content: bytes) -> tuple[Serving, Ledger]:
+    """Both parts.
+
+    Raises:
+        SnapshotCorrupt: a digest does not match or a part cannot be read.
+        StateFormatNewer: written by a newer Tidegate.
+    """
+    head, first, second = _lines(content)
+    return _part(first, head.serving_sha256, Serving), _part(second, head.ledger_sha256, Ledger)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace the snapshot: temporary file, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _lines(content: bytes) -> tuple[_Head, bytes, bytes]:
+    parts = content.split(b"\n")
+    if len(parts) != 4:
+        msg = f"control snapshot has {len(parts)} lines, expected 4"
+        raise SnapshotCorrupt(msg)
+    try:
+        head = msgspec.json.decode(parts[0], type=_Head)
+    except msgspec.MsgspecError as exc:
+        msg = f"control snapshot's head cannot be read: {exc}"
+        raise SnapshotCorrupt(msg) from exc
+    if head.format > FORMAT:
+        msg = f"control state has format {head.format}, this Tidegate knows {FORMAT}: use a newer one"
+        raise StateFormatNewer(msg)
+    return head, parts[1], parts[2]
+
+
+def _part(content: bytes, sha256: str, kind: type[T]) -> T:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        msg = f"control snapshot: the {kind.__name__.lower()} part does not match its digest"
+        raise SnapshotCorrupt(msg)
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.MsgspecError as exc:
+        msg = f"control snapshot: the {kind.__name__.lower()} part cannot be read: {exc}"
+        raise SnapshotCorrupt(msg) from exc

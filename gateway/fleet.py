@@ -1,0 +1,181 @@
+"""The fleet's shared memory: what workers publish and what /metrics, readiness and control read.
+
+One file, made by the supervisor, mapped by every process. Every word is a native u64 stored whole, and
+has one writer. A page of header (generation word, written by control), then one block a worker index:
+a page of its own facts, then `SLOTS` slots of 1 KiB, one a loaded version. Control numbers the slots
+(snapshot's `DesiredVersion.slot`); a slot's counters belong to the worker index, so a successor goes
+on where its predecessor was killed; the supervisor zeroes the gauges of a dead worker.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+MAGIC = int.from_bytes(b"TGFLEET1", "big")
+PAGE_BYTES = 4096
+SLOT_BYTES = 1024
+SLOTS = 512
+"""Versions that can be loaded in the life of one gateway process tree."""
+BLOCK_BYTES = PAGE_BYTES + SLOTS * SLOT_BYTES
+REASON_BYTES = 512
+
+# Header words.
+_MAGIC, _WORKERS, _GENERATION = 0, 1, 2
+
+# Words of a worker's own page.
+PID = 0
+STATE = 1
+GENERATION = 2
+"""The generation this worker runs."""
+HEARTBEAT_NS = 3
+"""Monotonic clock, stored by a task of the event loop."""
+STARTED_NS = 4
+RESTARTS = 5
+"""Counted by the supervisor."""
+INFLIGHT = 6
+CONNECTIONS = 7
+HELD_REPLIES = 8
+RING_USED_BYTES = 9
+REFUSED = 10
+"""Requests refused before they had a version (counter)."""
+GAPS = 11
+"""Numbers drawn without a record (counter)."""
+TURNS = 12
+EPOCH = 13
+WORKER_WORDS = 16
+GAUGES = (INFLIGHT, CONNECTIONS, HELD_REPLIES, RING_USED_BYTES, HEARTBEAT_NS, GENERATION)
+
+# STATE of a worker.
+DOWN, STARTING, SERVING, DRAINING = range(4)
+
+# Words of a slot.
+LOAD_STATE = 0
+ADMITTED = 1
+RECORDED = 2
+DONE = 3
+FAILED = 4
+CANCELLED = 5
+EXPIRED = 6
+ROWS = 7
+BATCHES = 8
+INFER_NS = 9
+QUEUE_NS = 10
+TOTAL_NS = 11
+QUEUED = 12
+"""Gauge: requests waiting."""
+LOAD_MS = 13
+BATCH_ROWS_MAX = 14
+LATENCY0 = 16
+"""The first of the latency histogram's counts, one a bound in LATENCY_BOUNDS_NS plus +Inf."""
+SLOT_WORDS = 64
+SLOT_GAUGES = (QUEUED,)
+
+LATENCY_BOUNDS_NS = tuple(
+    int(ms * 1_000_000)
+    for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)
+)
+
+# LOAD_STATE of a slot.
+ABSENT, LOADING, READY, UNLOADING, LOAD_FAILED = range(5)
+LOAD_STATES = ("absent", "loading", "ready", "unloading", "failed")
+
+
+class Fleet:
+    """A view on the whole file.
+
+    Args:
+        memory: the mapped file.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._head = memory[:PAGE_BYTES].cast("Q")
+        if self._head[_MAGIC] != MAGIC:
+            msg = "not a fleet file of this version"
+            raise ValueError(msg)
+        self.workers: int = self._head[_WORKERS]
+
+    @staticmethod
+    def size_bytes(workers: int) -> int:
+        """The file's size for so many workers."""
+        return PAGE_BYTES + workers * BLOCK_BYTES
+
+    @classmethod
+    def create(cls, path: Path, workers: int) -> Fleet:
+        """Make the file (0600, really allocated) and map it."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, cls.size_bytes(workers))
+            memory = memoryview(mmap.mmap(fd, cls.size_bytes(workers)))
+        finally:
+            os.close(fd)
+        head = memory[:PAGE_BYTES].cast("Q")
+        head[_WORKERS] = workers
+        head[_MAGIC] = MAGIC
+        return cls(memory)
+
+    @classmethod
+    def open(cls, path: Path) -> Fleet:
+        """Map an existing file."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = memoryview(mmap.mmap(fd, 0))
+        finally:
+            os.close(fd)
+        return cls(memory)
+
+    @property
+    def generation(self) -> int:
+        """The newest generation that control published."""
+        return self._head[_GENERATION]
+
+    def publish_generation(self, generation: int) -> None:
+        """Control alone."""
+        self._head[_GENERATION] = generation
+
+    def worker(self, index: int) -> memoryview:
+        """A worker's own words (u64)."""
+        start = PAGE_BYTES + index * BLOCK_BYTES
+        return self._memory[start : start + WORKER_WORDS * 8].cast("Q")
+
+    def slot(self, index: int, slot: int) -> memoryview:
+        """The words (u64) of one version in one worker."""
+        start = self._slot_start(index, slot)
+        return self._memory[start : start + SLOT_WORDS * 8].cast("Q")
+
+    def set_reason(self, index: int, slot: int, reason: str) -> None:
+        """Why a version is in its load state (cut to 510 bytes); store it before the state."""
+        raw = reason.encode()[: REASON_BYTES - 2].decode(errors="ignore").encode()
+        start = self._slot_start(index, slot) + SLOT_WORDS * 8
+        self._memory[start : start + 2 + len(raw)] = len(raw).to_bytes(2, "little") + raw
+
+    def reason(self, index: int, slot: int) -> str:
+        """What `set_reason` stored."""
+        start = self._slot_start(index, slot) + SLOT_WORDS * 8
+        size = int.from_bytes(self._memory[start : start + 2], "little")
+        return bytes(self._memory[start + 2 : start + 2 + size]).decode(errors="replace")
+
+    def zero_gauges(self, index: int) -> None:
+        """The supervisor, for a dead worker."""
+        words = self.worker(index)
+        words[STATE] = DOWN
+        for word in GAUGES:
+            words[word] = 0
+        for slot in range(SLOTS):
+            view = self.slot(index, slot)
+            if view[LOAD_STATE] != ABSENT:
+                view[LOAD_STATE] = ABSENT
+                for word in SLOT_GAUGES:
+                    view[word] = 0
+
+    def live_workers(self) -> list[int]:
+        """Indices whose worker has registered and is not down."""
+        return [i for i in range(self.workers) if self.worker(i)[STATE] != DOWN]
+
+    def _slot_start(self, index: int, slot: int) -> int:
+        if not 0 <= slot < SLOTS:
+            msg = f"slot {slot}: expected 0..{SLOTS - 1}"
+            raise ValueError(msg)
+        return PAGE_BYTES + index * BLOCK_BYTES + PAGE_BYTES + slot * SLOT_BYTES
