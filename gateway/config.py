@@ -95,9 +95,13 @@ class Audit(_Section):
     capture_max_bytes: Annotated[
         int, Meta(ge=0, description="tensors of a request above this are logged by hash")
     ] = 65_536
-    max_bytes: Annotated[
-        int | None, Meta(ge=1_048_576, description="spool size; default: less of 20 GiB and 20% of the disk")
-    ] = None
+    max_bytes: (
+        Annotated[
+            int,
+            Meta(ge=1_048_576, description="spool size; default: less of 20 GiB and 20% of the disk"),
+        ]
+        | None
+    ) = None
     segment_bytes: Annotated[int, Meta(ge=4096, description="a segment file rolls at")] = 67_108_864
     keep_h: Annotated[int, Meta(ge=1, description="segments are kept at most")] = 168
 

@@ -1,0 +1,73 @@
+"""What every child process starts with, and what it does first. Standard library only.
+
+`tidegate serve` checks the configuration, then becomes `python -P -m gateway.supervisor`; the supervisor
+starts the children as `python -P -m gateway.<role>`. All get one `Context` as JSON in an environment
+variable, and listening sockets as inherited descriptors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+CONTEXT_VARIABLE = "TG_CONTEXT"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Facts that the supervisor hands to its children. Paths are absolute."""
+
+    config: str
+    """The whole configuration as JSON (`gateway.config.decode`)."""
+    models: str
+    state_dir: str
+    gateway_id: str = ""
+    ring_dir: str = ""
+    fleet_path: str = ""
+    data_fd: int = -1
+    admin_fd: int = -1
+    data_url: str = ""
+    admin_url: str = ""
+    supervisor_pid: int = 0
+
+    @property
+    def state_path(self) -> Path:
+        """`state_dir` as a path."""
+        return Path(self.state_dir)
+
+    def to_env(self) -> dict[str, str]:
+        """The environment of a child: ours, the context, and telemetry off."""
+        return {
+            **os.environ,
+            CONTEXT_VARIABLE: json.dumps(asdict(self)),
+            "ORT_DISABLE_TELEMETRY": "1",
+        }
+
+    def with_(self, **changes: object) -> Context:
+        """A copy with other values."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def read_context() -> Context:
+    """The context from the environment; ends the process with one line when there is none."""
+    text = os.environ.get(CONTEXT_VARIABLE)
+    if text is None:
+        sys.stderr.write("tidegate: this process is started by `tidegate serve`, not by hand\n")
+        raise SystemExit(2)
+    return Context(**json.loads(text))
+
+
+def enter() -> Context:
+    """First call of every child: die with the supervisor, read the context."""
+    context = read_context()
+    if context.supervisor_pid:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != context.supervisor_pid:
+            raise SystemExit(0)
+    return context
