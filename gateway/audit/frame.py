@@ -97,6 +97,10 @@ class Run(msgspec.Struct, tag_field="frame", tag="run", omit_defaults=True):
     parameters: Sequence[dict[str, Any] | None] = (None,)
     first_try: Sequence[dict[str, Any] | None] = (None,)
     redacted: Sequence[list[dict[str, Any]] | None] = (None,)
+    batch_rows: int = 0
+    """Rows of the whole run where it was split over frames; 0: those of this frame."""
+    batch_row0: int = 0
+    """Rows of the run that stand in earlier frames."""
 
 
 class Events(msgspec.Struct, tag_field="frame", tag="events"):
@@ -211,9 +215,9 @@ def _expand_run(prefix: str, frame: Frame, run: Run) -> list[Event]:
     names = ("received_ns", "done_ns", "request_id", "traceparent", "unit_hash", "kind", "status",
              "code", "degraded", "audit", "parameters", "first_try", "redacted")  # fmt: skip
     columns = {name: _column(getattr(run, name), count) for name in names}
-    total_rows = sum(rows)
+    total_rows = run.batch_rows or sum(rows)
     events: list[Event] = []
-    row0 = 0
+    row0 = run.batch_row0
     for i in range(count):
         of = {name: column[i] for name, column in columns.items()}
         unit = of.pop("unit_hash")

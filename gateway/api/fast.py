@@ -1,0 +1,360 @@
+"""The fast door: the common inference POST from parser callback to transport write.
+
+uvicorn takes this protocol class in `http=`. What it recognises (POST …/infer with Content-Length, no
+content or transfer coding, at most 256 KiB) makes no ASGI scope, task or coroutine; everything else goes
+the way of the parent class, to the Starlette door. One request is in flight per connection: pipelined
+ones wait in the parent's queue with reading paused, so answers keep their order.
+
+The head of a connection's last fast request is kept: a buffer that begins with the same bytes and carries
+exactly the same length of body needs no parsing. A head is kept only when one whole message was the
+buffer and its body stood at the end verbatim; after 8 misses in a row the connection gives up.
+
+Derives from uvicorn 0.54's HttpToolsProtocol; tests/contracts/test_uvicorn.py holds what is relied on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.api.heads import (
+    FAST_BODY_MAX_BYTES,
+    HEADERS_MAX,
+    HEADERS_MAX_BYTES,
+    INFER,
+    URL_MAX_BYTES,
+    make_head,
+)
+from gateway.api.problems import reply_of
+from gateway.core import Core, Head
+from gateway.errors import GatewayError
+
+_MISSES_MAX = 8
+_SLOW_HEADERS = frozenset(
+    (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"authorization")
+)
+_now = time.perf_counter_ns
+
+
+class _NoEvent:
+    """Stands where uvicorn's cycles have an asyncio.Event."""
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+class FastCycle:
+    """A fast request on its connection: takes the body, then the reply.
+
+    Has the attributes of uvicorn's RequestResponseCycle that the parent protocol reads.
+    """
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "door",
+        "head",
+        "inference",
+        "keep_alive",
+        "more_body",
+        "received_ns",
+        "response_complete",
+        "started",
+    )
+    message_event = _NoEvent()
+
+    def __init__(self, door: FastProtocol) -> None:
+        self.door = door
+        self.disconnected = False
+        self.response_complete = False
+        self.keep_alive = True
+        self.more_body = True
+        self.started = False
+        self.body: Any = b""
+        self.head: Head | GatewayError
+        self.received_ns = 0
+
+    def reply(self, status: int, fields: bytes, body: bytes) -> None:
+        """Write the answer; called once by the core."""
+        if self.response_complete:
+            return
+        self.response_complete = True
+        if not self.disconnected:
+            self.door.write_reply(self, status, fields, body)
+
+
+class FastProtocol(HttpToolsProtocol):
+    """One connection of the data listener. `bind` makes the class that a worker uses."""
+
+    core: Core
+    _prelude_of: Any = None
+    _prelude: bytes = b""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head: bytes | None = None
+        self._head_cycle: FastCycle | None = None
+        self._head_bytes = 0
+        self._total_bytes = -1
+        self._misses = 0
+        self._buffer: bytes = b""
+        self._messages = 0
+        self._head_size = 0
+        self._hosts = 0
+        self._content_bytes = -1
+        self._slow = False
+        self._reading = False
+        """A message has begun and is not whole."""
+        self._active_s = 0.0
+        self._dead = False
+
+    @classmethod
+    def bind(cls, core: Core) -> type[FastProtocol]:
+        """A class whose connections talk to `core`."""
+        return type("BoundFastProtocol", (cls,), {"core": core})
+
+    # --- bytes in --------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """A buffer from the socket: a repeat of the kept head, or something to parse."""
+        received_ns = _now()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        cycle = self.cycle
+        if (
+            len(data) == self._total_bytes
+            and data.startswith(self._head)  # type: ignore[arg-type]
+            and (cycle is None or cycle.response_complete)
+            and not self._reading
+        ):
+            cycle = self._head_cycle
+            assert cycle is not None  # noqa: S101
+            self.cycle = cycle  # type: ignore[assignment]
+            cycle.response_complete = False
+            self._misses = 0
+            self.core.receive(cycle.head, data[self._head_bytes :], cycle, received_ns)  # type: ignore[arg-type]
+            return
+        if self._head is not None:
+            self._misses += 1
+            if self._misses >= _MISSES_MAX:
+                self._forget_head(-2)
+        self._buffer = data
+        self._messages = 0
+        self._received_ns = received_ns
+        if not self._reading:
+            self._active_s = self.loop.time()
+        elif self._content_bytes < 0:
+            self._head_size += len(data)
+            if self._head_size > HEADERS_MAX_BYTES + URL_MAX_BYTES:
+                self._refuse(431, "request head is too large")
+                return
+        super().data_received(data)
+        self._buffer = b""
+
+    def on_message_begin(self) -> None:
+        """A message starts somewhere in the buffer."""
+        super().on_message_begin()
+        self._reading = True
+        self._head_size = 0
+        self._hosts = 0
+        self._content_bytes = -1
+        self._slow = False
+
+    def on_url(self, url: bytes) -> None:
+        """Part of the target."""
+        super().on_url(url)
+        if len(self.url) > URL_MAX_BYTES:
+            self._refuse(414, "URL is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; limits are held while they come."""
+        name = name.lower()
+        self._head_size += len(name) + len(value)
+        if self._head_size > HEADERS_MAX_BYTES or len(self.headers) >= HEADERS_MAX:
+            self._refuse(431, "request head is too large")
+            return
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"content-length" and value.isdigit():
+            self._content_bytes = int(value)
+        elif name in _SLOW_HEADERS:
+            self._slow = True
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Choose the door."""
+        if self._dead:
+            return
+        version = self.parser.get_http_version()
+        if self._hosts != 1 and version != "1.0":
+            self._refuse(400, "expected exactly one Host header")
+            return
+        method = self.parser.get_method()
+        fast = (
+            method == b"POST"
+            and not self._slow
+            and 0 <= self._content_bytes <= FAST_BODY_MAX_BYTES
+            and version == "1.1"
+            and not self.parser.should_upgrade()
+            and INFER.fullmatch(self.url)
+        )
+        if not fast:
+            super().on_headers_complete()
+            return
+        existing = self.cycle
+        cycle = FastCycle(self)
+        cycle.body = bytearray()
+        cycle.keep_alive = self.parser.should_keep_alive()
+        try:
+            cycle.head = make_head(self.core, self.url, self.headers)
+        except GatewayError as exc:
+            cycle.head = exc
+        self.cycle = cycle  # type: ignore[assignment]
+        if existing is None or existing.response_complete:
+            cycle.started = True
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        """Part of a body."""
+        if self._dead:
+            return
+        cycle = self.cycle
+        if isinstance(cycle, FastCycle):
+            cycle.body += body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A whole message is here."""
+        self._reading = False
+        if self._dead:
+            return
+        self._messages += 1
+        cycle = self.cycle
+        if not isinstance(cycle, FastCycle):
+            super().on_message_complete()
+            return
+        cycle.more_body = False
+        cycle.received_ns = self._received_ns
+        if cycle.started:
+            self._keep_head(cycle)
+            self._submit(cycle)
+
+    def _submit(self, cycle: FastCycle) -> None:
+        head, body = cycle.head, bytes(cycle.body)
+        if isinstance(head, GatewayError):
+            cycle.reply(*reply_of(head))
+            return
+        self.core.receive(head, body, cycle, cycle.received_ns)
+
+    def _keep_head(self, cycle: FastCycle) -> None:
+        """Remember the head if the buffer was this one message and nothing else."""
+        buffer = self._buffer
+        size = len(buffer) - len(cycle.body)
+        if (
+            self._total_bytes == -2
+            or self._messages != 1
+            or not cycle.keep_alive
+            or isinstance(cycle.head, GatewayError)
+            or size <= 0
+            or not buffer.startswith(b"POST ")
+            or buffer.find(b"\r\n\r\n") != size - 4
+            or buffer[size:] != cycle.body
+        ):
+            return
+        self._head = buffer[:size]
+        self._head_bytes = size
+        self._total_bytes = len(buffer)
+        kept = FastCycle(self)
+        kept.head = cycle.head
+        kept.started, kept.more_body, kept.response_complete = True, False, True
+        self._head_cycle = kept
+
+    def _forget_head(self, total_bytes: int) -> None:
+        self._head = self._head_cycle = None
+        self._total_bytes = total_bytes
+
+    # --- bytes out -------------------------------------------------------------------------
+
+    def write_reply(self, cycle: FastCycle, status: int, fields: bytes, body: bytes) -> None:
+        """Write one reply and let the next request of the connection start."""
+        cls = type(self)
+        default = self.server_state.default_headers
+        if default is not cls._prelude_of:
+            cls._prelude_of = default
+            cls._prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
+        ending = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(
+            b"".join((STATUS_LINE[status], cls._prelude, fields, ending, body))
+        )
+        self.server_state.total_requests += 1
+        if not cycle.keep_alive:
+            self.transport.close()
+        elif self.pipeline:
+            self.on_response_complete()
+        else:
+            self._active_s = self.loop.time()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """A pipelined request's turn has come."""
+        if not isinstance(cycle, FastCycle):
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.started = True
+        if not cycle.more_body:
+            self._submit(cycle)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """A head that breaks a limit: answered at once, then closed."""
+        if self._dead:
+            return
+        self._dead = True
+        body = b'{"error":"%b","code":"invalid_request"}' % text.encode()
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            % len(body)
+            + body
+        )
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser cannot read."""
+        self._refuse(400, "malformed HTTP request")
+
+    # --- life ------------------------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: what it had in flight is not delivered."""
+        cycle = self.cycle
+        if isinstance(cycle, FastCycle) and not cycle.response_complete:
+            cycle.disconnected = True
+        self._dead = True
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Graceful end: idle connections close now, busy ones after their answer."""
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and not self._reading):
+            self.transport.close()
+        else:
+            cycle.keep_alive = False
+
+    def reap(self, now_s: float, header_s: float, body_s: float, idle_s: float) -> None:
+        """Close a connection that is too slow or too long idle. Called about once a second."""
+        cycle = self.cycle
+        if self._reading:
+            waiting_for_body = self._content_bytes >= 0 or cycle is not None and cycle.more_body
+            if now_s - self._active_s > (body_s if waiting_for_body else header_s):
+                self.transport.close()
+        elif cycle is None:
+            self._active_s = self._active_s or now_s
+            if now_s - self._active_s > idle_s:
+                self.transport.close()
+        elif isinstance(cycle, FastCycle) and cycle.response_complete:
+            if now_s - self._active_s > idle_s:
+                self.transport.close()

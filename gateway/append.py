@@ -1,0 +1,159 @@
+"""Append: records into the ring, and what happens when the ring is full or the disk must be awaited.
+
+core (encode) -> **append** -> ring. Appends come from the loop thread alone. Without room, frames wait here
+in order and are tried again each millisecond, at most `audit.append_timeout_ms`; then the policy decides:
+`degrade` draws numbers whose gap the next frame leads with and lets the answer go, `fail` draws none and
+the answer becomes a 503. Replies of level `fsync` wait here until the recorder's mark covers them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from gateway.audit.event import Event, Prediction
+from gateway.audit.writer import Writer
+from gateway.config import Audit
+
+RETRY_S = 0.001
+REFUSALS_PER_S = 100
+"""Above this, refusals are summed by (model, version, code) and logged once a second."""
+
+Release = Callable[[int | None, str], None]
+"""Called with the frame's first number and the level reached; (None, "") when nothing may leave."""
+
+
+class Appender:
+    """Owns the way into one process's ring.
+
+    Threading: the loop thread alone. Cost: one ring append per frame; nothing per request.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        writer: Writer,
+        audit: Audit,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._loop = loop
+        self._writer = writer
+        self._ring = writer.ring
+        self._clock_ns = clock_ns
+        self._append_timeout_ns = audit.append_timeout_ms * 1_000_000
+        self._sync_timeout_ns = audit.sync_timeout_ms * 1_000_000
+        self._fail = audit.on_unavailable == "fail"
+        self._held: deque[tuple[bytes, int, int, Release]] = deque()
+        self._held_bytes = 0
+        self._syncing: deque[tuple[int, int, Callable[[bool], None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._refused: list[Event] = []
+        self._summed: dict[tuple[str | None, str | None, str | None, int], int] = {}
+        self._second = 0
+        self._second_count = 0
+        self.gaps = 0
+        self.fails = self._fail
+
+    @property
+    def held(self) -> int:
+        """Frames waiting for room or for the disk."""
+        return len(self._held) + len(self._syncing)
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """The largest payload that fits a frame of this ring."""
+        return self._ring.max_frame_bytes - 64
+
+    @property
+    def refuses(self) -> bool:
+        """Records cannot be kept at present and the policy is `fail`: refuse at admission."""
+        return self._fail and (self._ring.unavailable or self._held_bytes > self.max_frame_bytes)
+
+    def submit(self, payload: bytes, count: int, release: Release) -> None:
+        """Append a frame and release its replies, now or when there is room, in order."""
+        if not self._held:
+            first_seq = self._writer.append_run(payload, count)
+            if first_seq is not None:
+                release(first_seq, "spool")
+                return
+        if self._held_bytes > self.max_frame_bytes:
+            self._give_up(count, release)
+            return
+        deadline_ns = self._clock_ns() + self._append_timeout_ns
+        self._held.append((payload, count, deadline_ns, release))
+        self._held_bytes += len(payload)
+        self._arm()
+
+    def after_sync(self, done: Callable[[bool], None]) -> None:
+        """Call `done(True)` once all that is appended now is on disk, `done(False)` when it takes
+        longer than `audit.sync_timeout_ms`."""
+        self._syncing.append((self._ring.committed, self._clock_ns() + self._sync_timeout_ns, done))
+        self._arm()
+
+    def refuse(self, event: Prediction) -> None:
+        """Log a request that had no run; appended by the next `flush`."""
+        second = self._clock_ns() // 1_000_000_000
+        if second != self._second:
+            self._second, self._second_count = second, 0
+        self._second_count += event.count
+        if self._second_count <= REFUSALS_PER_S:
+            self._refused.append(event)
+            return
+        model = event.model
+        key = (model and model.name, model and model.version, event.code, event.status)
+        self._summed[key] = self._summed.get(key, 0) + event.count
+
+    def log(self, event: Event) -> None:
+        """Log any other event with the next `flush`."""
+        self._refused.append(event)
+
+    def flush(self) -> None:
+        """Append what `refuse` and `log` collected. At the end of a turn."""
+        if not self._refused or self._held:
+            return
+        events, self._refused = self._refused, []
+        for start in range(0, len(events), 64):
+            part = events[start : start + 64]
+            if self._writer.append_events(part) is None:
+                self._writer.lose(len(part))
+                self.gaps += len(part)
+
+    def flush_sums(self, make: Callable[[str | None, str | None, str | None, int, int], Event]) -> None:
+        """Once a second: log the summed refusals; `make(model, version, code, status, count)`."""
+        summed, self._summed = self._summed, {}
+        self._refused.extend(make(*key, count) for key, count in summed.items())
+        self.flush()
+
+    def _give_up(self, count: int, release: Release) -> None:
+        if self._fail:
+            release(None, "")
+            return
+        self.gaps += count
+        release(self._writer.lose(count), "none")
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._timer = None
+        now_ns = self._clock_ns()
+        while self._held:
+            payload, count, deadline_ns, release = self._held[0]
+            first_seq = self._writer.append_run(payload, count)
+            if first_seq is None and now_ns < deadline_ns:
+                break
+            self._held.popleft()
+            self._held_bytes -= len(payload)
+            if first_seq is None:
+                self._give_up(count, release)
+            else:
+                release(first_seq, "spool")
+        synced = self._ring.synced
+        while self._syncing and (self._syncing[0][0] <= synced or self._syncing[0][1] <= now_ns):
+            mark, _, done = self._syncing.popleft()
+            done(mark <= synced)
+        if self._held or self._syncing:
+            self._arm()

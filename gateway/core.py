@@ -1,0 +1,425 @@
+"""The core: one request from its head and body to its reply, the same behind both doors.
+
+    receive: admit -> decode -> route -> queue        once per request, on arrival
+    turn:    cut batches -> infer -> encode -> append  once per turn of the loop, for all that arrived
+
+Work is done per turn: one callback runs the batches, encodes all rows of a run with one call, appends one
+columnar frame per run, updates metrics and writes the replies. Cheap runs go inline, costly ones on a
+lane. `gateway.worker` composes the parts; this file knows no HTTP beyond reply fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway import tensors
+from gateway.append import Appender
+from gateway.audit.event import Prediction
+from gateway.audit.frame import Caller, encoder
+from gateway.batching import Batch, Inference
+from gateway.config import Config
+from gateway.errors import (
+    AuditTimeout,
+    AuditUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    InferenceFailed,
+    ModelNotReady,
+    Overloaded,
+    RequestCancelled,
+    UnknownModel,
+)
+from gateway.lanes import Lanes
+from gateway.recording import record_payloads, refused_event
+from gateway.serving import Models, Version
+
+TIMEOUT_MAX_MS = 30_000
+LEVELS = ("none", "spool", "fsync")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a request's head says; the doors make it and may keep it as long as heads repeat."""
+
+    model: str
+    version: str | None
+    caller: msgspec.Raw
+    """The encoded `Caller`; equal callers share one object."""
+    endpoint: str
+    json_bytes: int | None = None
+    timeout_ms: int | None = None
+    traceparent: str | None = None
+    routing_key: str | None = None
+    audit_level: str | None = None
+
+
+class Core:
+    """One worker's request path.
+
+    Args:
+        problem: turns an error into (status, fields, body); the one table of api.problems.
+
+    Threading: the loop thread alone; lanes run sessions and touch nothing else.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        models: Models,
+        appender: Appender,
+        problem: Callable[[GatewayError], tuple[int, bytes, bytes]],
+        prefix: str,
+    ) -> None:
+        self._loop = loop
+        self.models = models
+        self.appender = appender
+        self._problem = problem
+        self._prefix = prefix.encode()
+        self._timeout_ns = config.data.request_timeout_ms * 1_000_000
+        self._level = config.audit.level
+        self._inflight_max = config.data.inflight_max
+        self._queue_max_rows = config.batch.queue_max_rows
+        self._capture_max_bytes = config.audit.capture_max_bytes
+        self._linger_s = config.batch.linger_ms / 1000
+        self.lanes = Lanes(loop, config.batch.lanes, self._lane_free)
+        self._callers: dict[tuple[str, str, str | None], msgspec.Raw] = {}
+        self._dirty: dict[Version, None] = {}
+        self._arrived: list[tuple[Version, int]] = []
+        self._scheduled = False
+        self.inflight = 0
+        self.refused = 0
+        self.turns = 0
+        self._batch_id = 0
+
+    def caller(self, endpoint: str, protocol: str, principal: str | None) -> msgspec.Raw:
+        """The encoded caller; one object for equal callers, at most 4,096 kept."""
+        key = (endpoint, protocol, principal)
+        made = self._callers.get(key)
+        if made is None:
+            if len(self._callers) >= 4096:
+                self._callers.clear()
+            made = self._callers[key] = msgspec.Raw(encoder.encode(Caller(*key)))
+        return made
+
+    # --- on arrival ------------------------------------------------------------------------
+
+    def receive(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
+        """Take a request in; the reply comes through `sink.reply(status, fields, body)`, possibly
+        before this returns (refusals)."""
+        inference = Inference(sink, received_ns)
+        try:
+            self._admit(head, inference)
+            self._decode(head, body, inference)
+            version = self._route(head, inference)
+            self._queue(version, inference)
+        except GatewayError as exc:
+            self.refuse(head, exc, sink, received_ns)
+
+    def _admit(self, head: Head, inference: Inference) -> None:
+        if self.inflight >= self._inflight_max:
+            msg = f"{self.inflight} requests are in flight; try again shortly"
+            raise Overloaded(msg)
+        if self.appender.refuses:
+            msg = "the audit log cannot be written at present; nothing is answered unlogged"
+            raise AuditUnavailable(msg)
+        level = self._level
+        if head.audit_level is not None and LEVELS.index(head.audit_level) > LEVELS.index(level):
+            level = head.audit_level
+        inference.audit_level = level
+        inference.caller = head.caller
+        inference.traceparent = head.traceparent
+        inference.admitted_ns = time.perf_counter_ns()
+
+    def _decode(self, head: Head, body: bytes, inference: Inference) -> None:
+        entry = self.models.get(head.model)
+        if entry is None:
+            raise UnknownModel(head.model, head.version)
+        codec = entry.codec_of(head.version)
+        codec.decode(body, head.json_bytes, inference)
+        inference.decoded_ns = time.perf_counter_ns()
+
+    def _route(self, head: Head, inference: Inference) -> Version:
+        entry = self.models.get(head.model)
+        if entry is None:
+            raise UnknownModel(head.model, head.version)
+        if head.version is not None:
+            version = entry.version(head.version)
+            inference.assignment = entry.pinned(head.version)
+        else:
+            table = entry.table
+            if table is None:
+                msg = f"model '{head.model}' has no version that is ready: {entry.why_not()}"
+                raise ModelNotReady(msg)
+            key = head.routing_key
+            if inference.parameters is not None:
+                key = key or inference.parameters.get("routing_key")
+            unit = random.getrandbits(64) if key is None else table.unit_of(str(key))  # noqa: S311
+            inference.unit = unit
+            assignment = table.pick(unit)
+            inference.assignment = assignment
+            version = entry.version(assignment.version)
+        timeout_ns = self._timeout_ns
+        if head.timeout_ms is not None:
+            timeout_ns = head.timeout_ms * 1_000_000
+        if inference.parameters is not None:
+            asked_us = inference.parameters.get("timeout")
+            if isinstance(asked_us, int) and asked_us > 0:
+                timeout_ns = asked_us * 1000
+        inference.deadline_ns = inference.received_ns + min(timeout_ns, TIMEOUT_MAX_MS * 1_000_000)
+        inference.routed_ns = time.perf_counter_ns()
+        return version
+
+    def _queue(self, version: Version, inference: Inference) -> None:
+        queue = version.queue
+        if queue.rows + inference.rows > self._queue_max_rows and queue.rows:
+            msg = f"{queue.rows} rows wait for model '{version.model}'; try again shortly"
+            raise Overloaded(msg)
+        version.admitted += 1
+        self.inflight += 1
+        queue.put(inference)
+        self._dirty[version] = None
+        if not self._scheduled:
+            self._scheduled = True
+            if self._linger_s:
+                self._loop.call_later(self._linger_s, self.turn)
+            else:
+                self._loop.call_soon(self.turn)
+
+    def refuse(self, head: Head, exc: GatewayError, sink: Any, received_ns: int) -> None:
+        """Answer with an error at once and log the refusal with this turn."""
+        self.refused += 1
+        status, fields, body = self._problem(exc)
+        sink.reply(status, fields, body)
+        event = refused_event(head, exc.code, status, self.models.get(head.model), received_ns)
+        if exc.code == "audit_unavailable":
+            return
+        self.appender.refuse(event)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.turn)
+
+    # --- once per turn ---------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Run, encode, append and answer what arrived; called once per turn of the loop."""
+        self._scheduled = False
+        self.turns += 1
+        self.models.poll()
+        if self._dirty:
+            for version in list(self._dirty):
+                version.publish_admitted()
+                self._work(version, "turn")
+        self.appender.flush()
+
+    def _work(self, version: Version, cut: str) -> None:
+        queue = version.queue
+        while queue:
+            now_ns = time.perf_counter_ns()
+            inline = version.inline_ns and version.cost.estimate_ns(
+                min(queue.rows, version.max_rows)
+            ) <= version.inline_ns
+            if not inline and not self.lanes.idle:
+                return
+            batch = queue.cut(now_ns, cut, lambda inf, expired: self._drop(version, inf, expired))
+            if batch is None:
+                break
+            if inline:
+                self._run(version, batch)
+                self._finish(version, batch)
+            else:
+                self._dispatch(version, batch)
+        self._dirty.pop(version, None)
+
+    def _lane_free(self) -> None:
+        for version in list(self._dirty):
+            self._work(version, "lane_free")
+        self.appender.flush()
+
+    def _dispatch(self, version: Version, batch: Batch) -> None:
+        batch.run_options = options = version.session.new_run_options()
+        left_s = (max(i.deadline_ns for i in batch.inferences) - time.perf_counter_ns()) / 1e9
+        timer = self._loop.call_later(max(left_s, 0), _terminate, options)
+
+        def done() -> None:
+            timer.cancel()
+            self._finish(version, batch)
+
+        self.lanes.submit(lambda: self._run(version, batch), done)
+
+    def _run(self, version: Version, batch: Batch) -> None:
+        """Infer. On the loop (inline) or on a lane; touches only the batch."""
+        try:
+            feeds = {}
+            for i, spec in enumerate(version.session.signature.inputs):
+                parts = [inference.inputs[i] for inference in batch.inferences]
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                shape = batch.inferences[0].shapes[i]
+                if version.batchable:
+                    shape = (batch.rows, *shape[1:])
+                batch.joined.append(data)
+                feeds[spec.name] = tensors.to_array(spec.datatype, data, shape, spec.name)
+            batch.started_ns = time.perf_counter_ns()
+            batch.outputs = version.session.run(feeds, None, batch.run_options)
+            batch.ended_ns = time.perf_counter_ns()
+        except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
+            batch.ended_ns = time.perf_counter_ns()
+            batch.started_ns = batch.started_ns or batch.ended_ns
+            batch.error = exc
+
+    def _finish(self, version: Version, batch: Batch) -> None:
+        if batch.error is not None and len(batch.inferences) > 1:
+            for inference in batch.inferences:
+                alone = Batch([inference], inference.rows, "single")
+                if version.inline_ns:
+                    self._run(version, alone)
+                    self._finish(version, alone)
+                elif self.lanes.idle:
+                    self._dispatch(version, alone)
+                else:
+                    inference.key = object()
+                    version.queue.put(inference)
+                    self._dirty[version] = None
+            return
+        if batch.error is None:
+            version.cost.learn(batch.rows, batch.ended_ns - batch.started_ns)
+        self._batch_id += 1
+        error = self._why_failed(version, batch)
+        texts: list[list[bytes]] = []
+        if error is None:
+            texts = version.encoder.rows_json(batch.outputs, batch.rows)
+        now_ns = time.perf_counter_ns()
+        row0 = 0
+        for payload, part in record_payloads(
+            version, batch, self._batch_id, error, now_ns, self._limits()
+        ):
+            first_row = row0
+            row0 += sum(i.rows for i in part)
+
+            def release(
+                seq: int | None,
+                level: str,
+                part: list[Inference] = part,
+                first_row: int = first_row,
+            ) -> None:
+                self._answer(version, batch, part, (seq, level, first_row), texts, error)
+
+            self.appender.submit(payload, len(part), release)
+        version.count(batch, now_ns, failed=error is not None)
+
+    def _limits(self) -> tuple[int, int]:
+        return self.appender.max_frame_bytes, self._capture_max_bytes
+
+    def _why_failed(self, version: Version, batch: Batch) -> GatewayError | None:
+        exc = batch.error
+        if exc is None:
+            return None
+        if isinstance(exc, GatewayError):
+            return exc
+        if batch.run_options is not None and batch.run_options.terminate:
+            return DeadlineExceeded(f"model '{version.model}' did not answer before the deadline")
+        text = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+        return InferenceFailed(f"model '{version.model}' version {version.version} failed: {text}")
+
+    def _answer(
+        self,
+        version: Version,
+        batch: Batch,
+        part: list[Inference],
+        where: tuple[int | None, str, int],
+        texts: list[list[bytes]],
+        error: GatewayError | None,
+    ) -> None:
+        """Build and write the replies of one appended frame."""
+        seq, level, row = where
+        self.inflight -= len(part)
+        version.recorded(len(part))
+        if seq is None:
+            error = AuditUnavailable("the audit log cannot be written at present; try again")
+        late: list[tuple[Any, int, bytes, bytes]] = []
+        prefix = self._prefix
+        plain = b"content-type: application/json\r\nx-tidegate-audit: " + level.encode()
+        for inference in part:
+            rows = inference.rows
+            sink = inference.sink
+            if inference.sink.disconnected:
+                row += rows
+                if seq is not None:
+                    seq += 1
+                continue
+            if error is not None:
+                status, fields, body = self._problem(error)
+                if seq is not None:
+                    fields += b"x-prediction-id: %b%016x\r\n" % (prefix, seq)
+            else:
+                assert seq is not None  # noqa: S101
+                status = 200
+                pid = b"%b%016x" % (prefix, seq)
+                id_json = inference.id_json or b'"%b"' % pid
+                if inference.binary_outputs is None:
+                    body = version.json_body(inference, id_json, batch.outputs, texts, row)
+                    fields = b"%b\r\nx-prediction-id: %b\r\ncontent-length: %d\r\n" % (
+                        plain, pid, len(body),
+                    )  # fmt: skip
+                else:
+                    body, fields = version.binary_body(inference, id_json, batch.outputs, row)
+                    fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b\r\n" % (level.encode(), pid)
+            if inference.audit_level == "fsync" and error is None and level == "spool":
+                late.append((inference, status, fields, body))
+            else:
+                sink.reply(status, fields, body)
+            row += rows
+            if seq is not None:
+                seq += 1
+        if late:
+            self.appender.after_sync(lambda synced: self._answer_late(late, synced))
+
+    def _answer_late(self, late: list[tuple[Any, int, bytes, bytes]], synced: bool) -> None:
+        for inference, status, fields, body in late:
+            if inference.sink.disconnected:
+                continue
+            if synced:
+                fields = fields.replace(b"x-tidegate-audit: spool", b"x-tidegate-audit: fsync", 1)
+            elif self.appender.fails:
+                pid = fields.partition(b"x-prediction-id: ")[2].partition(b"\r\n")[0]
+                self.appender.log(
+                    Prediction(
+                        kind="cancelled",
+                        code="audit_timeout",
+                        status=503,
+                        parameters={"corrects": pid.decode()},
+                    )
+                )
+                exc = AuditTimeout("the record was not on disk in time; see x-prediction-id")
+                status, fields, body = self._problem(exc)
+                fields += b"x-prediction-id: " + pid + b"\r\n"
+            inference.sink.reply(status, fields, body)
+        self.appender.flush()
+
+    def _drop(self, version: Version, inference: Inference, expired: bool) -> None:
+        """A request that was cut away before it ran: answered if anyone waits, logged, counted."""
+        self.inflight -= 1
+        exc: GatewayError = RequestCancelled("the client went away")
+        if expired:
+            exc = DeadlineExceeded(f"no answer from model '{version.model}' before the deadline")
+        status, fields, body = self._problem(exc)
+        if expired:
+            inference.sink.reply(status, fields, body)
+        self.appender.refuse(version.dropped_event(inference, exc.code, status))
+        version.count_dropped(expired=expired)
+
+
+def _terminate(options: Any) -> None:
+    """Stop a run on a lane at its deadline."""
+    options.terminate = True
+
+
+def finite(outputs: list[Any]) -> bool:
+    """Whether no output holds NaN or an infinity."""
+    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs)

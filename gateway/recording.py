@@ -1,0 +1,294 @@
+"""What a run leaves in the log: its columnar frame, built once per run.
+
+core (encode) -> **recording** -> append. The columns are those of `gateway.audit.frame.Run`. A request whose
+tensors exceed `audit.capture_max_bytes`, or alone a frame, is recorded by hash; a run that exceeds a
+frame is split over several.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway import tensors
+from gateway.audit.event import ModelFacts, Prediction, RouteFacts
+from gateway.audit.frame import Run, RunTensor, encoder
+from gateway.batching import Batch, Inference
+from gateway.errors import GatewayError
+from gateway.routing import Assignment
+
+_ONE_ROW = [1]
+_FRAME_SLACK_BYTES = 4096
+_EVENT_BYTES = 256
+"""A generous guess of what a request takes in a frame beside its tensors."""
+
+_route_raw: dict[int, tuple[Assignment, msgspec.Raw]] = {}
+
+
+def wall_ns(perf_ns: int) -> int:
+    """The wall-clock time of a `perf_counter_ns` reading."""
+    return time.time_ns() - time.perf_counter_ns() + perf_ns
+
+
+def route_raw(assignment: Assignment) -> msgspec.Raw:
+    """The encoded `RouteFacts` of an assignment; encoded once per compiled table."""
+    kept = _route_raw.get(id(assignment))
+    if kept is not None and kept[0] is assignment:
+        return kept[1]
+    if len(_route_raw) >= 4096:
+        _route_raw.clear()
+    facts = RouteFacts(
+        revision=assignment.revision,
+        generation=assignment.generation,
+        assigned=assignment.assigned,
+        served=assignment.served,
+        weight_bp=assignment.weight_bp,
+        reason=assignment.reason,
+    )
+    raw = msgspec.Raw(encoder.encode(facts))
+    _route_raw[id(assignment)] = (assignment, raw)
+    return raw
+
+
+def record_payloads(
+    version: Any,
+    batch: Batch,
+    batch_id: int,
+    error: GatewayError | None,
+    done_perf_ns: int,
+    limits: tuple[int, int],
+) -> Iterator[tuple[bytes, list[Inference]]]:
+    """The run's frames: payload and the requests it holds, in order.
+
+    Args:
+        version: the serving Version (its encoded model facts and signature).
+        limits: (bytes of a frame, bytes of a request captured in full).
+    """
+    outputs = batch.outputs if error is None else []
+    offset_ns = time.time_ns() - time.perf_counter_ns()
+    facts = _Facts(version, batch, batch_id, error, done_perf_ns, offset_ns, limits[1])
+    sizes = _sizes(batch, outputs)
+    everything = batch.inferences
+    if sum(sizes) + _FRAME_SLACK_BYTES <= limits[0]:
+        yield facts.payload(everything, sizes, batch.joined, outputs, 0), everything
+        return
+    start = row0 = 0
+    while start < len(everything):
+        end, taken = start, 0
+        while end < len(everything) and (
+            end == start or taken + sizes[end] + _FRAME_SLACK_BYTES <= limits[0]
+        ):
+            taken += sizes[end]
+            end += 1
+        part, part_sizes = everything[start:end], sizes[start:end]
+        if taken + _FRAME_SLACK_BYTES > limits[0]:
+            part_sizes = [1 << 62]
+        rows = sum(i.rows for i in part)
+        joined = [b"".join(i.inputs[k] for i in part) for k in range(len(batch.joined))]
+        cut = [a[row0 : row0 + rows] for a in outputs] if version.batchable else outputs
+        yield facts.payload(part, part_sizes, joined, cut, row0), part
+        start, row0 = end, row0 + rows
+
+
+def _sizes(batch: Batch, outputs: list[Any]) -> list[int]:
+    out_bytes = sum(a.nbytes if a.dtype != object else 64 * a.size for a in outputs)
+    per_row = out_bytes // batch.rows if batch.rows else out_bytes
+    return [
+        sum(map(len, i.inputs)) + per_row * i.rows + _EVENT_BYTES for i in batch.inferences
+    ]
+
+
+class _Facts:
+    """What all frames of one run share."""
+
+    def __init__(
+        self,
+        version: Any,
+        batch: Batch,
+        batch_id: int,
+        error: GatewayError | None,
+        done_perf_ns: int,
+        offset_ns: int,
+        capture_max_bytes: int,
+    ) -> None:
+        self.version = version
+        self.batch = batch
+        self.batch_id = batch_id
+        self.error = error
+        self.done_perf_ns = done_perf_ns
+        self.offset_ns = offset_ns
+        self.capture_max_bytes = capture_max_bytes
+
+    def payload(
+        self,
+        part: list[Inference],
+        sizes: list[int],
+        joined: list[bytes],
+        outputs: list[Any],
+        row0: int,
+    ) -> bytes:
+        """One frame's msgpack."""
+        batch, offset_ns, started = self.batch, self.offset_ns, self.batch.started_ns
+        routes = [route_raw(i.assignment) for i in part]
+        callers = [i.caller for i in part]
+        rows = [i.rows for i in part]
+        levels = [i.audit_level for i in part]
+        run = Run(
+            model=self.version.model_raw,
+            batch_id=self.batch_id,
+            cut=batch.cut,
+            infer_ns=batch.ended_ns - started,
+            rows=_ONE_ROW if batch.rows == len(batch.inferences) else rows,
+            received_ns=[i.received_ns + offset_ns for i in part],
+            done_ns=[self.done_perf_ns + offset_ns],
+            route=_same(routes),
+            unit_hash=[i.unit for i in part],
+            caller=_same(callers),
+            stages=[
+                [i.admitted_ns - i.received_ns for i in part],
+                [i.decoded_ns - i.admitted_ns for i in part],
+                [i.routed_ns - i.decoded_ns for i in part],
+                [started - i.routed_ns for i in part],
+                [self.done_perf_ns - batch.ended_ns],
+            ],
+            inputs=[],
+            outputs=[],
+            audit=_same(levels),
+        )
+        if len(part) != len(batch.inferences):
+            run.batch_rows, run.batch_row0 = batch.rows, row0
+        if any(i.request_id is not None for i in part):
+            run.request_id = [i.request_id for i in part]
+        if any(i.traceparent is not None for i in part):
+            run.traceparent = [i.traceparent for i in part]
+        if any(i.parameters for i in part):
+            run.parameters = [i.parameters or None for i in part]
+        self._outcome(run, part, outputs)
+        over = [size > self.capture_max_bytes for size in sizes]
+        if any(over):
+            run.capture = ["hash" if big else "full" for big in over]
+            self._tensors_hashed(run, part, over, outputs)
+        else:
+            self._tensors_full(run, part, joined, outputs)
+        return encoder.encode(run)
+
+    def _outcome(self, run: Run, part: list[Inference], outputs: list[Any]) -> None:
+        if self.error is not None:
+            run.kind = ["failed"]
+            run.code = [self.error.code]
+            run.status = [self.version.status_of(self.error)]
+        elif any(i.sink.disconnected for i in part):
+            run.kind = ["cancelled" if i.sink.disconnected else "done" for i in part]
+        bad: set[int] = set()
+        for array in outputs:
+            if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+                if not self.version.batchable:
+                    bad.add(0)
+                    continue
+                fine = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+                row = 0
+                for index, inference in enumerate(part):
+                    if not fine[row : row + inference.rows].all():
+                        bad.add(index)
+                    row += inference.rows
+        if bad:
+            run.degraded = [("nonfinite",) if i in bad else () for i in range(len(part))]
+
+    def _tensors_full(
+        self, run: Run, part: list[Inference], joined: list[bytes], outputs: list[Any]
+    ) -> None:
+        batched = self.version.batchable
+        for spec, shape, data in zip(
+            self.version.signature.inputs, part[0].shapes, joined, strict=False
+        ):
+            tail = shape[1:] if batched else shape
+            run.inputs.append(RunTensor(spec.name, spec.datatype, tail, data, batched))
+        for spec, array in zip(self.version.signature.outputs, outputs, strict=False):
+            tail = array.shape[1:] if batched else array.shape
+            data = tensors.to_bytes(array)
+            run.outputs.append(RunTensor(spec.name, spec.datatype, tail, data, batched))
+
+    def _tensors_hashed(
+        self, run: Run, part: list[Inference], over: list[bool], outputs: list[Any]
+    ) -> None:
+        batched = self.version.batchable
+        for k, spec in enumerate(self.version.signature.inputs):
+            shape = part[0].shapes[k]
+            pieces = [i.inputs[k] for i in part]
+            tensor = RunTensor(spec.name, spec.datatype, shape[1:] if batched else shape, b"", batched)
+            _fill(tensor, pieces, over)
+            run.inputs.append(tensor)
+        for spec, array in zip(self.version.signature.outputs, outputs, strict=False):
+            if batched:
+                pieces, row = [], 0
+                for inference in part:
+                    pieces.append(tensors.to_bytes(array[row : row + inference.rows]))
+                    row += inference.rows
+            else:
+                pieces = [tensors.to_bytes(array)]
+            tail = array.shape[1:] if batched else array.shape
+            tensor = RunTensor(spec.name, spec.datatype, tail, b"", batched)
+            _fill(tensor, pieces, over)
+            run.outputs.append(tensor)
+
+
+def _fill(tensor: RunTensor, pieces: list[bytes], over: list[bool]) -> None:
+    tensor.data = b"".join(p for p, big in zip(pieces, over, strict=True) if not big)
+    tensor.sha256 = [
+        hashlib.sha256(p).hexdigest() if big else None for p, big in zip(pieces, over, strict=True)
+    ]
+
+
+def _same(values: list[Any]) -> list[Any]:
+    """A column: one value where all are the same object."""
+    first = values[0]
+    for value in values:
+        if value is not first:
+            return values
+    return [first]
+
+
+def refused_event(head: Any, code: str, status: int, entry: Any, received_ns: int) -> Prediction:
+    """The event of a request that was refused before it had a version."""
+    model = ModelFacts(name=head.model, version=head.version) if entry is not None else None
+    return Prediction(
+        kind="refused",
+        received_ns=wall_ns(received_ns),
+        done_ns=time.time_ns(),
+        traceparent=head.traceparent,
+        endpoint=head.endpoint if entry is not None else None,
+        model=model,
+        status=status,
+        code=code,
+    )
+
+
+def dropped_event(inference: Inference, model: ModelFacts, code: str, status: int) -> Prediction:
+    """The event of a request that was admitted and never ran (client gone, deadline over)."""
+    a = inference.assignment
+    return Prediction(
+        kind="cancelled" if code == "cancelled" else "failed",
+        received_ns=wall_ns(inference.received_ns),
+        done_ns=time.time_ns(),
+        request_id=inference.request_id,
+        traceparent=inference.traceparent,
+        rows=inference.rows,
+        route=RouteFacts(
+            revision=a.revision,
+            generation=a.generation,
+            assigned=a.assigned,
+            served=a.served,
+            weight_bp=a.weight_bp,
+            reason=a.reason,
+            unit_hash=None if inference.unit is None else f"{inference.unit:016x}",
+        ),
+        model=model,
+        status=status,
+        code=code,
+        audit=inference.audit_level,
+    )

@@ -1,0 +1,144 @@
+"""Tensors between wire, ONNX Runtime and log. Pure.
+
+A request's tensor is held as bytes in OIP's binary form from decode on: little-endian, C order; BYTES as
+u32 length + bytes per element. Rows of a batch are then joined by concatenation, and the same bytes go
+to the model and to the log.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.errors import InvalidRequest
+from loaders.datatypes import ITEM_BYTES, NUMPY
+from loaders.signature import TensorSpec
+
+CODES = {
+    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b",
+    "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+"""struct's letter of each datatype."""
+
+STRUCT_MAX_ELEMENTS = 2048
+"""Above this, numpy packs faster than struct."""
+
+Array = NDArray[np.generic]
+
+
+@lru_cache(maxsize=4096)
+def packer(code: str, count: int) -> struct.Struct:
+    """The packer of `count` elements; it also checks count, kind and range."""
+    return struct.Struct(f"<{count}{code}")
+
+
+def pack(spec: TensorSpec, values: Sequence[object], count: int) -> bytes:
+    """Pack `count` Python numbers, booleans or strings of the spec's datatype.
+
+    Raises:
+        InvalidRequest: wrong count, kind or range; names the tensor, found and expected.
+    """
+    if len(values) != count:
+        msg = f"input '{spec.name}' has {len(values)} elements; its shape takes {count}"
+        raise InvalidRequest(msg)
+    if spec.datatype == "BYTES":
+        return pack_strings(values)  # type: ignore[arg-type]
+    try:
+        if count <= STRUCT_MAX_ELEMENTS:
+            return packer(CODES[spec.datatype], count).pack(*values)
+        return _pack_array(spec, values)
+    except (struct.error, OverflowError, TypeError, ValueError) as exc:
+        msg = f"input '{spec.name}' holds a value that is no {spec.datatype}: {exc}"
+        raise InvalidRequest(msg) from exc
+
+
+def pack_strings(values: Sequence[str]) -> bytes:
+    """BYTES in binary form."""
+    parts: list[bytes] = []
+    for value in values:
+        raw = value.encode()
+        parts.append(len(raw).to_bytes(4, "little"))
+        parts.append(raw)
+    return b"".join(parts)
+
+
+def unpack_strings(data: bytes, count: int, name: str) -> list[str]:
+    """Read BYTES in binary form; strict UTF-8, since ONNX Runtime garbles anything else.
+
+    Raises:
+        InvalidRequest: lengths that do not fit the bytes, or no UTF-8.
+    """
+    out: list[str] = []
+    offset, size = 0, len(data)
+    for _ in range(count):
+        start = offset + 4
+        end = start + int.from_bytes(data[offset:start], "little")
+        if start > size or end > size:
+            msg = f"input '{name}': BYTES element {len(out)} runs past the tensor's {size} bytes"
+            raise InvalidRequest(msg)
+        try:
+            out.append(data[start:end].decode())
+        except UnicodeDecodeError as exc:
+            msg = f"input '{name}': BYTES element {len(out)} is not UTF-8"
+            raise InvalidRequest(msg) from exc
+        offset = end
+    if offset != size:
+        msg = f"input '{name}': {size - offset} bytes left after {count} BYTES elements"
+        raise InvalidRequest(msg)
+    return out
+
+
+def check_binary(spec: TensorSpec, data: bytes, count: int) -> None:
+    """Hold a binary tensor against its element count.
+
+    Raises:
+        InvalidRequest: the size does not fit, or BYTES are malformed.
+    """
+    if spec.datatype == "BYTES":
+        unpack_strings(data, count, spec.name)
+        return
+    expected = count * ITEM_BYTES[spec.datatype]
+    if len(data) != expected:
+        msg = f"input '{spec.name}' has {len(data)} bytes; its shape takes {expected}"
+        raise InvalidRequest(msg)
+
+
+def to_array(datatype: str, data: bytes, shape: tuple[int, ...], name: str) -> Array:
+    """What ONNX Runtime gets: a read-only view on the bytes, or an object array of str."""
+    if datatype == "BYTES":
+        values = np.empty(prod(shape), dtype=object)
+        values[:] = unpack_strings(data, prod(shape), name)
+        return values.reshape(shape)
+    return np.frombuffer(data, NUMPY[datatype]).reshape(shape)
+
+
+def to_bytes(array: Array) -> bytes:
+    """An output in binary form."""
+    if array.dtype == object:
+        return pack_strings([str(value) for value in array.ravel()])
+    return array.tobytes()
+
+
+def _pack_array(spec: TensorSpec, values: Sequence[object]) -> bytes:
+    array = np.asarray(values)
+    dtype = np.dtype(NUMPY[spec.datatype])
+    kinds = {"f": "fiu", "b": "b"}.get(dtype.kind, "iu")
+    if array.dtype.kind not in kinds:
+        msg = f"found {array.dtype.name}"
+        raise TypeError(msg)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        if array.size and (int(array.min()) < info.min or int(array.max()) > info.max):
+            msg = f"out of {info.min}..{info.max}"
+            raise ValueError(msg)
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if dtype.kind == "f" and bool((np.isinf(cast) & np.isfinite(array)).any()):
+        msg = "too large"
+        raise OverflowError(msg)
+    return cast.tobytes()

@@ -1,0 +1,235 @@
+"""A worker: one process of the data plane, `python -P -m gateway.worker --index N`.
+
+Composes the request path: claims a source and opens its epoch, maps the fleet's memory, loads what the
+snapshot asks for, then serves the shared listening socket through the fast door. No admin routes; the
+only thing it writes is its own ring and its own words of shared memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from gateway import config as configuration
+from gateway import fleet as words_of
+from gateway import logs, process
+from gateway.api.codec import Codec, RunEncoder
+from gateway.api.fast import FastProtocol
+from gateway.api.infer import DataApi
+from gateway.api.problems import reply_of, status_of
+from gateway.append import Appender
+from gateway.audit.event import ModelFacts, Prediction
+from gateway.audit.source import claim_source
+from gateway.audit.writer import Writer
+from gateway.core import Core
+from gateway.fleet import Fleet
+from gateway.serving import Models
+from loaders.registry import Registry
+from loaders.session import Session, load
+
+log = logging.getLogger("tidegate.worker")
+
+POLL_S = 0.02
+"""How soon an idle worker sees a new generation."""
+SETTLE_S = 60.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: ours say when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing to capture."""
+        yield
+
+
+class Worker:
+    """The composed parts of one worker.
+
+    Args:
+        index: its place in the fleet.
+        context: what the supervisor handed over.
+    """
+
+    def __init__(self, index: int, context: process.Context, loop: asyncio.AbstractEventLoop) -> None:
+        self.index = index
+        self.context = context
+        self.loop = loop
+        self.config = config = configuration.decode(context.config)
+        self.fleet = Fleet.open(Path(context.fleet_path))
+        self.words = self.fleet.worker(index)
+        # Registered before the snapshot is read, so that control waits for this worker's generation.
+        self.words[words_of.PID] = os.getpid()
+        self.words[words_of.STARTED_NS] = time.time_ns()
+        self.words[words_of.HEARTBEAT_NS] = time.monotonic_ns()
+        self.words[words_of.STATE] = words_of.STARTING
+        source = claim_source(
+            context.state_path,
+            context.gateway_id,
+            "worker",
+            Path(context.ring_dir),
+            config.audit.ring_bytes,
+        )
+        self.writer = Writer(source, context.gateway_id)
+        self.words[words_of.EPOCH] = source.epoch
+        self.appender = Appender(loop, self.writer, config.audit)
+        self.models = Models(
+            index,
+            self.fleet,
+            context.state_path / "control" / "snapshot",
+            config.batch,
+            (_make_codec, _make_encoder, status_of),
+        )
+        self.models.log_event = self.appender.log
+        self.core = Core(
+            loop, config, self.models, self.appender, reply_of, self.writer.prefix
+        )
+        self.registry = Registry(self._load, self._changed)
+        self.models.registry = self.registry
+        self.server: Server | None = None
+
+    def _load(self, model: str, version: str) -> Session:
+        return load(
+            Path(self.context.models),
+            model,
+            version,
+            providers=self.config.session.providers,
+            intra_op_threads=self.config.session.intra_op_threads,
+        )
+
+    def _changed(self, model: str, version: str, state: str, reason: str | None) -> None:
+        # On the loader's thread.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.models.on_change, model, version, state, reason)
+
+    async def run(self) -> None:
+        """Load, serve, drain."""
+        self.models.poll()
+        for event in self.models.aborted_events():
+            self.appender.log(event)
+        self.appender.flush()
+        ticking = asyncio.create_task(self._tick())
+        deadline = self.loop.time() + SETTLE_S
+        while not self.models.settled and self.loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        gc.collect()
+        gc.freeze()
+        data = self.config.data
+        door = FastProtocol.bind(self.core) if data.door == "fast" else "httptools"
+        self.server = Server(
+            uvicorn.Config(
+                DataApi(self.core, data.body_max_bytes).app(),
+                http=door,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=data.keep_alive_s,
+                timeout_graceful_shutdown=10,
+            )
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self._stop)
+        self.words[words_of.STATE] = words_of.SERVING
+        sock = socket.socket(fileno=self.context.data_fd)
+        await self.server.serve(sockets=[sock])
+        self.words[words_of.STATE] = words_of.DRAINING
+        while self.core.inflight or self.appender.held:
+            await asyncio.sleep(0.005)
+        ticking.cancel()
+        self.appender.flush()
+        self.writer.close()
+        self.core.lanes.close()
+        self.registry.close()
+        self.words[words_of.STATE] = words_of.DOWN
+
+    def _stop(self) -> None:
+        log.info("drain", extra={"inflight": self.core.inflight})
+        if self.server is not None:
+            self.server.should_exit = True
+
+    async def _tick(self) -> None:
+        """The heartbeat, and what needs a clock rather than a request."""
+        data = self.config.data
+        next_second = 0.0
+        while True:
+            now_s = self.loop.time()
+            self.words[words_of.HEARTBEAT_NS] = time.monotonic_ns()
+            self.models.poll()
+            self.appender.flush()
+            if now_s >= next_second:
+                next_second = now_s + 1.0
+                self.appender.flush_sums(_summed)
+                self.writer.heartbeat()
+                self._gauges()
+                if self.server is not None:
+                    for connection in list(self.server.server_state.connections):
+                        if isinstance(connection, FastProtocol):
+                            connection.reap(
+                                now_s, data.header_timeout_s, data.body_timeout_s, data.keep_alive_s
+                            )
+            await asyncio.sleep(POLL_S)
+
+    def _gauges(self) -> None:
+        words, ring = self.words, self.writer.ring
+        words[words_of.INFLIGHT] = self.core.inflight
+        words[words_of.HELD_REPLIES] = self.appender.held
+        words[words_of.RING_USED_BYTES] = ring.committed - ring.synced
+        words[words_of.REFUSED] = self.core.refused
+        words[words_of.GAPS] = self.appender.gaps
+        words[words_of.TURNS] = self.core.turns
+        if self.server is not None:
+            words[words_of.CONNECTIONS] = len(self.server.server_state.connections)
+
+
+def _make_codec(model: str, session: Session) -> Codec:
+    return Codec(model, session.signature, batchable=session.batchable)
+
+
+def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:
+    return RunEncoder(model, version, session.signature, batchable=session.batchable)
+
+
+def _summed(
+    model: str | None, version: str | None, code: str | None, status: int, count: int
+) -> Prediction:
+    facts = ModelFacts(name=model, version=version) if model is not None else None
+    return Prediction(
+        kind="refused", done_ns=time.time_ns(), model=facts, code=code, status=status, count=count
+    )
+
+
+async def _main(index: int, context: process.Context) -> None:
+    await Worker(index, context, asyncio.get_running_loop()).run()
+
+
+def main() -> None:
+    """Entry of the process."""
+    context = process.enter()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--index", type=int, required=True)
+    index = parser.parse_args().index
+    logs.setup(f"worker-{index}")
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(index, context))
+
+
+if __name__ == "__main__":
+    main()
