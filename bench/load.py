@@ -1,9 +1,9 @@
 """Load: distinct inference requests, thrown by wrk in a closed loop.
 
 wrk costs less per request than any generator in Python, so that one core of it saturates a worker
-on the other. Requests are built here, written to one file, and read by wrk's Lua at its start: per
-request nothing is left but to hand out the next one. Nothing here knows the gateway; the same file is
-thrown at nginx.
+on the other. Requests are built here, written to one file, and read by wrk's Lua at its start:
+nothing is left to do per request but to hand out the next one. Nothing here knows the gateway; the
+same file is thrown at nginx.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A foreign reader of the topic, and what must agree with the client's ledger.
 
 `read_topic` reads with librdkafka and plain msgpack, with nothing of ours; `problems` compares. A
-2xx that is not in the topic, an event that counts twice behind a high-water mark, a number that neither
-an event nor a gap covers, or a tensor that differs, is a broken promise.
+2xx that is not in the topic, an event that counts twice behind a high-water mark, a number that
+neither an event nor a gap covers, or a tensor that differs, is a broken promise.
 """
 
 from __future__ import annotations
