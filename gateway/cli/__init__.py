@@ -1,0 +1,38 @@
+"""The one command, `tidegate`: what a person types, beside the flow.
+
+Sub-commands are named in a table as "module:attribute" and imported when they are used, so that
+`tidegate route show` pays for no bench, and gateway imports nothing to its right. A command whose
+module is not installed is not listed. Nothing here is on the request path: commands speak to a
+gateway over its own HTTP surface, or read the log on disk.
+"""
+
+from __future__ import annotations
+
+from gateway.cli.group import Entry, LazyGroup
+
+TABLE = {
+    "serve": Entry("gateway.cli.serve:command", "Serve a model repository, in the foreground."),
+    "predict": Entry("gateway.cli.predict:command", "Ask a model for an answer."),
+    "route": Entry("gateway.cli.route:command", "Show and change which version answers."),
+    "model": Entry("gateway.cli.model:command", "Show, load and unload models."),
+    "audit": Entry("gateway.cli.audit:command", "Read and verify the log of predictions."),
+    "config": Entry("gateway.cli.config:command", "Check and show the configuration."),
+    "doctor": Entry(
+        "gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"
+    ),
+    "bench": Entry("bench.cli:main", "Measure the gateway.", needs="bench.cli"),
+    "version": Entry("gateway.cli.version:command", "Print the version."),
+}
+
+command = LazyGroup(
+    name="tidegate",
+    help="Serve ONNX models, split traffic between versions, log every prediction.",
+    epilog="Exit codes: 0 yes, 1 the answer is no, 2 input or configuration, 3 unreachable.",
+    table=TABLE,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; ends the process with its exit code."""
+    command.main(prog_name="tidegate")

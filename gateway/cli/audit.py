@@ -1,0 +1,248 @@
+"""`tidegate audit`: read and verify the log, straight from the spool or from the topic.
+
+No gateway needs to run: the log is files. With `--kafka` the same records come from the topic.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+
+from gateway.audit.event import KINDS, Event, encode_event
+from gateway.audit.feed import Feed, Positions
+from gateway.audit.identity import EventId, parse_event_id
+from gateway.cli import records, spool
+from gateway.cli.client import state_dir_option, state_directory
+from gateway.cli.failures import NO, Stop
+from gateway.cli.screen import json_option, print_json, print_json_line, say, table
+
+READ_EVENTS = 1000
+FOLLOW_WAIT_MS = 500
+KAFKA_QUIET_MS = 3000
+"""A topic that yields nothing for this long has been read to its end."""
+DEFAULT_TOPIC = "tidegate.events.v1"
+
+
+class Place(NamedTuple):
+    """Where records are read."""
+
+    spool: Path
+    kafka: str | None
+    topic: str
+
+    def feed(self, positions: Positions | None = None) -> Feed:
+        """Open the feed: the topic when `--kafka` is given, else the spool.
+
+        Raises:
+            LogError: the topic cannot be read.
+        """
+        if self.kafka is not None:
+            from gateway.audit.kafka_feed import KafkaFeed
+
+            return KafkaFeed(self.kafka, self.topic)
+        from gateway.audit.spool_feed import SpoolFeed
+
+        return SpoolFeed(self.spool, positions)
+
+
+def spool_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--state-dir` and hand it the spool's directory as `where`."""
+
+    @state_dir_option
+    @functools.wraps(function)
+    def wrapped(*args: Any, state_dir: str | None, **rest: Any) -> Any:
+        return function(*args, where=_spool(state_directory(state_dir)), **rest)
+
+    return wrapped
+
+
+def place_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--state-dir`, `--kafka` and `--topic`, and hand it a `Place`."""
+
+    @state_dir_option
+    @click.option("--kafka", metavar="HOST:PORT", help="Read the topic instead of the spool.")
+    @click.option("--topic", default=DEFAULT_TOPIC, show_default=True, help="Which topic.")
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any, state_dir: str | None, kafka: str | None, topic: str, **rest: Any
+    ) -> Any:
+        where = Path() if kafka is not None else _spool(state_directory(state_dir))
+        return function(*args, place=Place(where, kafka, topic), **rest)
+
+    return wrapped
+
+
+@click.group("audit")
+def command() -> None:
+    """Read and verify the log of predictions."""
+
+
+@command.command("tail")
+@click.option(
+    "-n", "count", type=click.IntRange(0), default=10, show_default=True, help="How many."
+)
+@click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends.")
+@click.option("--model", help="Only records about this model.")
+@click.option("--type", "kind", type=click.Choice(sorted(KINDS)), help="Only this type.")
+@place_options
+@json_option
+def tail(
+    count: int, follow: bool, model: str | None, kind: str | None, place: Place, as_json: bool
+) -> None:
+    """Print the last records, one a line. Heartbeats only with --type heartbeat."""
+
+    def keep(event: Event) -> bool:
+        named = records.type_of(event)
+        wanted = named != "heartbeat" if kind is None else named == kind
+        return wanted and (model is None or records.model_of(event) == model)
+
+    feed: Feed | None = None
+    if place.kafka is not None:
+        feed = place.feed()
+        found = _last_of(feed, count, keep)
+    else:
+        found, positions = spool.last(place.spool, count, keep)
+        if follow:
+            feed = place.feed(positions)
+    try:
+        _print(found, as_json)
+        while follow and feed is not None:
+            _print(filter(keep, feed.read(READ_EVENTS, FOLLOW_WAIT_MS).events), as_json)
+    except KeyboardInterrupt:
+        return
+    finally:
+        if feed is not None:
+            feed.close()
+
+
+@command.command("get")
+@click.argument("prediction_id", metavar="ID")
+@click.option(
+    "--wait-ms", type=click.IntRange(0), default=1000, show_default=True,
+    help="How long a record that is on its way to the disk is waited for.",
+)  # fmt: skip
+@place_options
+@json_option
+def get(prediction_id: str, wait_ms: int, place: Place, as_json: bool) -> None:
+    """Print the record of ID, as in a reply's x-prediction-id; exit 1 when there is none."""
+    try:
+        wanted = parse_event_id(prediction_id)
+    except ValueError as exc:
+        raise Stop(str(exc)) from exc
+    found = _from_topic(place, wanted) if place.kafka else _from_spool(place.spool, wanted, wait_ms)
+    if found is None:
+        msg = f"no record {prediction_id} here: another gateway's, or older than what is kept"
+        raise Stop(msg, NO)
+    if as_json:
+        print_json(msgspec.Raw(encode_event(found, "json")))
+    else:
+        records.show(found)
+
+
+@command.command("verify")
+@spool_options
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, where: Path, as_json: bool) -> None:
+    """Check that every number drawn has a record or a gap that says why not; exit 1 if not."""
+    from gateway.audit.verify import verify as run
+
+    report = run(where)
+    if as_json:
+        print_json(report)
+    else:
+        table(
+            ("source", "epoch", "events", "gaps", "state", "problem"),
+            [
+                (f"{e.source:016x}", f"{e.epoch:08x}", e.events, e.missing, e.state, e.problem)
+                for e in report.epochs
+            ],
+        )
+        say("every number has a record or a gap" if report.ok else "the log does NOT add up")
+    if not report.ok:
+        ctx.exit(NO)
+
+
+@command.command("status")
+@spool_options
+@json_option
+def status(where: Path, as_json: bool) -> None:
+    """Show what the spool holds, by source and epoch."""
+    found: list[dict[str, Any]] = []
+    for epoch in spool.epochs(where):
+        closed = epoch.closed
+        found.append(
+            {
+                "source": f"{epoch.source:016x}",
+                "epoch": epoch.epoch,
+                "on_disk_seq": epoch.synced,
+                "first_seq": next((first for first, _ in epoch.segments()), None),
+                "segments": len(epoch.segments()),
+                "size_bytes": epoch.size_bytes(),
+                "state": closed.cause if closed else "open",
+            }
+        )
+    total = sum(row["size_bytes"] for row in found)
+    if as_json:
+        print_json({"epochs": found, "size_bytes": total})
+        return
+    names = ("source", "epoch", "first_seq", "on_disk_seq", "segments", "size_bytes", "state")
+    table(
+        ("source", "epoch", "first", "next", "files", "MiB", "state"),
+        [
+            (*(row[n] for n in names[:5]), f"{row['size_bytes'] / 2**20:.1f}", row["state"])
+            for row in found
+        ],
+    )
+    say(f"{total / 2**20:.1f} MiB in {len(found)} epochs")
+
+
+def _spool(state_dir: Path) -> Path:
+    where = state_dir / "spool"
+    if not where.is_dir():
+        msg = f"no log in {state_dir}: name the gateway's state directory with --state-dir"
+        raise Stop(msg)
+    return where
+
+
+def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool]) -> list[Event]:
+    found: deque[Event] = deque(maxlen=count)
+    while events := feed.read(READ_EVENTS, KAFKA_QUIET_MS).events:
+        found.extend(filter(keep, events))
+    return list(found)
+
+
+def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
+    deadline = time.monotonic() + wait_ms / 1000
+    while True:
+        found = spool.find(where, wanted)
+        if found is not None or time.monotonic() >= deadline:
+            return found
+        time.sleep(0.01)
+
+
+def _from_topic(place: Place, wanted: EventId) -> Event | None:
+    feed = place.feed()
+    try:
+        while events := feed.read(READ_EVENTS, KAFKA_QUIET_MS).events:
+            for event in events:
+                if event.id == str(wanted):
+                    return event
+        return None
+    finally:
+        feed.close()
+
+
+def _print(events: Any, as_json: bool) -> None:
+    for event in events:
+        if as_json:
+            print_json_line(encode_event(event, "json"))
+        else:
+            say(records.line(event))

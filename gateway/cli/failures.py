@@ -1,0 +1,79 @@
+"""How a command ends: exit codes, and one line on stderr for whatever went wrong.
+
+Commands raise; `gateway/cli/group.py` calls `explain` once, at the outermost place. So no command
+holds error printing of its own, and a user's mistake never shows a trace.
+"""
+
+from __future__ import annotations
+
+import click
+import httpx
+
+from gateway.errors import (
+    AuditUnavailable,
+    FrameCorrupt,
+    GatewayError,
+    ModelNotReady,
+    Overloaded,
+    RevisionConflict,
+    SourceGap,
+    StateConflict,
+)
+
+YES = 0
+NO = 1
+INPUT = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
+
+_NO_ERRORS = (
+    StateConflict,
+    RevisionConflict,
+    ModelNotReady,
+    Overloaded,
+    AuditUnavailable,
+    SourceGap,
+    FrameCorrupt,
+)
+
+
+class Stop(Exception):
+    """End the command with a sentence and an exit code.
+
+    Args:
+        message: what is wrong and what to do next.
+        exit_code: NO, INPUT or UNREACHABLE.
+    """
+
+    def __init__(self, message: str, exit_code: int = INPUT) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code of an error; None for one that is a defect of ours."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            return error.ctx.get_help() if error.ctx else "", INPUT
+        case Stop():
+            return f"tidegate: {error}", error.exit_code
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "tidegate"
+            return f"tidegate: {_flat(error.format_message())} (see {path} --help)", INPUT
+        case click.ClickException():
+            return f"tidegate: {error.format_message()}", error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return "tidegate: interrupted", INTERRUPTED
+        case httpx.InvalidURL() | httpx.UnsupportedProtocol():
+            return f"tidegate: not a URL: {error}; expected http://HOST:PORT", INPUT
+        case httpx.HTTPError():
+            return f"tidegate: no usable answer from the gateway: {_flat(str(error))}", UNREACHABLE
+        case GatewayError():
+            code = NO if isinstance(error, _NO_ERRORS) else INPUT
+            return f"tidegate: {_flat(str(error))}", code
+        case _:
+            return None
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,135 @@
+"""`tidegate model`: what is in the repository, what is loaded, and changing that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gateway.cli.client import Client, admin_options, quoted
+from gateway.cli.screen import json_option, print_json, say, table
+
+reason_option = click.option(
+    "--reason", default="asked on the command line", help="Why; it stands in the log."
+)
+
+
+@click.group("model")
+def command() -> None:
+    """Show, load and unload models."""
+
+
+@command.command("list")
+@admin_options
+@json_option
+def list_models(as_json: bool, admin: Client) -> None:
+    """List every version that the repository holds or a worker has loaded."""
+    body = admin.get("/admin/v1/models").body
+    if as_json:
+        print_json(body)
+        return
+    rows = [
+        row
+        for model in _models(body)
+        for row in _version_rows(str(model.get("name") or model.get("model")), model)
+    ]
+    if rows:
+        table(("model", "version", "state", "weight", "reason"), rows)
+    else:
+        say("no models: put one at <repository>/NAME/1/model.onnx, then `tidegate model refresh`")
+    for problem in body.get("problems", []) if isinstance(body, dict) else []:
+        say(f"problem: {problem}")
+
+
+@command.command("show")
+@click.argument("model")
+@admin_options
+@json_option
+def show(model: str, as_json: bool, admin: Client) -> None:
+    """Show the versions of MODEL."""
+    body = admin.get(f"/admin/v1/models/{quoted(model)}").body
+    if as_json:
+        print_json(body)
+        return
+    table(("model", "version", "state", "weight", "reason"), _version_rows(model, body))
+
+
+@command.command("load")
+@click.argument("model")
+@click.argument("version", required=False)
+@reason_option
+@admin_options
+@json_option
+def load(model: str, version: str | None, reason: str, as_json: bool, admin: Client) -> None:
+    """Load VERSION of MODEL [default: the newest] into every worker."""
+    _change(admin, model, version, "load", reason, as_json)
+
+
+@command.command("unload")
+@click.argument("model")
+@click.argument("version", required=False)
+@reason_option
+@admin_options
+@json_option
+def unload(model: str, version: str | None, reason: str, as_json: bool, admin: Client) -> None:
+    """Unload VERSION of MODEL [default: all]; refused while a route sends it traffic."""
+    _change(admin, model, version, "unload", reason, as_json)
+
+
+@command.command("refresh")
+@reason_option
+@admin_options
+@json_option
+def refresh(reason: str, as_json: bool, admin: Client) -> None:
+    """Look at the repository now, and load what is new."""
+    body = admin.send("POST", "/admin/v1/models/refresh", body={"reason": reason}).body
+    if as_json:
+        print_json(body)
+        return
+    say(f"repository read: {_told(body)}")
+
+
+def _change(
+    admin: Client, model: str, version: str | None, action: str, reason: str, as_json: bool
+) -> None:
+    body: dict[str, Any] = {"reason": reason}
+    if version is not None:
+        body["version"] = quoted(version)
+    answer = admin.send("POST", f"/admin/v1/models/{quoted(model)}/{action}", body=body)
+    if as_json:
+        print_json(answer.body)
+        return
+    at = f" version {version}" if version else ""
+    pending = (
+        "; some workers are not done yet: see `tidegate model show`" if answer.status == 202 else ""
+    )
+    say(f"{action} {model}{at}: {_told(answer.body)}{pending}")
+
+
+def _models(body: Any) -> list[dict[str, Any]]:
+    models = body.get("models", []) if isinstance(body, dict) else body
+    if isinstance(models, dict):
+        return [{"name": name, **model} for name, model in models.items()]
+    return list(models)
+
+
+def _version_rows(name: str, model: dict[str, Any]) -> list[tuple[Any, ...]]:
+    versions = model.get("versions")
+    if versions is None:
+        versions = [model]
+    return [(name, v.get("version"), v.get("state"), _weight(v), v.get("reason")) for v in versions]
+
+
+def _weight(version: dict[str, Any]) -> str | None:
+    weight = version.get("weight_bp")
+    return None if weight is None else f"{weight / 100:g}%"
+
+
+def _told(body: Any) -> str:
+    """The reply's plain facts, as "name value" pairs."""
+    facts = [
+        f"{name} {value}"
+        for name, value in (body.items() if isinstance(body, dict) else ())
+        if isinstance(value, str | int) and name not in {"model", "version"}
+    ]
+    return ", ".join(facts) or "done"

@@ -1,0 +1,82 @@
+"""What commands print: tables for people, JSON for programs; on stdout the answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import msgspec
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, indented."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def print_json_line(document: bytes) -> None:
+    """One encoded JSON document as a line."""
+    click.echo(document)
+
+
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
+) -> None:
+    """A table on stdout; cells are shown as text, None as a dash. Numbers keep to the right."""
+    rows = [[_cell(value) for value in row] for row in rows]
+    made = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for index, header in enumerate(headers):
+        column = [row[index] for row in rows]
+        numeric = bool(column) and all(_is_numeric(text) for text in column)
+        made.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # Text, not markup: a model may be called "[red]".
+        made.add_row(*(rich.text.Text(text) for text in row))
+    _console().print(made)
+
+
+def say(text: str) -> None:
+    """A line for a person on stdout."""
+    click.echo(text)
+
+
+def percent(weight_bp: int) -> str:
+    """Basis points as a percentage: 1000 is "10%", 25 is "0.25%"."""
+    return f"{weight_bp / 100:g}%"
+
+
+def moment(at_ns: int) -> str:
+    """Epoch nanoseconds as UTC to the millisecond; a dash for 0."""
+    if not at_ns:
+        return "-"
+    at = datetime.fromtimestamp(at_ns // 1_000_000_000, UTC)
+    return f"{at:%Y-%m-%d %H:%M:%S}.{at_ns // 1_000_000 % 1000:03d}Z"
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _is_numeric(text: str) -> bool:
+    return text.rstrip("%").replace(".", "", 1).lstrip("-").isdigit()
+
+
+def _console() -> rich.console.Console:
+    # A pipe has no width; 80 columns would fold identifiers that are meant to be copied.
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        console = rich.console.Console(highlight=False, width=200)
+    return console

@@ -1,0 +1,133 @@
+"""`tidegate audit` over a spool made here, frame by frame."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from gateway.audit.event import (
+    Control,
+    EpochOpen,
+    Event,
+    Heartbeat,
+    ModelFacts,
+    Prediction,
+    RouteFacts,
+    Tensor,
+)
+from gateway.audit.frame import Events, encoder, seal
+
+SOURCE, EPOCH = 0x0123456789ABCDEF, 0x6B03F3B8
+PREFIX = f"{SOURCE:016x}-{EPOCH:08x}-"
+
+
+def prediction(request_id: str, at_ns: int, model: str = "flights") -> Prediction:
+    """An answered request of two floats."""
+    return Prediction(
+        kind="done",
+        request_id=request_id,
+        done_ns=at_ns,
+        rows=1,
+        route=RouteFacts(12, 31, "canary", "canary", 1000, "weight"),
+        model=ModelFacts(model, "2"),
+        inputs=[Tensor("X", "FP32", (1, 2), struct.pack("<2f", 1.5, -2.0))],
+        outputs=[Tensor("name", "BYTES", (1,), b"\x02\0\0\0ok")],
+    )
+
+
+def write(
+    state_dir: Path, source: int, frames: list[list[Event]], synced: int | None = None
+) -> None:
+    """One epoch, a segment a frame."""
+    epoch = state_dir / "spool" / f"{source:016x}" / f"{EPOCH:08x}"
+    epoch.mkdir(parents=True)
+    (epoch.parent / "epoch").write_text(f"{EPOCH}\n")
+    first = 0
+    for events in frames:
+        content = seal(first, len(events), encoder.encode(Events(events)))
+        (epoch / f"{first:020d}.log").write_bytes(content)
+        first += len(events)
+    (epoch / "synced").write_bytes(struct.pack("=Q", first if synced is None else synced))
+
+
+@pytest.fixture
+def at(state_dir):
+    """A state directory with two sources; the arguments that lead there."""
+    opened = EpochOpen("g", "worker", 0, None, at_ns=1)
+    write(
+        state_dir,
+        SOURCE,
+        [
+            [opened, prediction("a", 10)],
+            [prediction("b", 20, "other"), Heartbeat(at_ns=25)],
+            [prediction("c", 30)],
+        ],
+    )
+    shift = Control("shift", model="flights", revision=13, by="token:ci", reason="go", at_ns=15)
+    write(state_dir, SOURCE + 1, [[shift]])
+    return ("--state-dir", str(state_dir))
+
+
+def ids(result) -> list[str]:
+    """request ids of the predictions printed as JSON lines."""
+    return [json.loads(line).get("request_id", "-") for line in result.stdout.splitlines()]
+
+
+def test_tail_prints_the_last_in_order_of_time(run, at) -> None:
+    """Sources are merged by time; heartbeats only when asked for."""
+    assert ids(run("audit", "tail", "--json", *at)) == ["-", "a", "-", "b", "c"]
+    assert ids(run("audit", "tail", "-n", "2", "--json", *at)) == ["b", "c"]
+    assert ids(run("audit", "tail", "--model", "flights", "--json", *at)) == ["a", "-", "c"]
+    assert ids(run("audit", "tail", "--type", "heartbeat", "--json", *at)) == ["-"]
+    text = run("audit", "tail", *at).stdout
+    assert len(text.splitlines()) == 5
+    assert "control.shift" in text
+    assert "revision 13 by token:ci: go" in text
+
+
+def test_get_finds_the_record(run, at) -> None:
+    """By id, in whatever segment; tensors readable, --json the whole record."""
+    shown = run("audit", "get", f"{PREFIX}{1:016x}", *at)
+    assert shown.exit_code == 0, shown.stderr
+    assert "1.5 -2" in shown.stdout
+    assert "'ok'" in shown.stdout
+    assert "weight 10%" in shown.stdout
+    record = json.loads(run("audit", "get", f"{PREFIX}{4:016x}", "--json", *at).stdout)
+    assert record["request_id"] == "c"
+    assert record["id"] == f"{PREFIX}{4:016x}"
+    assert run("audit", "get", f"{SOURCE + 1:016x}-{EPOCH:08x}-{0:016x}", *at).exit_code == 0
+
+
+def test_get_of_nothing_is_a_no_and_of_nonsense_an_input_error(run, at) -> None:
+    """Absent: 1; not an id: 2; each one line."""
+    for wanted, code in ((f"{PREFIX}{99:016x}", 1), ("zz", 2)):
+        result = run("audit", "get", wanted, "--wait-ms", "0", *at)
+        assert result.exit_code == code
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_is_not_synced_is_not_there(run, state_dir) -> None:
+    """Readers stop at `synced`."""
+    write(state_dir, SOURCE, [[prediction("a", 1)], [prediction("b", 2)]], synced=1)
+    at = ("--state-dir", str(state_dir))
+    assert ids(run("audit", "tail", "--json", *at)) == ["a"]
+    assert run("audit", "get", f"{PREFIX}{1:016x}", "--wait-ms", "0", *at).exit_code == 1
+
+
+def test_status_sums_up(run, at) -> None:
+    """One row an epoch."""
+    rows = json.loads(run("audit", "status", "--json", *at).stdout)["epochs"]
+    assert [row["on_disk_seq"] for row in rows] == [5, 1]
+    assert [row["segments"] for row in rows] == [3, 1]
+    assert "open" in run("audit", "status", *at).stdout
+
+
+def test_no_log_is_an_input_error(run, tmp_path) -> None:
+    """A state directory without a spool: exit 2 and what to name."""
+    for args in (("tail",), ("get", f"{PREFIX}{1:016x}"), ("verify",), ("status",)):
+        result = run("audit", *args, "--state-dir", "absent")
+        assert result.exit_code == 2
+        assert "--state-dir" in result.stderr
