@@ -77,6 +77,7 @@ class Batch:
 
     __slots__ = (
         "cut",
+        "cpu_ns",
         "ended_ns",
         "error",
         "inferences",
@@ -96,6 +97,7 @@ class Batch:
         self.error: Exception | None = None
         self.run_options: Any = None
         self.started_ns = 0
+        self.cpu_ns = 0
         self.ended_ns = 0
 
 
@@ -105,9 +107,11 @@ class CostModel:
     Cost: one list access to ask, one to learn.
     """
 
-    def __init__(self, first_ns: int) -> None:
+    def __init__(self, warm_ns: dict[int, int]) -> None:
         self._mean_ns: list[float] = [0.0] * 20
-        self._mean_ns[0] = float(max(first_ns, 1))
+        self._mean_ns[0] = 1_000_000.0
+        for rows, took_ns in warm_ns.items():
+            self._mean_ns[rows.bit_length() - 1] = float(max(took_ns, 1))
 
     def estimate_ns(self, rows: int) -> float:
         """The expected time of a run; scaled up from the nearest smaller size that was seen."""
@@ -120,7 +124,8 @@ class CostModel:
         return self._mean_ns[0]
 
     def learn(self, rows: int, took_ns: int) -> None:
-        """Take one run into the mean (weight 1/16)."""
+        """Take one run into the mean (weight 1/16); `took_ns` is CPU time of the running thread, since
+        a lane's wall time also counts the loop's work on the same core."""
         size = min(rows.bit_length() - 1 if rows else 0, 19)
         mean = self._mean_ns[size]
         self._mean_ns[size] = took_ns if not mean else mean + (took_ns - mean) / 16

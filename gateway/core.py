@@ -265,9 +265,11 @@ class Core:
                     shape = (batch.rows, *shape[1:])
                 batch.joined.append(data)
                 feeds[spec.name] = tensors.to_array(spec.datatype, data, shape, spec.name)
+            cpu_ns = time.thread_time_ns()
             batch.started_ns = time.perf_counter_ns()
             batch.outputs = version.session.run(feeds, None, batch.run_options)
             batch.ended_ns = time.perf_counter_ns()
+            batch.cpu_ns = time.thread_time_ns() - cpu_ns
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
             batch.ended_ns = time.perf_counter_ns()
             batch.started_ns = batch.started_ns or batch.ended_ns
@@ -288,7 +290,7 @@ class Core:
                     self._dirty[version] = None
             return
         if batch.error is None:
-            version.cost.learn(batch.rows, batch.ended_ns - batch.started_ns)
+            version.cost.learn(batch.rows, batch.cpu_ns)
         self._batch_id += 1
         error = self._why_failed(version, batch)
         texts: list[list[bytes]] = []

@@ -51,7 +51,7 @@ class Version:
         self.max_rows = batch.max_rows if session.batchable else 1
         self.queue = VersionQueue(batch.max_rows, batchable=session.batchable)
         self.inline_ns = batch.inline_us * 1000 if session.inline_allowed else 0
-        self.cost = CostModel(session.first_run_ns)
+        self.cost = CostModel(session.warm_cost_ns)
         self.facts = ModelFacts(
             name=session.model,
             version=session.version,

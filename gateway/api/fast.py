@@ -5,15 +5,17 @@ content or transfer coding, at most 256 KiB) makes no ASGI scope, task or corout
 the way of the parent class, to the Starlette door. One request is in flight per connection: pipelined
 ones wait in the parent's queue with reading paused, so answers keep their order.
 
-The head of a connection's last fast request is kept: a buffer that begins with the same bytes and carries
-exactly the same length of body needs no parsing. A head is kept only when one whole message was the
-buffer and its body stood at the end verbatim; after 8 misses in a row the connection gives up.
+The head of a connection's last fast request is kept, in two parts around the digits of Content-Length: a
+buffer that repeats both parts and carries exactly the body that its own digits say needs no parsing. A
+head is kept only when one whole message was the buffer and its body stood at the end verbatim; after 8
+misses in a row the connection gives up.
 
 Derives from uvicorn 0.54's HttpToolsProtocol; tests/contracts/test_uvicorn.py holds what is relied on.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -35,6 +37,7 @@ _MISSES_MAX = 8
 _SLOW_HEADERS = frozenset(
     (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"authorization")
 )
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})(?=\r\n)", re.IGNORECASE)
 _now = time.perf_counter_ns
 
 
@@ -94,10 +97,12 @@ class FastProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head: bytes | None = None
+        # The kept head: what stands before and behind the digits of its Content-Length.
+        self._before: bytes | None = None
+        self._before_bytes = 0
+        self._behind = b""
         self._head_cycle: FastCycle | None = None
-        self._head_bytes = 0
-        self._total_bytes = -1
+        self._keeps_heads = True
         self._misses = 0
         self._buffer: bytes = b""
         self._messages = 0
@@ -123,23 +128,31 @@ class FastProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         cycle = self.cycle
+        before = self._before
         if (
-            len(data) == self._total_bytes
-            and data.startswith(self._head)  # type: ignore[arg-type]
+            before is not None
+            and data.startswith(before)
             and (cycle is None or cycle.response_complete)
             and not self._reading
         ):
-            cycle = self._head_cycle
-            assert cycle is not None  # noqa: S101
-            self.cycle = cycle  # type: ignore[assignment]
-            cycle.response_complete = False
-            self._misses = 0
-            self.core.receive(cycle.head, data[self._head_bytes :], cycle, received_ns)  # type: ignore[arg-type]
-            return
-        if self._head is not None:
+            start = self._before_bytes
+            end = data.find(b"\r", start, start + 7)
+            digits = data[start:end]
+            if digits.isdigit() and data.startswith(self._behind, end):
+                end += len(self._behind)
+                size = int(digits)
+                if len(data) - end == size <= FAST_BODY_MAX_BYTES:
+                    kept = self._head_cycle
+                    self.cycle = kept  # type: ignore[assignment]
+                    kept.response_complete = False  # type: ignore[union-attr]
+                    self._misses = 0
+                    self.core.receive(kept.head, data[end:], kept, received_ns)  # type: ignore[union-attr,arg-type]
+                    return
+        if before is not None:
             self._misses += 1
             if self._misses >= _MISSES_MAX:
-                self._forget_head(-2)
+                self._before = self._head_cycle = None
+                self._keeps_heads = False
         self._buffer = data
         self._messages = 0
         self._received_ns = received_ns
@@ -256,7 +269,7 @@ class FastProtocol(HttpToolsProtocol):
         buffer = self._buffer
         size = len(buffer) - len(cycle.body)
         if (
-            self._total_bytes == -2
+            not self._keeps_heads
             or self._messages != 1
             or not cycle.keep_alive
             or isinstance(cycle.head, GatewayError)
@@ -266,17 +279,17 @@ class FastProtocol(HttpToolsProtocol):
             or buffer[size:] != cycle.body
         ):
             return
-        self._head = buffer[:size]
-        self._head_bytes = size
-        self._total_bytes = len(buffer)
+        head = buffer[:size]
+        lengths = list(_LENGTH.finditer(head))
+        if len(lengths) != 1:
+            return
+        self._before = head[: lengths[0].start(1)]
+        self._before_bytes = len(self._before)
+        self._behind = head[lengths[0].end(1) :]
         kept = FastCycle(self)
         kept.head = cycle.head
         kept.started, kept.more_body, kept.response_complete = True, False, True
         self._head_cycle = kept
-
-    def _forget_head(self, total_bytes: int) -> None:
-        self._head = self._head_cycle = None
-        self._total_bytes = total_bytes
 
     # --- bytes out -------------------------------------------------------------------------
 

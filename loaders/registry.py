@@ -1,0 +1,95 @@
+"""The registry: which versions are loaded, in what state, and why. Last step of loading.
+
+States: loading -> ready | failed; ready -> draining -> unloaded. One loader thread does all loading, one
+version after another, so that loading costs serving one core at most. A session is let go only by dropping
+the reference: a run that still holds it finishes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+
+from loaders.errors import ModelError
+from loaders.session import Session
+
+LOADING, READY, DRAINING, UNLOADED, FAILED = "loading", "ready", "draining", "unloaded", "failed"
+
+Key = tuple[str, str]
+Load = Callable[[str, str], Session]
+OnChange = Callable[[str, str, str, str | None], None]
+
+
+class Registry:
+    """Loads what is wanted, drops what is not.
+
+    Args:
+        load: makes a session; runs on the loader thread.
+        on_change: told (model, version, state, reason); called on the loader thread.
+
+    Threading: `want`, `retry`, `get` from any thread, none of them blocks.
+    """
+
+    def __init__(self, load: Load, on_change: OnChange) -> None:
+        self._load = load
+        self._on_change = on_change
+        self._sessions: dict[Key, Session] = {}
+        self._states: dict[Key, tuple[str, str | None]] = {}
+        self._wanted: frozenset[Key] = frozenset()
+        self._work: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+
+    def want(self, desired: Iterable[Key]) -> None:
+        """Make this the set of loaded versions; failed ones stay failed until they leave the set."""
+        before, self._wanted = self._wanted, frozenset(desired)
+        for key in sorted(before ^ self._wanted, key=lambda k: (k[0], int(k[1]))):
+            self._work.put(key)
+
+    def retry(self, model: str, version: str) -> None:
+        """Load a failed version again."""
+        if self._states.get((model, version), ("", None))[0] == FAILED:
+            self._states.pop((model, version))
+            self._work.put((model, version))
+
+    def get(self, model: str, version: str) -> Session | None:
+        """A session that is ready."""
+        return self._sessions.get((model, version))
+
+    def states(self) -> dict[Key, tuple[str, str | None]]:
+        """State and reason of every version that was ever wanted."""
+        return dict(self._states)
+
+    def close(self) -> None:
+        """End the loader thread after the version it is at."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (key := self._work.get()) is not None:
+            if key in self._wanted:
+                if key not in self._sessions and self._states.get(key, ("", None))[0] != FAILED:
+                    self._load_one(key)
+            elif key in self._sessions:
+                self._set(key, DRAINING, None)
+                del self._sessions[key]
+                self._set(key, UNLOADED, None)
+            else:
+                self._states.pop(key, None)
+
+    def _load_one(self, key: Key) -> None:
+        self._set(key, LOADING, None)
+        try:
+            session = self._load(*key)
+        except ModelError as exc:
+            self._set(key, FAILED, str(exc))
+            return
+        except Exception as exc:  # noqa: BLE001  one bad model must not stop the loader
+            self._set(key, FAILED, f"{type(exc).__name__}: {str(exc)[:200]}")
+            return
+        self._sessions[key] = session
+        self._set(key, READY, None)
+
+    def _set(self, key: Key, state: str, reason: str | None) -> None:
+        self._states[key] = (state, reason)
+        self._on_change(*key, state, reason)

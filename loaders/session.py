@@ -1,0 +1,175 @@
+"""Sessions: one loaded version, ready to run. bundle -> **session** -> registry.
+
+The file is read once, hashed and looked through, then given to ONNX Runtime as bytes (unless it has
+external data), so that what was hashed is what runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from loaders import graph, probe
+from loaders.bundle import Bundle, read_bundle
+from loaders.datatypes import FROM_ORT, NUMPY
+from loaders.errors import ModelInvalid, ProviderUnavailable
+from loaders.repository import MODEL_FILE, version_directory
+from loaders.signature import Signature, TensorSpec
+
+_SEVERITY_ERROR = 3
+
+
+class Session:
+    """A version in memory.
+
+    Attributes:
+        batchable: rows of different requests may share a run.
+        inline_allowed: cost is predictable from the rows: no Loop, If or Scan in the graph.
+        warm_cost_ns: rows to the time of a warm run, as a first guess of cost.
+
+    Threading: `run` is safe from any thread and releases the GIL.
+    """
+
+    def __init__(self, model: str, version: str, session: Any, bundle: Bundle) -> None:
+        self.model = model
+        self.version = version
+        self.bundle = bundle
+        self.signature = _signature(session, model, version)
+        self.batchable = False
+        self.inline_allowed = True
+        self.runtime = ""
+        self.load_ms = 0
+        self.warm_cost_ns: dict[int, int] = {1: 1_000_000}
+        self._session = session
+        self._output_names = [spec.name for spec in self.signature.outputs]
+        # Skips the wrapper's checks of names and kinds; ours stand before it (tensors, codec).
+        self._run = session._sess.run  # noqa: SLF001
+
+    def run(
+        self,
+        feeds: dict[str, Any],
+        output_names: Sequence[str] | None = None,
+        run_options: Any = None,
+    ) -> list[Any]:
+        """Run the model.
+
+        Args:
+            feeds: C-ordered little-endian arrays (object arrays of str for BYTES) by input name.
+
+        Raises:
+            Exception: whatever ONNX Runtime raises.
+        """
+        names = self._output_names if output_names is None else list(output_names)
+        return self._run(names, feeds, run_options)  # type: ignore[no-any-return]
+
+    def new_run_options(self) -> Any:
+        """Options of one run; setting `terminate` on them stops it."""
+        return onnxruntime.RunOptions()
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._run = None
+        self._session = None
+
+
+def load(
+    root: Path,
+    model: str,
+    version: str,
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    intra_op_threads: int = 1,
+) -> Session:
+    """Load, probe and warm a version. Blocking; releases the GIL while ONNX Runtime loads.
+
+    Raises:
+        BundleInvalid, ModelInvalid, ProviderUnavailable: with what to do.
+    """
+    started = time.monotonic_ns()
+    check_providers(providers)
+    directory = version_directory(root, model, version)
+    bundle = read_bundle(directory)
+    path = directory / MODEL_FILE
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SEVERITY_ERROR
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    external = any(p.is_file() and p.suffix in {".data", ".bin"} for p in directory.iterdir())
+    try:
+        content = path.read_bytes()
+        used = graph.operators(content)
+        source = str(path) if external else content
+        raw = onnxruntime.InferenceSession(source, options, providers=list(providers))
+    except OSError as exc:
+        msg = f"{model}/{version}: {MODEL_FILE}: {exc.strerror}"
+        raise ModelInvalid(msg) from exc
+    except Exception as exc:
+        text = (str(exc).splitlines() or [type(exc).__name__])[0].replace(str(root), "…")[:300]
+        msg = f"{model}/{version}: ONNX Runtime cannot load {MODEL_FILE}: {text}"
+        raise ModelInvalid(msg) from exc
+    session = Session(model, version, raw, bundle)
+    session.inline_allowed = not used & graph.CONTROL_FLOW
+    provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
+    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op_threads}"
+    if probe.has_batch_dimension(session.signature):
+        session.batchable = probe.rows_are_independent(session.signature, session.run)
+    _warm(session)
+    session.load_ms = (time.monotonic_ns() - started) // 1_000_000
+    return session
+
+
+def check_providers(providers: Sequence[str]) -> None:
+    """Refuse execution providers that this build lacks.
+
+    Raises:
+        ProviderUnavailable: names it and lists those there are.
+    """
+    have = onnxruntime.get_available_providers()
+    for provider in providers:
+        if provider not in have:
+            msg = f"execution provider {provider!r} is not in this build; it has {', '.join(have)}"
+            raise ProviderUnavailable(msg)
+
+
+def _signature(session: Any, model: str, version: str) -> Signature:
+    def specs(values: Any, what: str) -> tuple[TensorSpec, ...]:
+        out = []
+        for value in values:
+            datatype = FROM_ORT.get(value.type)
+            if datatype is None:
+                msg = f"{model}/{version}: {what} '{value.name}' is {value.type}, which is not served"
+                raise ModelInvalid(msg)
+            shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in value.shape)
+            out.append(TensorSpec(value.name, datatype, shape))
+        return tuple(out)
+
+    return Signature(specs(session.get_inputs(), "input"), specs(session.get_outputs(), "output"))
+
+
+def _warm(session: Session) -> None:
+    """Runs on zeros, of one row and (batchable) of 32; the faster of two is the first guess of cost."""
+    for rows in (1, 32) if session.batchable else (1,):
+        feeds = {spec.name: _zeros(spec, rows) for spec in session.signature.inputs}
+        took = []
+        try:
+            session.run(feeds)
+            for _ in range(3):
+                started = time.perf_counter_ns()
+                session.run(feeds)
+                took.append(time.perf_counter_ns() - started)
+        except Exception:  # noqa: BLE001  zeros need not be a valid input; cost is learnt from traffic
+            return
+        session.warm_cost_ns[rows] = min(took)
+
+
+def _zeros(spec: TensorSpec, rows: int) -> Any:
+    shape = tuple(dim if dim != -1 else (rows if i == 0 else 1) for i, dim in enumerate(spec.shape))
+    if spec.datatype == "BYTES":
+        return np.full(shape, "", dtype=object)
+    return np.zeros(shape, NUMPY[spec.datatype])
