@@ -71,6 +71,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         case GatewayError():
             code = NO if isinstance(error, _NO_ERRORS) else INPUT
             return f"tidegate: {_flat(str(error))}", code
+        case ModuleNotFoundError():
+            return f"tidegate: this needs the package {error.name}, which is not installed", INPUT
         case _:
             return None
 

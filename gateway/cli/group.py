@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from gateway.cli.failures import Stop, explain
+from gateway.cli.failures import explain
 
 
 class Entry(NamedTuple):
@@ -35,17 +35,9 @@ class Entry(NamedTuple):
             return False
 
     def load(self) -> click.Command:
-        """Import and return the command.
-
-        Raises:
-            Stop: a package that it needs is not installed.
-        """
+        """Import and return the command."""
         module, _, attribute = self.target.partition(":")
-        try:
-            found = getattr(import_module(module), attribute)
-        except ModuleNotFoundError as exc:
-            msg = f"this command needs the package {exc.name}, which is not installed"
-            raise Stop(msg) from exc
+        found = getattr(import_module(module), attribute)
         assert isinstance(found, click.Command)
         return found
 

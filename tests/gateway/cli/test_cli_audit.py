@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from gateway.audit.event import (
     RouteFacts,
     Tensor,
 )
+from gateway.audit.feed import Delivery
 from gateway.audit.frame import Events, encoder, seal
 
 SOURCE, EPOCH = 0x0123456789ABCDEF, 0x6B03F3B8
@@ -131,3 +134,47 @@ def test_no_log_is_an_input_error(run, tmp_path) -> None:
         result = run("audit", *args, "--state-dir", "absent")
         assert result.exit_code == 2
         assert "--state-dir" in result.stderr
+
+
+class FakeFeed:
+    """A feed of two reads, then quiet, then Ctrl-C."""
+
+    def __init__(self, *args: object) -> None:
+        self.args = args
+        self.reads = [[prediction("k1", 1)], [prediction("k2", 2, "other")], []]
+        for number, events in enumerate(self.reads):
+            for event in events:
+                event.id = f"{PREFIX}{number:016x}"
+
+    def read(self, max_events: int, wait_ms: int) -> Delivery:
+        if not self.reads:
+            raise KeyboardInterrupt
+        return Delivery(self.reads.pop(0), [])
+
+    def close(self) -> None:
+        pass
+
+
+def test_kafka_reads_the_topic_through_the_feed(run, monkeypatch) -> None:
+    """--kafka needs no state directory; tail and get read until the topic is quiet."""
+    module = types.ModuleType("gateway.audit.kafka_feed")
+    monkeypatch.setattr(module, "KafkaFeed", FakeFeed, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    at = ("--kafka", "127.0.0.1:9092", "--state-dir", "absent")
+    assert ids(run("audit", "tail", "--json", *at)) == ["k1", "k2"]
+    assert ids(run("audit", "tail", "-n", "1", "--json", *at)) == ["k2"]
+    assert "other" in run("audit", "get", f"{PREFIX}{1:016x}", *at).stdout
+    assert run("audit", "get", f"{PREFIX}{7:016x}", *at).exit_code == 1
+
+
+def test_follow_goes_on_where_the_tail_ended(run, at, monkeypatch) -> None:
+    """The feed starts at the positions read; Ctrl-C ends with 0."""
+    made: list[FakeFeed] = []
+    module = types.ModuleType("gateway.audit.spool_feed")
+    make = lambda *args: made.append(FakeFeed(*args)) or made[-1]  # noqa: E731
+    monkeypatch.setattr(module, "SpoolFeed", make, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    result = run("audit", "tail", "-n", "1", "--follow", "--model", "flights", "--json", *at)
+    assert result.exit_code == 0, result.stderr
+    assert ids(result) == ["c", "k1"]
+    assert made[0].args[1] == {f"{SOURCE:016x}-{EPOCH:08x}": 5, f"{SOURCE + 1:016x}-{EPOCH:08x}": 1}
