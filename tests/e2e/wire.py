@@ -28,8 +28,9 @@ class RawReply(NamedTuple):
 
     def masked(self) -> bytes:
         """Everything, with the ids and the date struck out."""
-        head = re.sub(rb"(?im)^(x-prediction-id|date): [^\r]*", rb"\1: *", self.head)
-        return head + self.body
+        head = re.sub(rb"(?im)^date: [^\r]*", b"date: *", self.head)
+        # A request without an id gets the prediction's in its body too.
+        return re.sub(rb"[0-9a-f]{16}-[0-9a-f]{8}-[0-9a-f]{16}", b"*", head + self.body)
 
 
 class Wire:
