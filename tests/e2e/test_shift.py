@@ -193,7 +193,7 @@ def _last_logged(gateway: Gateway) -> dict:
     """The newest event of this model's route in the spool, read as consumers do."""
     from gateway.audit.spool_feed import SpoolFeed  # noqa: PLC0415
 
-    feed = SpoolFeed(gateway.state_dir)
+    feed = SpoolFeed(gateway.state_dir / "spool")
     found: list[dict] = []
     try:
         while events := feed.read(10_000, 200).events:
