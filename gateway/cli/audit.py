@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,14 @@ import msgspec
 from gateway.audit.event import KINDS, Event, encode_event
 from gateway.audit.feed import Feed, Positions
 from gateway.audit.identity import EventId, parse_event_id
-from gateway.cli import records, spool
+from gateway.audit.spool_feed import SpoolFeed, find
+from gateway.audit.verify import status as spool_status
+from gateway.audit.verify import verify as verify_spool
+from gateway.cli import records
 from gateway.cli.client import state_dir_option, state_directory
 from gateway.cli.failures import NO, Stop
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
+from gateway.cli.tailing import last
 
 READ_EVENTS = 1000
 FOLLOW_WAIT_MS = 500
@@ -47,8 +51,6 @@ class Place(NamedTuple):
             from gateway.audit.kafka_feed import KafkaFeed
 
             return KafkaFeed(self.kafka, self.topic)
-        from gateway.audit.spool_feed import SpoolFeed
-
         return SpoolFeed(self.spool, positions)
 
 
@@ -108,7 +110,7 @@ def tail(
         feed = place.feed()
         found = _last_of(feed, count, keep)
     else:
-        found, positions = spool.last(place.spool, count, keep)
+        found, positions = last(place.spool, count, keep)
         if follow:
             feed = place.feed(positions)
     try:
@@ -152,16 +154,24 @@ def get(prediction_id: str, wait_ms: int, place: Place, as_json: bool) -> None:
 @click.pass_context
 def verify(ctx: click.Context, where: Path, as_json: bool) -> None:
     """Check that every number drawn has a record or a gap that says why not; exit 1 if not."""
-    from gateway.audit.verify import verify as run
-
-    report = run(where)
+    report = verify_spool(where)
     if as_json:
-        print_json(report)
+        print_json({"ok": report.ok, "epochs": report.epochs})
     else:
         table(
-            ("source", "epoch", "events", "gaps", "state", "problem"),
+            ("source", "epoch", "role", "first", "next", "events", "in gaps", "missing", "state"),
             [
-                (f"{e.source:016x}", f"{e.epoch:08x}", e.events, e.missing, e.state, e.problem)
+                (
+                    e.source,
+                    f"{e.epoch:08x}",
+                    e.role,
+                    e.first_seq,
+                    e.next_seq,
+                    e.events,
+                    _ranges([gap[:2] for gap in e.gaps]),
+                    _ranges(e.missing) or (f"{e.twice} twice" if e.twice else "none"),
+                    e.closed or "open",
+                )
                 for e in report.epochs
             ],
         )
@@ -174,34 +184,29 @@ def verify(ctx: click.Context, where: Path, as_json: bool) -> None:
 @spool_options
 @json_option
 def status(where: Path, as_json: bool) -> None:
-    """Show what the spool holds, by source and epoch."""
-    found: list[dict[str, Any]] = []
-    for epoch in spool.epochs(where):
-        closed = epoch.closed
-        found.append(
-            {
-                "source": f"{epoch.source:016x}",
-                "epoch": epoch.epoch,
-                "on_disk_seq": epoch.synced,
-                "first_seq": next((first for first, _ in epoch.segments()), None),
-                "segments": len(epoch.segments()),
-                "size_bytes": epoch.size_bytes(),
-                "state": closed.cause if closed else "open",
-            }
-        )
-    total = sum(row["size_bytes"] for row in found)
+    """Show where the newest epoch of every source stands."""
+    sources = spool_status(where, None)
     if as_json:
-        print_json({"epochs": found, "size_bytes": total})
+        print_json({"sources": sources})
         return
-    names = ("source", "epoch", "first_seq", "on_disk_seq", "segments", "size_bytes", "state")
     table(
-        ("source", "epoch", "first", "next", "files", "MiB", "state"),
+        ("source", "epoch", "on disk up to", "MiB", "last write"),
         [
-            (*(row[n] for n in names[:5]), f"{row['size_bytes'] / 2**20:.1f}", row["state"])
-            for row in found
+            (
+                s.source,
+                f"{s.epoch:08x}",
+                s.next_seq,
+                f"{s.spool_bytes / 2**20:.1f}",
+                f"{s.age_s:g} s ago",
+            )
+            for s in sources
         ],
     )
-    say(f"{total / 2**20:.1f} MiB in {len(found)} epochs")
+    say(f"{sum(s.spool_bytes for s in sources) / 2**20:.1f} MiB in {len(sources)} sources")
+
+
+def _ranges(ranges: Sequence[tuple[int, int | None]]) -> str:
+    return ", ".join(f"{a}..{'?' if b is None else b}" for a, b in ranges)
 
 
 def _spool(state_dir: Path) -> Path:
@@ -222,7 +227,7 @@ def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool]) -> list[Even
 def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
     deadline = time.monotonic() + wait_ms / 1000
     while True:
-        found = spool.find(where, wanted)
+        found = find(where, wanted)
         if found is not None or time.monotonic() >= deadline:
             return found
         time.sleep(0.01)

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.audit.event import Control, Event, Gap, Model, Prediction, Tensor
 from gateway.audit.frame import ITEM_BYTES
 from gateway.cli.screen import moment, say, table
-from gateway.cli.spool import time_of
+from gateway.cli.tailing import time_of
 
 _CODES = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b",

@@ -121,11 +121,20 @@ def test_what_is_not_synced_is_not_there(run, state_dir) -> None:
 
 
 def test_status_sums_up(run, at) -> None:
-    """One row an epoch."""
-    rows = json.loads(run("audit", "status", "--json", *at).stdout)["epochs"]
-    assert [row["on_disk_seq"] for row in rows] == [5, 1]
-    assert [row["segments"] for row in rows] == [3, 1]
-    assert "open" in run("audit", "status", *at).stdout
+    """One row a source."""
+    rows = json.loads(run("audit", "status", "--json", *at).stdout)["sources"]
+    assert [row["next_seq"] for row in rows] == [5, 1]
+    assert "2 sources" in run("audit", "status", *at).stdout
+
+
+def test_verify_says_no_when_numbers_are_missing(run, at, state_dir) -> None:
+    """Whole: exit 0; a segment taken out of the middle: exit 1 and the range."""
+    assert run("audit", "verify", *at).exit_code == 0
+    next((state_dir / "spool").glob(f"*/*/{2:020d}.log")).unlink()
+    result = run("audit", "verify", *at)
+    assert result.exit_code == 1
+    assert "2..3" in result.stdout
+    assert json.loads(run("audit", "verify", "--json", *at).stdout)["ok"] is False
 
 
 def test_no_log_is_an_input_error(run, tmp_path) -> None:
@@ -170,10 +179,12 @@ def test_kafka_reads_the_topic_through_the_feed(run, monkeypatch) -> None:
 def test_follow_goes_on_where_the_tail_ended(run, at, monkeypatch) -> None:
     """The feed starts at the positions read; Ctrl-C ends with 0."""
     made: list[FakeFeed] = []
-    module = types.ModuleType("gateway.audit.spool_feed")
-    make = lambda *args: made.append(FakeFeed(*args)) or made[-1]  # noqa: E731
-    monkeypatch.setattr(module, "SpoolFeed", make, raising=False)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def make(*args: object) -> FakeFeed:
+        made.append(FakeFeed(*args))
+        return made[-1]
+
+    monkeypatch.setattr("gateway.cli.audit.SpoolFeed", make)
     result = run("audit", "tail", "-n", "1", "--follow", "--model", "flights", "--json", *at)
     assert result.exit_code == 0, result.stderr
     assert ids(result) == ["c", "k1"]
