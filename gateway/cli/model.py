@@ -67,12 +67,12 @@ def load(model: str, version: str | None, reason: str, as_json: bool, admin: Cli
 
 @command.command("unload")
 @click.argument("model")
-@click.argument("version", required=False)
+@click.argument("version")
 @reason_option
 @admin_options
 @json_option
-def unload(model: str, version: str | None, reason: str, as_json: bool, admin: Client) -> None:
-    """Unload VERSION of MODEL [default: all]; refused while a route sends it traffic."""
+def unload(model: str, version: str, reason: str, as_json: bool, admin: Client) -> None:
+    """Unload VERSION of MODEL; refused while it is in the route."""
     _change(admin, model, version, "unload", reason, as_json)
 
 
@@ -99,6 +99,7 @@ def _change(
     if as_json:
         print_json(answer.body)
         return
+    version = version or answer.body.get("version")
     at = f" version {version}" if version else ""
     pending = (
         "; some workers are not done yet: see `tidegate model show`" if answer.status == 202 else ""

@@ -100,7 +100,8 @@ class Asked:
         applied = body.get("applied") or {}
         say(f"{model}: revision {self._if_match} -> {body.get('revision', '?')}{_applied(applied)}")
         if answer.status == 202:
-            say("accepted; some workers do not run it yet: see `tidegate route show`")
+            pending = ", ".join(str(index) for index in applied.get("pending", ())) or "?"
+            say(f"accepted; some workers do not run it yet (index {pending})")
 
 
 @command.command("show")

@@ -51,7 +51,7 @@ def test_load_unload_refresh(run, fake, state_dir) -> None:
     loaded = run("model", "load", "flights", "2", "--reason", "r", *at)
     assert loaded.exit_code == 0
     assert fake.seen[-1].body == {"version": "2", "reason": "r"}
-    unloaded = run("model", "unload", "flights", *at)
+    unloaded = run("model", "unload", "flights", "1", *at)
     assert unloaded.exit_code == 1
     assert "in use" in unloaded.stderr
     refreshed = run("model", "refresh", *at)

@@ -124,7 +124,12 @@ def test_dry_run_asks_and_changes_nothing(run, admin, state_dir) -> None:
 
 def test_pending_workers_are_said(run, admin, state_dir) -> None:
     """202: accepted, exit 0, and told."""
-    admin.on("POST", f"{AT}/shift", DONE | {"applied": {"workers": 1, "of": 2, "ms": 2000}}, 202)
+    admin.on(
+        "POST",
+        f"{AT}/shift",
+        DONE | {"applied": {"workers": 1, "of": 2, "ms": 2000, "pending": [1]}},
+        202,
+    )
     args = (
         "route",
         "shift",
@@ -137,7 +142,7 @@ def test_pending_workers_are_said(run, admin, state_dir) -> None:
     )
     result = run(*args)
     assert result.exit_code == 0
-    assert "some workers" in result.stdout
+    assert "index 1" in result.stdout
 
 
 @pytest.mark.parametrize(
