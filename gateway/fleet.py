@@ -174,6 +174,23 @@ class Fleet:
         """Indices whose worker has registered and is not down."""
         return [i for i in range(self.workers) if self.worker(i)[STATE] != DOWN]
 
+    def facts(self) -> list[dict[str, object]]:
+        """What each worker says of itself, for people."""
+        names = ("down", "starting", "serving", "draining")
+        return [
+            {
+                "worker": i,
+                "pid": words[PID],
+                "state": names[words[STATE]],
+                "generation": words[GENERATION],
+                "restarts": words[RESTARTS],
+                "inflight": words[INFLIGHT],
+                "connections": words[CONNECTIONS],
+            }
+            for i in range(self.workers)
+            for words in (self.worker(i),)
+        ]
+
     def _slot_start(self, index: int, slot: int) -> int:
         if not 0 <= slot < SLOTS:
             msg = f"slot {slot}: expected 0..{SLOTS - 1}"

@@ -67,6 +67,9 @@ class Ring:
     Threading: one producer thread and one consumer, in any two processes.
     """
 
+    COMMITTED_WORD = _COMMITTED
+    SYNCED_WORD = _SYNCED
+
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory
         self._words = memory[:HEADER_PAGE_BYTES].cast("Q")

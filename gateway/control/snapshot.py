@@ -57,6 +57,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     next_slot: int = 0
     unloaded: tuple[tuple[str, str], ...] = ()
     """(model, version) pairs that an operator unloaded: not loaded again by themselves."""
+    loaded: tuple[tuple[str, str], ...] = ()
+    """Pairs that an operator loaded beside those that the route asks for."""
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,132 @@
+"""`/metrics`: the fleet's shared memory as Prometheus metrics, read at scrape time.
+
+A custom collector over the slots; never prometheus_client's multiprocess mode, whose files a kill can leave in a
+state that breaks every scrape. Label values come from closed sets: models and versions in the snapshot, kinds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from gateway import fleet as words_of
+from gateway.control.snapshot import Serving
+from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
+
+_KINDS = (
+    ("done", words_of.DONE),
+    ("failed", words_of.FAILED),
+    ("cancelled", words_of.CANCELLED),
+    ("expired", words_of.EXPIRED),
+)
+_WORKER = (
+    ("inflight_requests", "requests in flight", words_of.INFLIGHT),
+    ("connections", "open connections", words_of.CONNECTIONS),
+    ("held_replies", "frames waiting for the log", words_of.HELD_REPLIES),
+    ("ring_used_bytes", "appended and not yet on disk", words_of.RING_USED_BYTES),
+    ("generation", "generation that the worker runs", words_of.GENERATION),
+    ("state", "0 down, 1 starting, 2 serving, 3 draining", words_of.STATE),
+)
+_FORWARDER = ("forwarded_events", "lag_events", "lag_bytes", "oldest_age_ms", "retries", "quarantined")
+
+
+class FleetCollector:
+    """Makes the metric families of one scrape."""
+
+    def __init__(self, fleet: Fleet, serving: Serving, state_dir: Path) -> None:
+        self._fleet = fleet
+        self._serving = serving
+        self._state_dir = state_dir
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        yield from self._versions()
+        yield from self._workers()
+        weights = GaugeMetricFamily(
+            "tidegate_route_weight_bp", "share of live traffic", labels=["model", "variant", "version"]
+        )
+        revisions = GaugeMetricFamily("tidegate_route_revision", "revision", labels=["model"])
+        for route in self._serving.routes.values():
+            revisions.add_metric([route.model], route.revision)
+            for v in route.variants:
+                weights.add_metric([route.model, v.name, v.version], v.weight_bp)
+        yield weights
+        yield revisions
+        yield from self._forwarder()
+
+    def _versions(self) -> Iterator[Metric]:
+        labels = ["model", "version"]
+        requests = CounterMetricFamily(
+            "tidegate_requests", "requests by outcome", labels=[*labels, "kind"]
+        )
+        rows = CounterMetricFamily("tidegate_rows", "rows run", labels=labels)
+        batches = CounterMetricFamily("tidegate_batches", "runs", labels=labels)
+        stages = CounterMetricFamily(
+            "tidegate_stage_seconds", "time by stage", labels=[*labels, "stage"]
+        )
+        latency = HistogramMetricFamily(
+            "tidegate_request_seconds", "from the first byte to the reply", labels=labels
+        )
+        ready = GaugeMetricFamily("tidegate_version_ready_workers", "workers ready", labels=labels)
+        for desired in self._serving.versions:
+            name = [desired.model, desired.version]
+            slots = [self._fleet.slot(i, desired.slot) for i in range(self._fleet.workers)]
+            totals = [sum(slot[w] for slot in slots) for w in range(words_of.SLOT_WORDS)]
+            for kind, word in _KINDS:
+                requests.add_metric([*name, kind], totals[word])
+            rows.add_metric(name, totals[words_of.ROWS])
+            batches.add_metric(name, totals[words_of.BATCHES])
+            stages.add_metric([*name, "queue"], totals[words_of.QUEUE_NS] / 1e9)
+            stages.add_metric([*name, "infer"], totals[words_of.INFER_NS] / 1e9)
+            buckets, seen = [], 0
+            for index, bound_ns in enumerate(LATENCY_BOUNDS_NS):
+                seen += totals[LATENCY0 + index]
+                buckets.append((str(bound_ns / 1e9), seen))
+            seen += totals[LATENCY0 + len(LATENCY_BOUNDS_NS)]
+            buckets.append(("+Inf", seen))
+            latency.add_metric(name, buckets, totals[words_of.TOTAL_NS] / 1e9)
+            ready.add_metric(name, sum(s[words_of.LOAD_STATE] == words_of.READY for s in slots))
+        yield from (requests, rows, batches, stages, latency, ready)
+
+    def _workers(self) -> Iterator[Metric]:
+        workers = [self._fleet.worker(i) for i in range(self._fleet.workers)]
+        for name, text, word in _WORKER:
+            family = GaugeMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
+            for index, words in enumerate(workers):
+                family.add_metric([str(index)], words[word])
+            yield family
+        for name, text, word in (
+            ("restarts", "times a worker was started again", words_of.RESTARTS),
+            ("refused_requests", "refused before they had a version", words_of.REFUSED),
+            ("unlogged_numbers", "numbers drawn without a record", words_of.GAPS),
+        ):
+            family = CounterMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
+            for index, words in enumerate(workers):
+                family.add_metric([str(index)], words[word])
+            yield family
+
+    def _forwarder(self) -> Iterator[Metric]:
+        try:
+            status = json.loads((self._state_dir / "forwarder" / "status.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return
+        for name in _FORWARDER:
+            if isinstance(status.get(name), int | float):
+                yield GaugeMetricFamily(f"tidegate_forwarder_{name}", name, value=status[name])
+
+
+def exposition(fleet: Fleet, serving: Serving, state_dir: Path) -> tuple[bytes, str]:
+    """The body and content type of one scrape."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(FleetCollector(fleet, serving, state_dir))
+    return generate_latest(registry), CONTENT_TYPE_LATEST

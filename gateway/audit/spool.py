@@ -1,0 +1,243 @@
+"""The spool: the log on this host's disk, as the recorder writes it and as readers find it.
+
+    spool/<source hex>/<epoch hex>/<first seq, 20 digits>.log    frames, each at a multiple of 8 bytes
+    spool/<source hex>/<epoch hex>/synced                        u64: the next seq not yet on disk
+    spool/<source hex>/<epoch hex>/closed                        JSON: the epoch is over
+
+`synced` is mapped by the recorder and stored whole: readers treat frames from that number on as not there
+yet. It never runs ahead of what was synced to disk. `closed` comes once all there is to say of the epoch is
+on disk, in its own segments or as gap records of the recorder.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from gateway.audit.frame import Frame, scan
+
+SUFFIX = ".log"
+
+
+class Storage(Protocol):
+    """The disk, as an argument: tests give one that fails."""
+
+    def write(self, fd: int, data: bytes) -> int:
+        """write(2)."""
+        ...
+
+    def sync(self, fd: int) -> None:
+        """fdatasync(2)."""
+        ...
+
+
+class Disk:
+    """The real one."""
+
+    def write(self, fd: int, data: bytes) -> int:
+        """write(2)."""
+        return os.write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        """fdatasync(2)."""
+        os.fdatasync(fd)
+
+
+class EpochPath(NamedTuple):
+    """One epoch of one source on disk."""
+
+    source: int
+    epoch: int
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The positions' key of this epoch."""
+        return f"{self.source:016x}-{self.epoch:08x}"
+
+
+def epoch_path(spool: Path, source: int, epoch: int) -> EpochPath:
+    """Where an epoch lies."""
+    return EpochPath(source, epoch, spool / f"{source:016x}" / f"{epoch:08x}")
+
+
+def epochs(spool: Path) -> list[EpochPath]:
+    """Every epoch on disk, by source and in order."""
+    found: list[EpochPath] = []
+    try:
+        sources = sorted(spool.iterdir())
+    except FileNotFoundError:
+        return found
+    for directory in sources:
+        if len(directory.name) != 16 or not directory.is_dir():
+            continue
+        found.extend(
+            EpochPath(int(directory.name, 16), int(path.name, 16), path)
+            for path in sorted(directory.iterdir())
+            if len(path.name) == 8 and path.is_dir()
+        )
+    return found
+
+
+def segments(epoch: EpochPath) -> list[tuple[int, Path]]:
+    """(first seq, file) of an epoch's segments, in order."""
+    try:
+        names = sorted(p for p in epoch.path.iterdir() if p.suffix == SUFFIX)
+    except FileNotFoundError:
+        return []
+    return [(int(path.stem), path) for path in names]
+
+
+def segment_name(first_seq: int) -> str:
+    """The file name of a segment."""
+    return f"{first_seq:020d}{SUFFIX}"
+
+
+def synced_seq(epoch: EpochPath) -> int:
+    """The next seq of an epoch that is not yet on disk; 0 before the first sync."""
+    try:
+        content = (epoch.path / "synced").read_bytes()
+    except FileNotFoundError:
+        return 0
+    return int.from_bytes(content[:8], "little")
+
+
+def closed(epoch: EpochPath) -> dict[str, object] | None:
+    """What `closed` says, or None while the epoch is open."""
+    try:
+        return json.loads((epoch.path / "closed").read_bytes())  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def read_epoch(epoch: EpochPath, from_seq: int) -> Iterator[Frame]:
+    """Frames of an epoch from the one that holds `from_seq` on, up to the synced mark.
+
+    Reads whole segments (at most `audit.segment_bytes` in memory).
+    """
+    limit = synced_seq(epoch)
+    listed = segments(epoch)
+    for index, (_, path) in enumerate(listed):
+        if index + 1 < len(listed) and listed[index + 1][0] <= from_seq:
+            continue
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        for _, frame in scan(content, 0, len(content)):
+            if frame.first_seq >= limit:
+                return
+            if frame.next_seq > from_seq:
+                yield frame
+
+
+class SyncedMark:
+    """The recorder's handle on an epoch's `synced` file."""
+
+    def __init__(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < 8:
+                os.pwrite(fd, b"\0" * 8, 0)
+                os.fsync(fd)
+            self._map = mmap.mmap(fd, 8)
+        finally:
+            os.close(fd)
+        self._word = memoryview(self._map).cast("Q")
+
+    def store(self, next_seq: int) -> None:
+        """Everything below is on disk. Never moves back."""
+        if next_seq > self._word[0]:
+            self._word[0] = next_seq
+
+    def close(self) -> None:
+        """Unmap."""
+        self._word.release()
+        self._map.close()
+
+
+class SegmentWriter:
+    """Appends frames of one epoch; rolls at `segment_bytes`.
+
+    A write or sync that fails leaves the file poisoned: `abandon` closes it, and the caller cuts it and goes
+    on in a new one; a failed sync is never tried again on the same file.
+    """
+
+    def __init__(self, epoch: EpochPath, segment_bytes: int, storage: Storage) -> None:
+        self._epoch = epoch
+        self._segment_bytes = segment_bytes
+        self._storage = storage
+        self._fd = -1
+        self._size = 0
+        self._fresh = False
+        epoch.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write(self, first_seq: int, data: bytes) -> None:
+        """Write frames; not on disk before `sync`.
+
+        Raises:
+            OSError: nothing of it may be taken as written.
+        """
+        if self._fd < 0 or self._size >= self._segment_bytes:
+            self._roll(first_seq)
+        view = memoryview(data)
+        while view:
+            written = self._storage.write(self._fd, bytes(view))
+            view = view[written:]
+        self._size += len(data)
+
+    def sync(self) -> None:
+        """Put what was written on disk, and a new file's name too.
+
+        Raises:
+            OSError: the file is poisoned.
+        """
+        if self._fd < 0:
+            return
+        self._storage.sync(self._fd)
+        if self._fresh:
+            sync_directory(self._epoch.path)
+            sync_directory(self._epoch.path.parent)
+            sync_directory(self._epoch.path.parent.parent)
+            self._fresh = False
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._size = -1, 0
+
+    def _roll(self, first_seq: int) -> None:
+        if self._fd >= 0:
+            self._storage.sync(self._fd)
+            self.abandon()
+        path = self._epoch.path / segment_name(first_seq)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
+        self._fresh = True
+
+
+def sync_directory(path: Path) -> None:
+    """fsync of a directory: names in it survive power loss."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_closed(epoch: EpochPath, next_seq: int, cause: str) -> None:
+    """Say that an epoch is over (temporary file, fsync, rename, fsync of the directory)."""
+    temporary = epoch.path / "closed.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps({"next_seq": next_seq, "cause": cause}).encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.rename(epoch.path / "closed")
+    sync_directory(epoch.path)

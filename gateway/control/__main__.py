@@ -1,0 +1,124 @@
+"""The control process: `python -P -m gateway.control`. Composes recovery, engine, placement and admin API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from gateway import config as configuration
+from gateway import logs, process
+from gateway.api.admin import AdminApi
+from gateway.audit.source import SMALL_RING_BYTES, claim_source
+from gateway.audit.writer import Writer
+from gateway.control.engine import Engine
+from gateway.control.placement import Placement
+from gateway.control.recovery import recover, sources_of, wait_drained
+from gateway.control.state import renumbered
+from gateway.control.tokens import ensure_token
+from gateway.errors import AuditUnavailable, GatewayError
+from gateway.fleet import Fleet
+
+log = logging.getLogger("tidegate.control")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing to capture."""
+        yield
+
+
+async def _serve(context: process.Context) -> int:
+    config = configuration.decode(context.config)
+    state_dir, ring_dir = context.state_path, Path(context.ring_dir)
+    (state_dir / "control").mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(state_dir / "control" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    token = ensure_token(state_dir)
+    fleet = Fleet.open(Path(context.fleet_path))
+    source = claim_source(state_dir, context.gateway_id, "control", ring_dir, SMALL_RING_BYTES)
+    if not wait_drained(ring_dir, sources_of(context.gateway_id), source.ring_path.name):
+        log.warning("predecessor_not_drained")
+        return 1
+    path = state_dir / "control" / "snapshot"
+    state = recover(path, state_dir / "spool", context.gateway_id)
+    if fleet.generation == 0:
+        state = renumbered(state)
+    writer = Writer(source, context.gateway_id)
+    engine = Engine(state, writer, fleet, path)
+    engine.publish()
+    placement = Placement(engine, Path(context.models))
+    server = Server(
+        uvicorn.Config(
+            AdminApi(engine, placement, fleet, state_dir, ring_dir, token).app(),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
+    tasks = [
+        asyncio.create_task(placement.run()),
+        asyncio.create_task(_tick(engine, writer, server)),
+        asyncio.create_task(_log_routes(engine)),
+    ]
+    await server.serve(sockets=[socket.socket(fileno=context.admin_fd)])
+    for task in tasks:
+        task.cancel()
+    writer.close()
+    return 1 if engine.must_restart else 0
+
+
+async def _tick(engine: Engine, writer: Writer, server: uvicorn.Server) -> None:
+    while True:
+        writer.heartbeat()
+        if engine.must_restart:
+            server.should_exit = True
+        await asyncio.sleep(0.5)
+
+
+async def _log_routes(engine: Engine) -> None:
+    """At each epoch and daily: the full routes."""
+    while True:
+        try:
+            await engine.log_routes()
+        except AuditUnavailable as exc:
+            log.warning("routes_not_logged", extra={"why": str(exc)})
+        await asyncio.sleep(86_400)
+
+
+def main() -> None:
+    """Entry of the process."""
+    context = process.enter()
+    logs.setup("control")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    started = time.monotonic()
+    try:
+        code = asyncio.run(_serve(context))
+    except GatewayError as exc:
+        sys.stderr.write(f"tidegate: {exc}\n")
+        code = 2
+    log.info("control_stopped", extra={"after_s": int(time.monotonic() - started)})
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

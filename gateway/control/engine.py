@@ -1,0 +1,302 @@
+"""The engine: one change at a time, logged before it takes effect.
+
+admin API -> **engine**: check -> append the event, wait until it is on disk -> snapshot -> generation word -> wait
+for the workers -> answer. The order is what makes a kill at any point leave the old state or the new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway import fleet as words_of
+from gateway.audit.event import Control
+from gateway.audit.writer import Writer
+from gateway.control import snapshot
+from gateway.control.state import State, applied, placed, route_document
+from gateway.errors import (
+    AuditUnavailable,
+    ChangeInvalid,
+    ReasonRequired,
+    RevisionConflict,
+    StateConflict,
+    UnknownModel,
+)
+from gateway.fleet import LOAD_STATES, Fleet
+from gateway.routing import Change, Route
+
+POLL_S = 0.001
+LOG_TIMEOUT_S = 5.0
+APPLY_TIMEOUT_S = 2.0
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """How far a generation got: workers that run it, of how many live, after so many ms."""
+
+    workers: int
+    of: int
+    ms: int
+    pending: tuple[int, ...] = ()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a change did (or, on a dry run, would do)."""
+
+    route: Route | None
+    before: Route | None
+    generation: int
+    applied: Applied | None
+
+
+class Engine:
+    """Owns control state.
+
+    Args:
+        found: versions on disk by model, as last scanned (kept by placement).
+
+    Threading: one event loop; changes are serialised by a lock.
+    """
+
+    def __init__(self, state: State, writer: Writer, fleet: Fleet, path: Path) -> None:
+        self.state = state
+        self.found: dict[str, tuple[str, ...]] = {}
+        self.must_restart = False
+        """A change is in the ring and its fate unknown: only recovery can tell."""
+        self._writer = writer
+        self._fleet = fleet
+        self._path = path
+        self._lock = asyncio.Lock()
+
+    def route(self, model: str) -> Route:
+        """A model's route.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        route = self.state.serving.routes.get(model)
+        if route is None:
+            raise UnknownModel(model)
+        return route
+
+    async def change_route(
+        self,
+        model: str,
+        kind: str,
+        change: Change,
+        make: Callable[[Route, Change], Route],
+        *,
+        expected_revision: int,
+        dry_run: bool = False,
+    ) -> Outcome:
+        """Make a new revision of a route.
+
+        Args:
+            make: from the present route to the next; raises what it refuses.
+            expected_revision: from If-Match.
+
+        Raises:
+            ReasonRequired, UnknownModel, RevisionConflict, StateConflict, ChangeInvalid: nothing changed.
+            AuditUnavailable: the change could not be logged; nothing changed.
+        """
+        _require_reason(change)
+        async with self._lock:
+            before = self.route(model)
+            if before.revision != expected_revision:
+                c = before.changed
+                msg = (
+                    f"route {model} is at revision {before.revision}, you sent {expected_revision}:"
+                    f" changed by {c.by} ({c.reason})"
+                )
+                raise RevisionConflict(msg, revision=before.revision, event=c.event)
+            after = make(before, change)
+            self.check_ready(after)
+            if dry_run:
+                return Outcome(after, before, self.state.serving.generation, None)
+            event = Control(
+                kind=kind,
+                at_ns=time.time_ns(),
+                gateway_id=self.state.serving.gateway_id,
+                model=model,
+                revision=after.revision,
+                before=route_document(before),
+                after=route_document(after),
+                by=change.by,
+                reason=change.reason,
+            )
+            done = await self._commit(event)
+            return Outcome(self.route(model), before, self.state.serving.generation, done)
+
+    async def first_route(self, route: Route) -> None:
+        """Log and publish revision 1 of a model that had none."""
+        async with self._lock:
+            if route.model in self.state.serving.routes:
+                return
+            await self._commit(
+                Control(
+                    kind="route",
+                    at_ns=time.time_ns(),
+                    gateway_id=self.state.serving.gateway_id,
+                    model=route.model,
+                    revision=route.revision,
+                    after=route_document(route),
+                    by=route.changed.by,
+                    reason=route.changed.reason,
+                )
+            )
+
+    async def load_or_unload(self, model: str, version: str, kind: str, change: Change) -> Outcome:
+        """Load a version everywhere, or let it go.
+
+        Raises:
+            UnknownModel: it is not in the repository.
+            StateConflict: it is in the route (unload).
+        """
+        _require_reason(change)
+        async with self._lock:
+            if version not in self.found.get(model, ()):
+                raise UnknownModel(model, version)
+            route = self.state.serving.routes.get(model)
+            if kind == "unload" and route is not None and version in route.versions:
+                msg = f"{model} version {version} is in the route; take it out first"
+                raise StateConflict(msg)
+            done = await self._commit(
+                Control(
+                    kind=kind,
+                    at_ns=time.time_ns(),
+                    gateway_id=self.state.serving.gateway_id,
+                    model=model,
+                    after={"version": version},
+                    by=change.by,
+                    reason=change.reason,
+                )
+            )
+            return Outcome(route, route, self.state.serving.generation, done)
+
+    async def log_routes(self) -> None:
+        """Log the full routes: at each epoch of control, so that a reader need not go further back."""
+        routes = {name: route_document(r) for name, r in self.state.serving.routes.items()}
+        async with self._lock:
+            event = Control(
+                kind="routes",
+                at_ns=time.time_ns(),
+                gateway_id=self.state.serving.gateway_id,
+                after=routes,
+                by="gateway",
+                reason="control started",
+            )
+            await self._log(event)
+            self.state = applied(self.state, event)
+
+    async def place(self, found: Mapping[str, tuple[str, ...]]) -> bool:
+        """Take up what the repository holds now; whether anything changed."""
+        async with self._lock:
+            self.found = dict(found)
+            after = placed(self.state, self.found)
+            if after.serving.versions == self.state.serving.versions:
+                return False
+            self._publish(after)
+            return True
+
+    def publish(self) -> None:
+        """Write and announce the present state as the next generation (at start)."""
+        self._publish(self.state)
+
+    def check_ready(self, route: Route) -> None:
+        """Weight only to versions that are ready in every live worker.
+
+        Raises:
+            StateConflict: names the version, the worker, its state and the reason.
+            ChangeInvalid: a shadow's version is not in the repository.
+        """
+        for variant in route.variants:
+            if variant.role == "shadow" or not variant.weight_bp:
+                if variant.version not in self.found.get(route.model, (variant.version,)):
+                    msg = f"variant {variant.name}: {route.model} has no version {variant.version}"
+                    raise ChangeInvalid(msg)
+                continue
+            states = self.load_states(route.model, variant.version)
+            if not states:
+                msg = f"variant {variant.name}: version {variant.version} is not loaded; load it first"
+                raise StateConflict(msg)
+            for worker, (state, reason) in states.items():
+                if state != "ready":
+                    why = f" ({reason})" if reason else ""
+                    msg = (
+                        f"variant {variant.name}: version {variant.version} is {state} in worker"
+                        f" {worker}{why}; weight goes only to versions that are ready everywhere"
+                    )
+                    raise StateConflict(msg)
+
+    def load_states(self, model: str, version: str) -> dict[int, tuple[str, str]]:
+        """State and reason of a version in every live worker; empty when it is not wanted."""
+        for desired in self.state.serving.versions:
+            if (desired.model, desired.version) == (model, version):
+                return {
+                    i: (
+                        LOAD_STATES[self._fleet.slot(i, desired.slot)[words_of.LOAD_STATE]],
+                        self._fleet.reason(i, desired.slot),
+                    )
+                    for i in self._fleet.live_workers()
+                }
+        return {}
+
+    async def _commit(self, event: Control) -> Applied:
+        await self._log(event)
+        self._publish(placed(applied(self.state, event), self.found))
+        return await self._wait_applied()
+
+    async def _log(self, event: Control) -> None:
+        seq = self._writer.append_events([event])
+        deadline = time.monotonic() + LOG_TIMEOUT_S
+        while seq is None and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+            seq = self._writer.append_events([event])
+        if seq is None:
+            msg = "the change could not be logged, so it was not made: the log has no room"
+            raise AuditUnavailable(msg)
+        event.id = self._writer.event_id(seq)
+        mark = self._writer.ring.committed
+        while not self._writer.synced(mark):
+            if time.monotonic() > deadline:
+                self.must_restart = True
+                msg = (
+                    "the disk did not take the change in time; control restarts and finds out"
+                    " whether it was made. Look at the route before you try again"
+                )
+                raise AuditUnavailable(msg)
+            await asyncio.sleep(POLL_S)
+
+    def _publish(self, state: State) -> None:
+        serving = msgspec.structs.replace(state.serving, generation=state.serving.generation + 1)
+        self.state = State(serving, state.ledger)
+        snapshot.write(self._path, snapshot.encode(serving, state.ledger))
+        self._fleet.publish_generation(serving.generation)
+
+    async def _wait_applied(self) -> Applied:
+        generation = self.state.serving.generation
+        started = time.monotonic()
+        while True:
+            live = self._fleet.live_workers()
+            pending = tuple(
+                i for i in live if self._fleet.worker(i)[words_of.GENERATION] < generation
+            )
+            waited_s = time.monotonic() - started
+            if not pending or waited_s > APPLY_TIMEOUT_S:
+                return Applied(len(live) - len(pending), len(live), int(waited_s * 1000), pending)
+            await asyncio.sleep(POLL_S)
+
+
+def _require_reason(change: Change) -> None:
+    if not change.reason.strip():
+        msg = "a change needs a reason: say why, for whoever reads the history"
+        raise ReasonRequired(msg)
+
+
+def changed_by(by: str, reason: Any) -> Change:
+    """A change as of now."""
+    return Change(by=by, reason=str(reason or ""), at_ns=time.time_ns())

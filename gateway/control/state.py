@@ -1,0 +1,120 @@
+"""Control state and how a control event changes it. Pure.
+
+The state is the snapshot's two parts. `applied` takes one logged event and gives the next state; the engine
+uses it for a change it just logged, recovery for those it finds behind a snapshot: one function, so both
+come to the same.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.audit.event import Control
+from gateway.control.snapshot import (
+    HISTORY_REVISIONS,
+    DesiredVersion,
+    Ledger,
+    Serving,
+)
+from gateway.errors import StateConflict
+from gateway.fleet import SLOTS
+from gateway.routing import Route
+
+ROUTE_KINDS = frozenset(("route", "shift", "promote", "rollback", "freeze", "thaw"))
+
+
+class State(msgspec.Struct, frozen=True):
+    """Both parts of a snapshot."""
+
+    serving: Serving
+    ledger: Ledger
+
+
+def route_document(route: Route) -> dict[str, object]:
+    """The route as plain data, as it stands in events; the salt included, since replay needs it."""
+    return msgspec.to_builtins(route)  # type: ignore[no-any-return]
+
+
+def public_document(route: Route) -> dict[str, object]:
+    """The route as the API shows it: without salt and buckets."""
+    content = route_document(route)
+    content.pop("salt", None)
+    for variant in content["variants"]:  # type: ignore[attr-defined]
+        variant.pop("buckets", None)
+        if variant["role"] == "shadow":
+            variant.setdefault("sample_bp", 0)
+        else:
+            variant.setdefault("weight_bp", 0)
+    return content
+
+
+def applied(state: State, event: Control) -> State:
+    """The state after a logged control event; unknown kinds only move `last_event` on."""
+    serving, ledger = state.serving, state.ledger
+    if event.kind in ROUTE_KINDS and event.after is not None:
+        route = msgspec.convert(event.after, Route)
+        changed = msgspec.structs.replace(route.changed, event=event.id)
+        route = msgspec.structs.replace(route, changed=changed)
+        serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: route})
+        kept = (*ledger.history.get(route.model, ()), route)[-HISTORY_REVISIONS:]
+        ledger = msgspec.structs.replace(ledger, history={**ledger.history, route.model: kept})
+    elif event.kind in {"load", "unload"} and event.after is not None:
+        pair = (str(event.model), str(event.after["version"]))
+        unloaded = tuple(p for p in ledger.unloaded if p != pair)
+        loaded = tuple(p for p in ledger.loaded if p != pair)
+        if event.kind == "unload":
+            unloaded = (*unloaded, pair)
+        else:
+            loaded = (*loaded, pair)
+        ledger = msgspec.structs.replace(ledger, unloaded=unloaded, loaded=loaded)
+    ledger = msgspec.structs.replace(ledger, last_event=event.id)
+    return State(serving, ledger)
+
+
+def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
+    """The state with the versions that every worker shall hold: per model those in the route, those of
+    the rollback target and the newest on disk, less what an operator unloaded.
+
+    Raises:
+        StateConflict: more versions than there are slots in this life of the gateway.
+    """
+    wanted: list[tuple[str, str]] = []
+    for model in sorted({*found, *state.serving.routes}):
+        on_disk = found.get(model, ())
+        route = state.serving.routes.get(model)
+        versions = set(on_disk[-1:])
+        if route is not None:
+            history = state.ledger.history.get(model, ())
+            versions.update(history[-2].versions if len(history) > 1 else ())
+            versions.update(v for m, v in state.ledger.loaded if m == model and v in on_disk)
+            versions = {v for v in versions if (model, v) not in state.ledger.unloaded}
+            versions.update(route.versions)
+        else:
+            # No route yet: every version is a candidate for first sight.
+            versions = {v for v in on_disk if (model, v) not in state.ledger.unloaded}
+        wanted.extend((model, v) for v in sorted(versions, key=int))
+    slots = {(d.model, d.version): d.slot for d in state.serving.versions}
+    next_slot = state.ledger.next_slot
+    desired = []
+    for model, version in wanted:
+        slot = slots.get((model, version))
+        if slot is None:
+            slot, next_slot = next_slot, next_slot + 1
+        if slot >= SLOTS:
+            msg = f"{SLOTS} versions were loaded since the start; restart to load more"
+            raise StateConflict(msg)
+        desired.append(DesiredVersion(model=model, version=version, slot=slot))
+    serving = msgspec.structs.replace(state.serving, versions=tuple(desired))
+    return State(serving, msgspec.structs.replace(state.ledger, next_slot=next_slot))
+
+
+def renumbered(state: State) -> State:
+    """Slots from 0 again: at the start of a fleet whose shared memory is new."""
+    versions = tuple(
+        msgspec.structs.replace(desired, slot=slot)
+        for slot, desired in enumerate(state.serving.versions)
+    )
+    return State(
+        msgspec.structs.replace(state.serving, versions=versions),
+        msgspec.structs.replace(state.ledger, next_slot=len(versions)),
+    )
