@@ -213,15 +213,12 @@ class Entry:
         self.generation = generation
         self.table = None
         self._codec = None
-        if self.versions:
-            self._codec = next(iter(self.versions.values())).codec
         if route is None:
             return
         self.revision = route.revision
         primary = self.versions.get(route.primary.version)
         if primary is not None:
             self._codec = primary.codec
-        if primary is not None or any(v.version in self.versions for v in route.variants):
             self.table = compile_route(route, generation, self.versions, time.time_ns())
 
 
@@ -264,13 +261,18 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether every primary can answer (also true when there is no route at all)."""
-        routes = self.serving.routes if self.serving is not None else {}
-        return self.serving is not None and all(
-            route.primary.version in self._entries[name].versions
-            for name, route in routes.items()
-            if name in self._entries
-        )
+        """Whether every primary can answer; a version that failed to load never unreadies the rest."""
+        if self.serving is None:
+            return False
+        for name, entry in self._entries.items():
+            route = self.serving.routes.get(name)
+            if route is not None:
+                if route.primary.version not in entry.versions:
+                    return False
+            elif any(state in {"loading", "ready"} for state, _ in entry.states.values()):
+                # Control will give it its first route once its versions have settled.
+                return False
+        return True
 
     @property
     def settled(self) -> bool:

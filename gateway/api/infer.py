@@ -215,10 +215,9 @@ class DataApi:
         asked = request.path_params.get("version")
         if asked is not None:
             return entry.version(asked)
-        if entry.table is not None:
-            return entry.version(entry.table.route.primary.version)
         entry.codec_of(None)
-        return next(iter(entry.versions.values()))
+        assert entry.table is not None  # noqa: S101  set together with the codec
+        return entry.version(entry.table.route.primary.version)
 
     async def _http_exception(self, request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101

@@ -116,7 +116,8 @@ def _gist(event: Event) -> str | None:
             count = f" x{event.count}" if event.count > 1 else ""
             return f"{version}{event.status}{via}{f' {event.code}' if event.code else ''}{count}"
         case Control():
-            return f"revision {event.revision} by {event.by}: {event.reason}"
+            at = "" if event.revision is None else f"revision {event.revision} "
+            return f"{at}by {event.by}: {event.reason}"
         case Gap():
             return (
                 f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq} {event.cause}"

@@ -85,7 +85,12 @@ def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
         versions = set(on_disk[-1:])
         if route is not None:
             history = state.ledger.history.get(model, ())
-            versions.update(history[-2].versions if len(history) > 1 else ())
+            if len(history) > 1:
+                versions.update(history[-2].versions)
+            else:
+                # Nothing to roll back to yet: the version before the primary is the likely target.
+                older = [v for v in on_disk if int(v) < int(route.primary.version)]
+                versions.update(older[-1:])
             versions.update(v for m, v in state.ledger.loaded if m == model and v in on_disk)
             versions = {v for v in versions if (model, v) not in state.ledger.unloaded}
             versions.update(route.versions)

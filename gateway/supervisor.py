@@ -1,0 +1,372 @@
+"""The supervisor: `python -P -m gateway.supervisor`, what `tidegate serve` becomes. Standard library only.
+
+Owns the listening sockets, the state directory's lock, the fleet's shared memory and the children. A dead
+child is started again with back-off; a worker whose loop stands still is made to dump its stacks, then killed. It
+holds no serving state, so that there is little here that could fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from gateway import fleet as words_of
+from gateway import logs
+from gateway.fleet import Fleet
+from gateway.process import Context, read_context
+
+log = logging.getLogger("tidegate.supervisor")
+
+STATE_FORMAT = 1
+BACKLOG = 2048
+HEARTBEAT_CHECK_S = 0.25
+STALL_S = 5.0
+DUMP_S = 0.5
+"""Between asking a stalled worker for its stacks and killing it."""
+DRAIN_S = 15.0
+BACKOFF_S = (0.1, 10.0)
+HEALTHY_S = 10.0
+"""A child that lived this long starts again at once when it dies."""
+
+
+class StartRefused(Exception):
+    """The gateway cannot start; the message is the one line that people see. Exit code 2."""
+
+
+@dataclass
+class Child:
+    """One role and the process that plays it."""
+
+    role: str
+    argv: list[str]
+    index: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    failures: int = 0
+    start_at_s: float = 0.0
+    dumped_s: float | None = None
+    extra_fds: tuple[int, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Role and index."""
+        return self.role if self.index is None else f"{self.role}-{self.index}"
+
+
+def backoff_s(failures: int) -> float:
+    """How long to wait before the next start: 0, 0.1, 0.2, 0.4 … 10 s."""
+    if failures <= 0:
+        return 0.0
+    return min(BACKOFF_S[0] * 2.0 ** (failures - 1), BACKOFF_S[1])
+
+
+def prepare_state(state_dir: Path) -> tuple[str, int]:
+    """Make and lock the state directory; returns the gateway's id and the lock's descriptor.
+
+    Raises:
+        StartRefused: held by another gateway, written by a newer one, or not writable.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
+        raise StartRefused(msg) from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode().strip() or "unknown"
+        os.close(lock)
+        msg = (
+            f"state directory {state_dir.name!r} is in use by the gateway with pid {holder};"
+            " stop it, or give this one --state-dir of its own"
+        )
+        raise StartRefused(msg) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    _check_format(state_dir / "format")
+    return _gateway_id(state_dir / "gateway_id"), lock
+
+
+def _check_format(path: Path) -> None:
+    try:
+        found = path.read_text().strip()
+    except FileNotFoundError:
+        path.write_text(f"{STATE_FORMAT}\n")
+        return
+    if not found.isdigit() or int(found) > STATE_FORMAT:
+        msg = (
+            f"the state directory has format {found}, this Tidegate knows {STATE_FORMAT}:"
+            " use a newer Tidegate or another --state-dir"
+        )
+        raise StartRefused(msg)
+
+
+def _gateway_id(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        pass
+    made = secrets.token_hex(8)
+    temporary = path.with_suffix(".new")
+    with temporary.open("w") as file:
+        file.write(made + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    return made
+
+
+def listen(host: str, port: int, what: str) -> socket.socket:
+    """A listening socket that children inherit.
+
+    Raises:
+        StartRefused: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        flag = "--port" if what == "data" else "--admin-port"
+        msg = f"{what} address {host}:{port}: {exc.strerror}; choose another with {flag}"
+        raise StartRefused(msg) from exc
+    sock.setblocking(False)
+    sock.set_inheritable(True)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The base URL of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Supervisor:
+    """Starts, watches and stops the children.
+
+    Args:
+        context: from `tidegate serve`; completed here.
+    """
+
+    def __init__(self, context: Context) -> None:
+        config = json.loads(context.config)
+        state_dir = context.state_path
+        if not Path(context.models).is_dir():
+            msg = (
+                f"model repository {Path(context.models).name!r} is not a directory; make it and put"
+                " a model at NAME/1/model.onnx"
+            )
+            raise StartRefused(msg)
+        gateway_id, self._lock = prepare_state(state_dir)
+        data, admin = config["data"], config["admin"]
+        self._data = listen(data["host"], data["port"], "data")
+        self._admin = listen(admin["host"], admin["port"], "admin")
+        memory = config["audit"]["ring"] == "memory"
+        ring_dir = Path(f"/dev/shm/tidegate-{gateway_id}") if memory else state_dir / "ring"  # noqa: S108
+        ring_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        workers = int(config["workers"])
+        # Made anew under another name, so that a straggler of an earlier life keeps its own.
+        fleet_path = ring_dir / "fleet"
+        fleet_path.unlink(missing_ok=True)
+        self._fleet = Fleet.create(fleet_path, workers)
+        self.context = context.with_(
+            gateway_id=gateway_id,
+            ring_dir=str(ring_dir),
+            fleet_path=str(fleet_path),
+            data_fd=self._data.fileno(),
+            admin_fd=self._admin.fileno(),
+            data_url=url_of(self._data),
+            admin_url=url_of(self._admin),
+            supervisor_pid=os.getpid(),
+        )
+        self._endpoints = state_dir / "endpoints.json"
+        data_fd, admin_fd = (self._data.fileno(),), (self._admin.fileno(),)
+        self._children = [_child("recorder", "gateway.audit.recorder")]
+        self._children.append(_child("control", "gateway.control", fds=admin_fd))
+        self._children.extend(
+            _child("worker", "gateway.worker", index=i, fds=data_fd) for i in range(workers)
+        )
+        if config.get("kafka"):
+            self._children.append(_child("forwarder", "gateway.audit.forwarder"))
+        self._stopping = False
+        self._impatient = False
+        self._code = 0
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+
+    def run(self) -> int:
+        """Until told to stop; returns the exit code."""
+        signal.set_wakeup_fd(self._wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        self._write_endpoints()
+        announcer = self._spawn(_child("announce", "gateway.announce"))
+        try:
+            while not self._stopping:
+                self._reap()
+                self._start_due()
+                self._check_heartbeats()
+                if announcer.poll() is not None:
+                    announcer.wait()
+                self._wait(HEARTBEAT_CHECK_S)
+        finally:
+            self._stop_all()
+            if announcer.poll() is None:
+                announcer.kill()
+                announcer.wait()
+            self._endpoints.unlink(missing_ok=True)
+        return self._code
+
+    def _on_stop(self, number: int, frame: object) -> None:
+        if self._stopping:
+            self._impatient = True
+        self._stopping = True
+
+    def _spawn(self, child: Child) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C in the terminal reaches the supervisor alone.
+        return subprocess.Popen(
+            child.argv,
+            env=self.context.to_env(),
+            pass_fds=child.extra_fds,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.process is None and now >= child.start_at_s:
+                child.process = self._spawn(child)
+                child.started_s = now
+                child.dumped_s = None
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.process is None or child.process.poll() is None:
+                continue
+            code = child.process.returncode
+            child.process = None
+            if self._stopping:
+                continue
+            lived_s = time.monotonic() - child.started_s
+            if child.index is not None:
+                self._fleet.zero_gauges(child.index)
+                self._fleet.worker(child.index)[words_of.RESTARTS] += 1
+            if code == 2:
+                log.error("child_refused_to_start", extra={"child": child.name})
+                self._code, self._stopping = 2, True
+                return
+            child.failures = 0 if lived_s >= HEALTHY_S else child.failures + 1
+            wait_s = backoff_s(child.failures - 1)
+            child.start_at_s = time.monotonic() + wait_s
+            log.warning(
+                "child_died",
+                extra={
+                    "child": child.name,
+                    "code": code,
+                    "lived_s": round(lived_s, 1),
+                    "again_in_s": wait_s,
+                },
+            )
+
+    def _check_heartbeats(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.index is None or child.process is None:
+                continue
+            words = self._fleet.worker(child.index)
+            beat_s = words[words_of.HEARTBEAT_NS] / 1e9
+            if words[words_of.PID] != child.process.pid or not beat_s:
+                continue
+            if child.dumped_s is not None:
+                if now - child.dumped_s > DUMP_S:
+                    child.process.kill()
+            elif words[words_of.STATE] == words_of.SERVING and now - beat_s > STALL_S:
+                log.error("worker_stalled", extra={"child": child.name, "for_s": round(now - beat_s, 1)})
+                child.dumped_s = now
+                # faulthandler writes every thread's stack, then the process ends.
+                child.process.send_signal(signal.SIGABRT)
+
+    def _wait(self, timeout_s: float) -> None:
+        due = [c.start_at_s for c in self._children if c.process is None and not self._stopping]
+        if due:
+            timeout_s = min(timeout_s, max(min(due) - time.monotonic(), 0.0))
+        select.select([self._wake_read], [], [], timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _stop_all(self) -> None:
+        """Workers first, so that they drain; the recorder last, so that all of it gets to disk."""
+        log.info("stopping")
+        for roles in (("worker",), ("control",), ("forwarder",), ("recorder",)):
+            group = [c for c in self._children if c.role in roles and c.process is not None]
+            for child in group:
+                _signal(child, signal.SIGTERM)
+            deadline = time.monotonic() + DRAIN_S
+            while any(c.process is not None and c.process.poll() is None for c in group):
+                if self._impatient or time.monotonic() > deadline:
+                    for child in group:
+                        _signal(child, signal.SIGKILL)
+                self._wait(0.05)
+        log.info("stopped")
+
+    def _write_endpoints(self) -> None:
+        content = {
+            "data_url": self.context.data_url,
+            "admin_url": self.context.admin_url,
+            "pid": os.getpid(),
+        }
+        temporary = self._endpoints.with_suffix(".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(fd, json.dumps(content).encode())
+        os.close(fd)
+        temporary.rename(self._endpoints)
+
+
+def _child(
+    role: str, module: str, *, index: int | None = None, fds: tuple[int, ...] = ()
+) -> Child:
+    argv = [sys.executable, "-P", "-m", module]
+    if index is not None:
+        argv += ["--index", str(index)]
+    return Child(role=role, argv=argv, index=index, extra_fds=fds)
+
+
+def _signal(child: Child, number: int) -> None:
+    if child.process is not None and child.process.poll() is None:
+        child.process.send_signal(number)
+
+
+def main() -> NoReturn:
+    """Entry of the process."""
+    context = read_context()
+    logs.setup("supervisor")
+    try:
+        supervisor = Supervisor(context)
+    except StartRefused as exc:
+        sys.stderr.write(f"tidegate: {exc}\n")
+        raise SystemExit(2) from None
+    raise SystemExit(supervisor.run())
+
+
+if __name__ == "__main__":
+    main()
