@@ -77,10 +77,31 @@ def _ask(wire: Wire, count: int) -> Counter[tuple[str, str]]:
     return seen
 
 
+def _connections_to_both(gateway: Gateway) -> list[Wire]:
+    """`CONNECTIONS` connections, at least two of them to each worker."""
+    held: dict[str, list[Wire]] = {}
+    for _ in range(500):
+        wire = Wire(gateway.data_url)
+        ((source, _),) = _ask(wire, 1)
+        held.setdefault(source, []).append(wire)
+        counts = [len(wires) for wires in held.values()]
+        if len(counts) == 2 and min(counts) >= 2 and sum(counts) >= CONNECTIONS:
+            break
+    else:
+        pytest.fail(f"connections go to one worker only: {[len(w) for w in held.values()]}")
+    first, second = held.values()
+    few, many = sorted((first, second), key=len)
+    few = few[: CONNECTIONS // 2]
+    kept = CONNECTIONS - len(few)
+    for wire in many[kept:]:
+        wire.close()
+    return [*few, *many[:kept]]
+
+
 def test_weight_0_holds_in_every_worker_once_acknowledged(gateway: Gateway) -> None:
     """After the reply to a shift to 0, no request received later is answered by that version."""
+    wires = _connections_to_both(gateway)
     assert _shift(gateway, 5_000).status == 200
-    wires = [Wire(gateway.data_url) for _ in range(CONNECTIONS)]
     stop = threading.Event()
 
     def hammer(wire: Wire) -> Counter[tuple[str, str]]:
