@@ -206,6 +206,13 @@ class SourceGap(LogError):
     code = "source_gap"
 
 
+class FeedUnreachable(LogError):
+    """The topic cannot be read: no broker answers, or it is not there."""
+
+    code = "feed_unreachable"
+    retryable = True
+
+
 class SnapshotCorrupt(GatewayError):
     """A control snapshot does not match its own checksum."""
 

@@ -234,6 +234,10 @@ class Supervisor:
                 announcer.kill()
                 announcer.wait()
             self._endpoints.unlink(missing_ok=True)
+            Path(self.context.fleet_path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                # Not empty when a ring could not be drained: the next start drains it.
+                Path(self.context.ring_dir).rmdir()
         return self._code
 
     def _on_stop(self, number: int, frame: object) -> None:

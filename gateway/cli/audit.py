@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ class Place(NamedTuple):
         """Open the feed: the topic when `--kafka` is given, else the spool.
 
         Raises:
-            LogError: the topic cannot be read.
+            GatewayError: no broker answers, or the topic does not exist.
         """
         if self.kafka is not None:
             from gateway.audit.kafka_feed import KafkaFeed
@@ -219,9 +219,17 @@ def _spool(state_dir: Path) -> Path:
 
 def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool]) -> list[Event]:
     found: deque[Event] = deque(maxlen=count)
-    while events := feed.read(READ_EVENTS, KAFKA_QUIET_MS).events:
-        found.extend(filter(keep, events))
+    found.extend(filter(keep, _whole(feed)))
     return list(found)
+
+
+def _whole(feed: Feed) -> Iterator[Event]:
+    """Everything that the feed has now. A read may move on without events: all seen before."""
+    while True:
+        before = feed.positions
+        yield from feed.read(READ_EVENTS, KAFKA_QUIET_MS).events
+        if feed.positions == before:
+            return
 
 
 def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
@@ -236,11 +244,7 @@ def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
 def _from_topic(place: Place, wanted: EventId) -> Event | None:
     feed = place.feed()
     try:
-        while events := feed.read(READ_EVENTS, KAFKA_QUIET_MS).events:
-            for event in events:
-                if event.id == str(wanted):
-                    return event
-        return None
+        return next((event for event in _whole(feed) if event.id == str(wanted)), None)
     finally:
         feed.close()
 

@@ -9,16 +9,7 @@ from __future__ import annotations
 import click
 import httpx
 
-from gateway.errors import (
-    AuditUnavailable,
-    FrameCorrupt,
-    GatewayError,
-    ModelNotReady,
-    Overloaded,
-    RevisionConflict,
-    SourceGap,
-    StateConflict,
-)
+from gateway.errors import GatewayError
 
 YES = 0
 NO = 1
@@ -26,15 +17,17 @@ INPUT = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
 
-_NO_ERRORS = (
-    StateConflict,
-    RevisionConflict,
-    ModelNotReady,
-    Overloaded,
-    AuditUnavailable,
-    SourceGap,
-    FrameCorrupt,
-)
+_EXIT_CODES = {
+    "state_conflict": NO,
+    "revision_conflict": NO,
+    "model_not_ready": NO,
+    "overloaded": NO,
+    "audit_unavailable": NO,
+    "source_gap": NO,
+    "frame_corrupt": NO,
+    "feed_unreachable": UNREACHABLE,
+}
+"""By an error's `code`; all others are INPUT."""
 
 
 class Stop(Exception):
@@ -69,8 +62,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         case httpx.HTTPError():
             return f"tidegate: no usable answer from the gateway: {_flat(str(error))}", UNREACHABLE
         case GatewayError():
-            code = NO if isinstance(error, _NO_ERRORS) else INPUT
-            return f"tidegate: {_flat(str(error))}", code
+            return f"tidegate: {_flat(str(error))}", _EXIT_CODES.get(error.code, INPUT)
         case ModuleNotFoundError():
             return f"tidegate: this needs the package {error.name}, which is not installed", INPUT
         case _:

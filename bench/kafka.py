@@ -1,0 +1,237 @@
+"""A real Apache Kafka for tests and for `make kafka`: one KRaft node from its Maven artifacts, on loopback.
+
+    python -m bench.kafka start [--port 9092] [--dir .kafka]      in the foreground, until Ctrl-C
+
+Needs Java 17 and, the first time, Maven. The jars (about 45 MB) are kept outside of the repository, in the directory
+that KAFKA_JARS names, by default the user's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+KAFKA_VERSION = "4.1.1"
+POM = f"""<project><modelVersion>4.0.0</modelVersion>
+<groupId>tidegate</groupId><artifactId>kafka-jars</artifactId><version>1</version>
+<dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
+<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+</dependencies></project>
+"""
+HEAP = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+START_TIMEOUT_S = 60.0
+
+
+class KafkaAbsent(Exception):
+    """There is no Kafka to be had here; the message says what is missing."""
+
+
+def jars() -> Path:
+    """The directory of Kafka's jars; fetched once.
+
+    Raises:
+        KafkaAbsent: Java or Maven is missing, or Maven cannot fetch.
+    """
+    if shutil.which("java") is None:
+        msg = "java is not installed (Kafka needs Java 17 or newer)"
+        raise KafkaAbsent(msg)
+    default = Path.home() / ".cache" / "tidegate" / f"kafka-{KAFKA_VERSION}"
+    directory = Path(os.environ.get("KAFKA_JARS") or default)
+    if any(directory.glob("kafka_2.13-*.jar")):
+        return directory
+    if shutil.which("mvn") is None:
+        msg = "mvn is not installed (it fetches Kafka's jars the first time)"
+        raise KafkaAbsent(msg)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as work:
+        pom, out = Path(work) / "pom.xml", Path(work) / "jars"
+        pom.write_text(POM)
+        command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+        command += ["-DincludeScope=runtime", f"-DoutputDirectory={out}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no output"]
+            msg = f"Maven could not fetch Kafka {KAFKA_VERSION}: {last[0][:200]}"
+            raise KafkaAbsent(msg)
+        if not directory.exists():
+            out.rename(directory)
+    return directory
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Broker:
+    """One KRaft node (broker and controller) with its own data directory.
+
+    Args:
+        directory: its data and log; made when missing.
+        port: of the client listener; 0 takes a free one, kept over restarts.
+    """
+
+    def __init__(self, directory: Path, port: int = 0) -> None:
+        self._classpath = f"{jars()}/*"
+        self._directory = directory
+        self.port = port or free_port()
+        self._controller_port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> Broker:
+        """Format when new, start, and wait until it answers.
+
+        Raises:
+            TimeoutError: not up within a minute; its last lines are in the message.
+        """
+        config = self._write_config()
+        if not (self._directory / "data" / "meta.properties").exists():
+            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            command = self._java("kafka.tools.StorageTool", "format", "-t", cluster)
+            command += ["-c", str(config)]
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        with (self._directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._java("kafka.Kafka", str(config)),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._await_ready()
+        return self
+
+    def stop(self) -> None:
+        """Controlled shutdown."""
+        self._end(signal.SIGTERM)
+
+    def kill9(self) -> None:
+        """SIGKILL: the log is recovered at the next start."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Start again on the same port and data."""
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, nothing answers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process."""
+        return None if self._process is None else self._process.pid
+
+    def wait(self) -> int:
+        """Until the broker ends by itself."""
+        return self._process.wait() if self._process is not None else 0
+
+    def _end(self, number: int) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _java(self, main: str, *arguments: str) -> list[str]:
+        return ["java", *HEAP, "-Djava.awt.headless=true", "-cp", self._classpath, main, *arguments]
+
+    def _write_config(self) -> Path:
+        lines = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "log.dirs": str(self._directory / "data"),
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "log.cleaner.dedupe.buffer.size": "4194304",
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+            "auto.create.topics.enable": "false",
+        }
+        path = self._directory / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+        return path
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                break
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        log = self._directory / "server.log"
+        last = log.read_text(errors="replace").splitlines()[-5:]
+        self._end(signal.SIGKILL)
+        msg = "Kafka did not start: " + " | ".join(last)
+        raise TimeoutError(msg)
+
+
+def main() -> int:
+    """`make kafka`."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kafka", description=__doc__)
+    parser.add_argument("command", choices=["start"])
+    parser.add_argument("--port", type=int, default=9092)
+    parser.add_argument("--dir", type=Path, default=Path(".kafka"))
+    given = parser.parse_args()
+    try:
+        broker = Broker(given.dir.resolve(), given.port).start()
+    except (KafkaAbsent, TimeoutError) as exc:
+        sys.stderr.write(f"kafka: {exc}\n")
+        return 2
+    sys.stdout.write(
+        f"Kafka {KAFKA_VERSION} answers on {broker.bootstrap}; Ctrl-C stops it\n"
+        f"  tidegate serve --set kafka.bootstrap_servers={broker.bootstrap}\n"
+    )
+    sys.stdout.flush()
+    try:
+        return broker.wait()
+    except KeyboardInterrupt:
+        broker.stop()
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

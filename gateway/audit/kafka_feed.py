@@ -1,0 +1,124 @@
+"""The topic as a feed: what consumers on any host read. See `gateway.audit.feed` for the guarantees.
+
+aiokafka's consumer is asynchronous, a feed is not: it runs on a private event loop, moved only inside `read`. Besides
+the marks per (source, epoch), `positions` holds a "kafka/<partition>" offset each, so that a resumed feed does not read
+the topic from its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from gateway.audit.event import decode_event
+from gateway.audit.feed import Delivery, HighWater, Positions
+from gateway.audit.identity import parse_event_id
+from gateway.errors import FeedUnreachable
+
+_OFFSET = "kafka/"
+
+
+class KafkaFeed:
+    """Reads one topic, all partitions, from the beginning or from where `positions` stand.
+
+    Args:
+        bootstrap_servers: host:port, comma-separated.
+
+    Raises:
+        FeedUnreachable: no broker answers, or the topic does not exist.
+    """
+
+    def __init__(
+        self, bootstrap_servers: str, topic: str, positions: Positions | None = None
+    ) -> None:
+        given = dict(positions or {})
+        self._offsets = {k: v for k, v in given.items() if k.startswith(_OFFSET)}
+        self._marks = HighWater({k: v for k, v in given.items() if not k.startswith(_OFFSET)})
+        self._topic = topic
+        self._loop = asyncio.new_event_loop()
+        self.unreadable = 0
+        try:
+            self._consumer = self._loop.run_until_complete(self._start(bootstrap_servers))
+        except KafkaError as exc:
+            self._loop.close()
+            msg = f"Kafka at {bootstrap_servers} cannot be read: {type(exc).__name__}"
+            raise FeedUnreachable(msg) from exc
+        except BaseException:
+            self._loop.close()
+            raise
+
+    @property
+    def positions(self) -> Positions:
+        """Behind everything returned so far."""
+        return {**self._marks.positions, **self._offsets}
+
+    def read(self, max_events: int, wait_ms: int) -> Delivery:
+        """Events in order within each epoch, each once."""
+        return self._loop.run_until_complete(self._read(max_events, wait_ms))
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(self._consumer.stop())
+        self._loop.close()
+
+    async def _start(self, bootstrap_servers: str) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=4 * 1024 * 1024,
+        )
+        try:
+            await consumer.start()
+            partitions = await self._partitions(consumer)
+            consumer.assign(partitions)
+            for partition in partitions:
+                offset = self._offsets.get(f"{_OFFSET}{partition.partition}")
+                if offset is None:
+                    await consumer.seek_to_beginning(partition)
+                else:
+                    consumer.seek(partition, offset)
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
+
+    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+        for _ in range(50):
+            await consumer._client.force_metadata_update()  # noqa: SLF001
+            found = consumer._client.cluster.partitions_for_topic(self._topic)  # noqa: SLF001
+            if found:
+                return [TopicPartition(self._topic, p) for p in sorted(found)]
+            consumer._client.add_topic(self._topic)  # noqa: SLF001
+            await asyncio.sleep(0.1)
+        msg = f"topic {self._topic} is not there"
+        raise FeedUnreachable(msg)
+
+    async def _read(self, max_events: int, wait_ms: int) -> Delivery:
+        delivery = Delivery([], [])
+        fetched = await self._consumer.getmany(timeout_ms=wait_ms, max_records=max_events)
+        for partition, records in fetched.items():
+            for record in records:
+                self._offsets[f"{_OFFSET}{partition.partition}"] = record.offset + 1
+                try:
+                    event = decode_event(record.value or b"")
+                    which = parse_event_id(event.id)
+                except (msgspec.MsgspecError, ValueError):
+                    # Not ours, or of a later, breaking schema: counted, never fatal.
+                    self.unreadable += 1
+                    continue
+                new, hole = self._marks.admit(*which)
+                if hole is not None:
+                    delivery.holes.append(hole)
+                if new:
+                    delivery.events.append(event)
+        return delivery

@@ -1,0 +1,44 @@
+"""A real Kafka for tests: one for the session, and one of a test's own that it may kill.
+
+KAFKA_BOOTSTRAP_SERVERS names a broker to use instead of the session's. Without Java or Maven these tests are
+skipped and listed; under CI that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.kafka import Broker, KafkaAbsent
+
+
+def _broker(directory: Path) -> Broker:
+    try:
+        return Broker(directory).start()
+    except KafkaAbsent as exc:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"required in CI: {exc}")
+        pytest.skip(f"kafka: {exc}")
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a broker that all tests share; use topics of your own."""
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if given:
+        yield given
+        return
+    broker = _broker(tmp_path_factory.mktemp("kafka"))
+    yield broker.bootstrap
+    broker.stop()
+
+
+@pytest.fixture
+def kafka_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker of this test's own."""
+    broker = _broker(tmp_path / "kafka")
+    yield broker
+    broker.kill9()
