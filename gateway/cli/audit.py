@@ -6,6 +6,7 @@ No gateway needs to run: the log is files. With `--kafka` the same records come 
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,8 @@ class Place(NamedTuple):
         if self.kafka is not None:
             from gateway.audit.kafka_feed import KafkaFeed
 
+            # What the client library would say on stderr stands in the error already.
+            logging.getLogger("aiokafka").addHandler(logging.NullHandler())
             return KafkaFeed(self.kafka, self.topic)
         return SpoolFeed(self.spool, positions)
 

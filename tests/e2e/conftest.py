@@ -18,7 +18,7 @@ READY_WITHIN_S = 30
 def gateway_process(tmp_path: Path) -> Iterator[Gateway]:
     """`tidegate serve` over a copy of the example models; SIGTERM must end it with exit 0."""
     if not any(EXAMPLES.glob("*/*/model.onnx")):
-        pytest.skip("examples/models holds no models: run `make examples`")
+        pytest.skip("examples/models holds no models")
     repository = tmp_path / "models"
     shutil.copytree(EXAMPLES, repository)
     gateway = Gateway(repository, tmp_path / "state")

@@ -20,8 +20,9 @@ from gateway.audit.event import (
     RouteFacts,
     Tensor,
 )
-from gateway.audit.feed import Delivery
+from gateway.audit.feed import Delivery, Positions
 from gateway.audit.frame import Events, encoder, seal
+from gateway.errors import FrameCorrupt, LogError
 
 SOURCE, EPOCH = 0x0123456789ABCDEF, 0x6B03F3B8
 PREFIX = f"{SOURCE:016x}-{EPOCH:08x}-"
@@ -155,6 +156,10 @@ class FakeFeed:
             for event in events:
                 event.id = f"{PREFIX}{number:016x}"
 
+    @property
+    def positions(self) -> Positions:
+        return {"read": 3 - max(len(self.reads), 1)}
+
     def read(self, max_events: int, wait_ms: int) -> Delivery:
         if not self.reads:
             raise KeyboardInterrupt
@@ -189,3 +194,22 @@ def test_follow_goes_on_where_the_tail_ended(run, at, monkeypatch) -> None:
     assert result.exit_code == 0, result.stderr
     assert ids(result) == ["c", "k1"]
     assert made[0].args[1] == {f"{SOURCE:016x}-{EPOCH:08x}": 5, f"{SOURCE + 1:016x}-{EPOCH:08x}": 1}
+
+
+def test_errors_of_the_log_end_in_one_line(run, monkeypatch) -> None:
+    """A feed that nobody answers: 3; a frame that cannot be read: 1."""
+
+    class Unreachable(LogError):
+        code = "feed_unreachable"
+
+    for error, code in ((Unreachable("no broker"), 3), (FrameCorrupt("bad frame"), 1)):
+        module = types.ModuleType("gateway.audit.kafka_feed")
+
+        def fail(*args: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(module, "KafkaFeed", fail, raising=False)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        result = run("audit", "tail", "--kafka", "127.0.0.1:9")
+        assert result.exit_code == code
+        assert str(error) in result.stderr
