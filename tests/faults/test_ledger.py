@@ -64,7 +64,7 @@ def _report(ledger: Ledger, found: Topic) -> None:
         f"\nanswered {len(ledger.answered)}, refused {dict(ledger.refused)},"
         f" unknown {ledger.unknown};"
         f" topic: {found.events} events, {found.resent} resent, {len(found.next_seq)} epochs,"
-        f" {len(found.closed)} closed, {len(ledger.sampled)} hashes compared, gaps {gaps}"
+        f" {len(found.closed)} closed, {len(found.sampled)} hashes compared, gaps {gaps}"
     )
 
 
