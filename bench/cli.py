@@ -68,18 +68,14 @@ def limits(
     if as_json:
         click.echo(report.to_json(result))
     else:
-        report.print_table(
-            "Limits: one worker, one row as JSON, everything on", rows, result.machine
-        )
+        report.print_table("Limits: one worker, one row as JSON, everything on", rows, result.machine)
     sys.exit(0 if all(row.met is not False for row in rows) else 1)
 
 
 @main.command("load", help="Load a running gateway in a closed loop and say what came back.")
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True)
 @click.option("--model", default=MLP.model, show_default=True)
-@click.option(
-    "--input", "input_name", default=MLP.input_name, show_default=True, help="one FP32 input"
-)
+@click.option("--input", "input_name", default=MLP.input_name, show_default=True, help="one FP32 input")
 @click.option("--width", default=MLP.width, show_default=True, help="values of a row")
 @click.option("--seconds", default=10.0, show_default=True)
 @click.option("--connections", default=32, show_default=True)
@@ -100,9 +96,7 @@ def load(
         requests_file = Path(name) / "requests"
         write_requests(requests_file, target)
         try:
-            seen = Wrk(Path(name), requests_file, None).run(
-                url, connections=connections, seconds=seconds
-            )
+            seen = Wrk(Path(name), requests_file, None).run(url, connections=connections, seconds=seconds)
         except ConfigInvalid as exc:
             _end(2, str(exc))
         except OSError as exc:
@@ -112,9 +106,7 @@ def load(
     else:
         rows = [
             report.Row("throughput", f"{seen.per_second:,.0f} requests/s"),
-            report.Row(
-                "latency", f"p50 {seen.p50_us / 1e3:.2f} ms, p99 {seen.p99_us / 1e3:.2f} ms"
-            ),
+            report.Row("latency", f"p50 {seen.p50_us / 1e3:.2f} ms, p99 {seen.p99_us / 1e3:.2f} ms"),
             report.Row("not 2xx", str(seen.status_errors), "0", seen.status_errors == 0),
             report.Row("socket errors", str(seen.socket_errors), "0", seen.socket_errors == 0),
         ]

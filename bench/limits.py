@@ -250,9 +250,7 @@ def spot_check(data_url: str, models: Path, target: Target, count: int = SPOT_CH
             mine = np.array(output["data"], np.float64).reshape(output["shape"])
             theirs = expected[names.index(output["name"])]
             if mine.shape != theirs.shape or not np.allclose(mine, theirs, TOLERANCE, TOLERANCE):
-                msg = (
-                    f"request c-{i}: output {output['name']} is {mine}, ONNX Runtime says {theirs}"
-                )
+                msg = f"request c-{i}: output {output['name']} is {mine}, ONNX Runtime says {theirs}"
                 raise ValueError(msg)
     return count
 

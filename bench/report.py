@@ -52,9 +52,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     for k in range(n // 2):
         if _coverage(n, k) >= confidence:
             best = k
-    return Interval(
-        statistics.median(ordered), ordered[best], ordered[n - 1 - best], _coverage(n, best)
-    )
+    return Interval(statistics.median(ordered), ordered[best], ordered[n - 1 - best], _coverage(n, best))
 
 
 def _coverage(n: int, k: int) -> float:

@@ -167,20 +167,13 @@ class Gateway:
             if call(self.data_url, "GET", "/v2/health/ready").status != 200:
                 return False
             # The listener is shared: one ready worker answers for all, so their number counts too.
-            return (
-                len(self.pids("worker")) == self.workers
-                and self.admin("GET", "routes").status == 200
-            )
+            return len(self.pids("worker")) == self.workers and self.admin("GET", "routes").status == 200
         except (OSError, ValueError, KeyError):
             return False
 
-    def admin(
-        self, method: str, path: str, body: object = None, *, revision: int | None = None
-    ) -> Reply:
+    def admin(self, method: str, path: str, body: object = None, *, revision: int | None = None) -> Reply:
         """An admin request under /admin/v1/, with the first start's token."""
-        headers = {
-            "authorization": f"Bearer {(self.state_dir / 'admin.token').read_text().strip()}"
-        }
+        headers = {"authorization": f"Bearer {(self.state_dir / 'admin.token').read_text().strip()}"}
         if revision is not None:
             headers["if-match"] = f'"{revision}"'
         return call(self.admin_url, method, f"/admin/v1/{path}", body, headers)
@@ -188,9 +181,7 @@ class Gateway:
     def pids(self, role: str) -> list[int]:
         """Pids of the live children of a role, lowest first."""
         module = ROLES[role]
-        return sorted(
-            pid for pid, command in child_pids(self.pid).items() if module in command.split()
-        )
+        return sorted(pid for pid, command in child_pids(self.pid).items() if module in command.split())
 
     def kill9(self, role: str) -> int:
         """Kill the oldest child of a role; returns its pid."""

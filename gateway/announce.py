@@ -76,9 +76,7 @@ def wait_ready(url: str) -> list[str]:
         status, _ = get(url, "/v2/health/ready")
         _, listed = get(url, "/v2/models")
         names = list((listed or {}).get("models", []))
-        if status == 200 and all(
-            get(url, f"/v2/models/{quote(name)}/ready")[0] == 200 for name in names
-        ):
+        if status == 200 and all(get(url, f"/v2/models/{quote(name)}/ready")[0] == 200 for name in names):
             return names
         time.sleep(POLL_S)
     return names

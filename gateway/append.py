@@ -102,7 +102,8 @@ class Appender:
             self._refused.append(event)
             return
         model = event.model
-        key = (model and model.name, model and model.version, event.code, event.status)
+        name, version = (model.name, model.version) if model is not None else (None, None)
+        key = (name, version, event.code, event.status)
         self._summed[key] = self._summed.get(key, 0) + event.count
 
     def log(self, event: Event) -> None:

@@ -76,8 +76,8 @@ class Batch:
     """Requests of one version that run together; `rows` in all, `cut` says why it was cut now."""
 
     __slots__ = (
-        "cut",
         "cpu_ns",
+        "cut",
         "ended_ns",
         "error",
         "inferences",

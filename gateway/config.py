@@ -42,9 +42,9 @@ class Data(_Section):
     body_timeout_s: Annotated[int, Meta(ge=1, description="a request's body must be there in")] = 10
     connections_max: Annotated[int, Meta(ge=1, description="connections a worker holds")] = 4096
     inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
-    model_control: Annotated[
-        bool, Meta(description="repository load and unload on the data listener")
-    ] = False
+    model_control: Annotated[bool, Meta(description="repository load and unload on the data listener")] = (
+        False
+    )
 
 
 class Admin(_Section):
@@ -69,24 +69,20 @@ class Batch(_Section):
 class Session(_Section):
     """ONNX Runtime."""
 
-    providers: Annotated[
-        tuple[str, ...], Meta(description="execution providers in order of preference")
-    ] = ("CPUExecutionProvider",)
+    providers: Annotated[tuple[str, ...], Meta(description="execution providers in order of preference")] = (
+        "CPUExecutionProvider",
+    )
     intra_op_threads: Annotated[int, Meta(ge=1, le=256, description="threads a run may use")] = 1
 
 
 class Audit(_Section):
     """The log on this host."""
 
-    level: Annotated[
-        Literal["none", "spool", "fsync"], Meta(description="what a reply waits for")
-    ] = "spool"
+    level: Annotated[Literal["none", "spool", "fsync"], Meta(description="what a reply waits for")] = "spool"
     on_unavailable: Annotated[
         Literal["fail", "degrade"], Meta(description="when a record cannot be kept")
     ] = "degrade"
-    ring: Annotated[
-        Literal["memory", "state_dir"], Meta(description="where rings live")
-    ] = "memory"
+    ring: Annotated[Literal["memory", "state_dir"], Meta(description="where rings live")] = "memory"
     ring_bytes: Annotated[
         int, Meta(ge=65_536, le=2**32, description="a worker's ring, before shrinking to what is free")
     ] = 33_554_432
@@ -244,7 +240,7 @@ def _explain(text: str, origins: dict[str, str]) -> str:
     if origin is None:
         unknown = text.partition("unknown field `")[2].partition("`")[0]
         for key, where in origins.items():
-            if unknown and key.split(".")[-1] == unknown or key.startswith(f"{unknown}."):
+            if (unknown and key.split(".")[-1] == unknown) or key.startswith(f"{unknown}."):
                 origin = where
                 break
     return f"{origin or 'config'}: {text.replace('`$.', '`')}"

@@ -129,7 +129,7 @@ class Core:
         if self.appender.refuses:
             msg = "the audit log cannot be written at present; nothing is answered unlogged"
             raise AuditUnavailable(msg)
-        level = self._level
+        level: str = self._level
         if head.audit_level is not None and LEVELS.index(head.audit_level) > LEVELS.index(level):
             level = head.audit_level
         inference.audit_level = level
@@ -222,9 +222,10 @@ class Core:
         queue = version.queue
         while queue:
             now_ns = time.perf_counter_ns()
-            inline = version.inline_ns and version.cost.estimate_ns(
-                min(queue.rows, version.max_rows)
-            ) <= version.inline_ns
+            inline = (
+                version.inline_ns
+                and version.cost.estimate_ns(min(queue.rows, version.max_rows)) <= version.inline_ns
+            )
             if not inline and not self.lanes.idle:
                 return
             batch = queue.cut(now_ns, cut, lambda inf, expired: self._drop(version, inf, expired))
@@ -298,9 +299,7 @@ class Core:
             texts = version.encoder.rows_json(batch.outputs, batch.rows)
         now_ns = time.perf_counter_ns()
         row0 = 0
-        for payload, part in record_payloads(
-            version, batch, self._batch_id, error, now_ns, self._limits()
-        ):
+        for payload, part in record_payloads(version, batch, self._batch_id, error, now_ns, self._limits()):
             first_row = row0
             row0 += sum(i.rows for i in part)
 

@@ -73,8 +73,7 @@ SLOT_WORDS = 64
 SLOT_GAUGES = (QUEUED,)
 
 LATENCY_BOUNDS_NS = tuple(
-    int(ms * 1_000_000)
-    for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)
+    int(ms * 1_000_000) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)
 )
 
 # LOAD_STATE of a slot.

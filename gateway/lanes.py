@@ -25,9 +25,7 @@ class Lanes:
     Threading: `submit` from the loop only; jobs run on lane threads and must not raise.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, count: int, on_free: Callable[[], None]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, on_free: Callable[[], None]) -> None:
         self._loop = loop
         self._on_free = on_free
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()

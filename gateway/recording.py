@@ -98,9 +98,7 @@ def record_payloads(
 def _sizes(batch: Batch, outputs: list[Any]) -> list[int]:
     out_bytes = sum(a.nbytes if a.dtype != object else 64 * a.size for a in outputs)
     per_row = out_bytes // batch.rows if batch.rows else out_bytes
-    return [
-        sum(map(len, i.inputs)) + per_row * i.rows + _EVENT_BYTES for i in batch.inferences
-    ]
+    return [sum(map(len, i.inputs)) + per_row * i.rows + _EVENT_BYTES for i in batch.inferences]
 
 
 class _Facts:
@@ -199,13 +197,9 @@ class _Facts:
         if bad:
             run.degraded = [("nonfinite",) if i in bad else () for i in range(len(part))]
 
-    def _tensors_full(
-        self, run: Run, part: list[Inference], joined: list[bytes], outputs: list[Any]
-    ) -> None:
+    def _tensors_full(self, run: Run, part: list[Inference], joined: list[bytes], outputs: list[Any]) -> None:
         batched = self.version.batchable
-        for spec, shape, data in zip(
-            self.version.signature.inputs, part[0].shapes, joined, strict=False
-        ):
+        for spec, shape, data in zip(self.version.signature.inputs, part[0].shapes, joined, strict=False):
             tail = shape[1:] if batched else shape
             run.inputs.append(RunTensor(spec.name, spec.datatype, tail, data, batched))
         for spec, array in zip(self.version.signature.outputs, outputs, strict=False):
@@ -213,9 +207,7 @@ class _Facts:
             data = tensors.to_bytes(array)
             run.outputs.append(RunTensor(spec.name, spec.datatype, tail, data, batched))
 
-    def _tensors_hashed(
-        self, run: Run, part: list[Inference], over: list[bool], outputs: list[Any]
-    ) -> None:
+    def _tensors_hashed(self, run: Run, part: list[Inference], over: list[bool], outputs: list[Any]) -> None:
         batched = self.version.batchable
         for k, spec in enumerate(self.version.signature.inputs):
             shape = part[0].shapes[k]

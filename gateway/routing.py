@@ -192,9 +192,7 @@ def with_variants(route: Route, variants: tuple[Variant, ...], changed: Change) 
         taken.extend(buckets)
         kept.append(msgspec.structs.replace(v, buckets=buckets))
     free = _complement(taken)
-    based = tuple(
-        msgspec.structs.replace(v, buckets=free) if v.role == "primary" else v for v in kept
-    )
+    based = tuple(msgspec.structs.replace(v, buckets=free) if v.role == "primary" else v for v in kept)
     probe = msgspec.structs.replace(route, variants=based)
     if sum(1 for v in based if v.role == "primary") != 1:
         check(probe)
@@ -218,9 +216,7 @@ def promoted(route: Route, name: str, changed: Change) -> Route:
         msg = f"route {route.model}: {name} has role {winner.role}; only a canary is promoted"
         raise ChangeInvalid(msg)
     old = route.primary
-    rest = tuple(
-        v for v in route.variants if v.name not in {old.name, name, "previous"}
-    )
+    rest = tuple(v for v in route.variants if v.name not in {old.name, name, "previous"})
     primary = Variant(
         name=old.name,
         version=winner.version,
@@ -228,9 +224,7 @@ def promoted(route: Route, name: str, changed: Change) -> Route:
         weight_bp=TOTAL_BP,
         buckets=((0, TOTAL_BP),),
     )
-    stilled = tuple(
-        msgspec.structs.replace(v, weight_bp=0, buckets=(), lease_until_ns=None) for v in rest
-    )
+    stilled = tuple(msgspec.structs.replace(v, weight_bp=0, buckets=(), lease_until_ns=None) for v in rest)
     previous = Variant(name="previous", version=old.version, role="shadow")
     return _with(route, (primary, *stilled, previous), changed)
 
@@ -248,9 +242,7 @@ def rolled_back(route: Route, to: Route, changed: Change) -> Route:
 
 def set_frozen(route: Route, frozen: bool, changed: Change) -> Route:
     """A human's hold on the route, or its end."""
-    after = msgspec.structs.replace(
-        route, frozen=frozen, revision=route.revision + 1, changed=changed
-    )
+    after = msgspec.structs.replace(route, frozen=frozen, revision=route.revision + 1, changed=changed)
     check(after)
     return after
 
@@ -263,9 +255,7 @@ def _refuse_frozen(route: Route) -> None:
 
 
 def _with(route: Route, variants: tuple[Variant, ...], changed: Change) -> Route:
-    after = msgspec.structs.replace(
-        route, variants=variants, revision=route.revision + 1, changed=changed
-    )
+    after = msgspec.structs.replace(route, variants=variants, revision=route.revision + 1, changed=changed)
     check(after)
     return after
 
@@ -303,11 +293,7 @@ def _rebalance(variants: tuple[Variant, ...], after: dict[str, int]) -> tuple[Va
             out.append(v)
             continue
         held = pool if v.role == "primary" else ranges[v.name]
-        out.append(
-            msgspec.structs.replace(
-                v, weight_bp=sum(b - a for a, b in held), buckets=tuple(held)
-            )
-        )
+        out.append(msgspec.structs.replace(v, weight_bp=sum(b - a for a, b in held), buckets=tuple(held)))
     return tuple(out)
 
 
@@ -364,9 +350,7 @@ class RouteTable:
         return int.from_bytes(digest, "big")
 
 
-def compile_route(
-    route: Route, generation: int, ready: Container[str], now_ns: int = 0
-) -> RouteTable:
+def compile_route(route: Route, generation: int, ready: Container[str], now_ns: int = 0) -> RouteTable:
     """Make the table of one worker.
 
     A canary whose version is not ready in this worker, or whose lease is over, is served by the
@@ -374,11 +358,7 @@ def compile_route(
     are the primary's, reason `weight`).
     """
     primary = route.primary
-    expired = {
-        v.name
-        for v in route.variants
-        if v.lease_until_ns is not None and v.lease_until_ns <= now_ns
-    }
+    expired = {v.name for v in route.variants if v.lease_until_ns is not None and v.lease_until_ns <= now_ns}
     lent = sum(v.weight_bp for v in route.variants if v.name in expired)
     owners: list[Assignment | None] = [None] * TOTAL_BP
     made: dict[str, Assignment] = {}

@@ -351,9 +351,7 @@ class Models:
                 facts = entry.versions[version].facts
             load_ms = session.load_ms if session is not None else None
             self.log_event(
-                ModelEvent(
-                    kind=kind, at_ns=time.time_ns(), model=facts, reason=reason, load_ms=load_ms
-                )
+                ModelEvent(kind=kind, at_ns=time.time_ns(), model=facts, reason=reason, load_ms=load_ms)
             )
             log.info(
                 "version_" + kind,

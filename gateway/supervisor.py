@@ -346,9 +346,7 @@ class Supervisor:
         temporary.rename(self._endpoints)
 
 
-def _child(
-    role: str, module: str, *, index: int | None = None, fds: tuple[int, ...] = ()
-) -> Child:
+def _child(role: str, module: str, *, index: int | None = None, fds: tuple[int, ...] = ()) -> Child:
     argv = [sys.executable, "-P", "-m", module]
     if index is not None:
         argv += ["--index", str(index)]

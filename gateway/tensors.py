@@ -132,7 +132,7 @@ def _pack_array(spec: TensorSpec, values: Sequence[object]) -> bytes:
         msg = f"found {array.dtype.name}"
         raise TypeError(msg)
     if dtype.kind in "iu":
-        info = np.iinfo(dtype)
+        info = np.iinfo(dtype)  # type: ignore[type-var]
         if array.size and (int(array.min()) < info.min or int(array.max()) > info.max):
             msg = f"out of {info.min}..{info.max}"
             raise ValueError(msg)

@@ -94,9 +94,7 @@ class Worker:
             (_make_codec, _make_encoder, status_of),
         )
         self.models.log_event = self.appender.log
-        self.core = Core(
-            loop, config, self.models, self.appender, reply_of, self.writer.prefix
-        )
+        self.core = Core(loop, config, self.models, self.appender, reply_of, self.writer.prefix)
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
         self.server: Server | None = None
@@ -205,9 +203,7 @@ def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:
     return RunEncoder(model, version, session.signature, batchable=session.batchable)
 
 
-def _summed(
-    model: str | None, version: str | None, code: str | None, status: int, count: int
-) -> Prediction:
+def _summed(model: str | None, version: str | None, code: str | None, status: int, count: int) -> Prediction:
     facts = ModelFacts(name=model, version=version) if model is not None else None
     return Prediction(
         kind="refused", done_ns=time.time_ns(), model=facts, code=code, status=status, count=count

@@ -46,9 +46,7 @@ def rows_are_independent(signature: Signature, run: Run) -> bool:
         return False
 
 
-def _beside_nan(
-    signature: Signature, run: Run, rows: dict[str, Any], together: Sequence[Any]
-) -> bool:
+def _beside_nan(signature: Signature, run: Run, rows: dict[str, Any], together: Sequence[Any]) -> bool:
     poisoned = {}
     for spec in signature.inputs:
         extra = rows[spec.name][:1].copy()

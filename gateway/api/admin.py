@@ -167,23 +167,17 @@ class AdminApi:
         """Replace a route's variants."""
         body = await _body(request, SetBody)
         variants = tuple(v.variant() for v in body.variants)
-        return await self._change(
-            request, "route", body.reason, lambda r, c: with_variants(r, variants, c)
-        )
+        return await self._change(request, "route", body.reason, lambda r, c: with_variants(r, variants, c))
 
     async def shift(self, request: Request) -> Response:
         """Set canaries' weights; the primary has the rest."""
         body = await _body(request, ShiftBody)
-        return await self._change(
-            request, "shift", body.reason, lambda r, c: shifted(r, body.weights_bp, c)
-        )
+        return await self._change(request, "shift", body.reason, lambda r, c: shifted(r, body.weights_bp, c))
 
     async def promote(self, request: Request) -> Response:
         """Make a canary's version the primary's."""
         body = await _body(request, PromoteBody)
-        return await self._change(
-            request, "promote", body.reason, lambda r, c: promoted(r, body.variant, c)
-        )
+        return await self._change(request, "promote", body.reason, lambda r, c: promoted(r, body.variant, c))
 
     async def rollback(self, request: Request) -> Response:
         """Bring back an older revision's content."""
@@ -198,9 +192,7 @@ class AdminApi:
     async def freeze(self, request: Request) -> Response:
         """Hold a route."""
         body = await _body(request, ReasonBody)
-        return await self._change(
-            request, "freeze", body.reason, lambda r, c: _frozen(r, True, c)
-        )
+        return await self._change(request, "freeze", body.reason, lambda r, c: _frozen(r, True, c))
 
     async def thaw(self, request: Request) -> Response:
         """End a hold."""
@@ -268,9 +260,7 @@ class AdminApi:
         if not versions:
             raise UnknownModel(model, body.version)
         version = body.version or versions[-1]
-        outcome = await self._engine.load_or_unload(
-            model, version, kind, changed_by("admin", body.reason)
-        )
+        outcome = await self._engine.load_or_unload(model, version, kind, changed_by("admin", body.reason))
         return _json(
             {
                 "model": model,

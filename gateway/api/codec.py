@@ -63,7 +63,7 @@ def _wire(kind: Any) -> msgspec.json.Decoder[Any]:
 _FLOAT, _INT = _wire(list[float] | None), _wire(list[int] | None)
 _BOOL, _STR = _wire(list[bool] | None), _wire(list[str] | None)
 _RAW = _wire(msgspec.Raw)
-_FLAT = {"F": msgspec.json.Decoder(list[float]), "I": msgspec.json.Decoder(list[int]),
+_FLAT: dict[str, msgspec.json.Decoder[Any]] = {"F": msgspec.json.Decoder(list[float]), "I": msgspec.json.Decoder(list[int]),
          "B": msgspec.json.Decoder(list[bool]), "S": msgspec.json.Decoder(list[str])}  # fmt: skip
 _BY_KIND = {"F": _FLOAT, "I": _INT, "B": _BOOL, "S": _STR}
 
@@ -140,9 +140,7 @@ class Codec:
             msg = "request body is not UTF-8"
             raise InvalidRequest(msg) from exc
 
-    def _take_inputs(
-        self, given: list[Any], raw: bool, blobs: memoryview | None, into: Inference
-    ) -> None:
+    def _take_inputs(self, given: list[Any], raw: bool, blobs: memoryview | None, into: Inference) -> None:
         specs = self.signature.inputs
         packed: list[bytes | None] = [None] * len(specs)
         shapes: list[tuple[int, ...]] = [()] * len(specs)
@@ -197,8 +195,7 @@ class Codec:
         rows = shapes[0][0]
         if len(shapes) > 1 and any(shape[0] != rows for shape in shapes):
             found = ", ".join(
-                f"'{spec.name}' {shape[0]}"
-                for spec, shape in zip(self.signature.inputs, shapes, strict=True)
+                f"'{spec.name}' {shape[0]}" for spec, shape in zip(self.signature.inputs, shapes, strict=True)
             )
             msg = f"inputs differ in rows (their first dimension): {found}"
             raise InvalidRequest(msg)
@@ -247,8 +244,7 @@ class RunEncoder:
     def rows_json(self, outputs: Sequence[Any], rows: int) -> list[list[bytes]]:
         """Each output as JSON text, one piece a row (batched) or one piece in all."""
         return [
-            _row_texts(array, rows) if self._batchable and rows else [_flat_text(array)]
-            for array in outputs
+            _row_texts(array, rows) if self._batchable and rows else [_flat_text(array)] for array in outputs
         ]
 
     def literals(self, rows: int, outputs: Sequence[Any], wanted: tuple[int, ...] | None) -> list[bytes]:

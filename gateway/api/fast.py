@@ -301,9 +301,7 @@ class FastProtocol(HttpToolsProtocol):
             cls._prelude_of = default
             cls._prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
         ending = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        self.transport.write(
-            b"".join((STATUS_LINE[status], cls._prelude, fields, ending, body))
-        )
+        self.transport.write(b"".join((STATUS_LINE[status], cls._prelude, fields, ending, body)))
         self.server_state.total_requests += 1
         if not cycle.keep_alive:
             self.transport.close()
@@ -329,8 +327,7 @@ class FastProtocol(HttpToolsProtocol):
         body = b'{"error":"%b","code":"invalid_request"}' % text.encode()
         self.transport.write(
             STATUS_LINE[status]
-            + b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            % len(body)
+            + b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             + body
         )
         self.transport.close()
@@ -361,7 +358,7 @@ class FastProtocol(HttpToolsProtocol):
         """Close a connection that is too slow or too long idle. Called about once a second."""
         cycle = self.cycle
         if self._reading:
-            waiting_for_body = self._content_bytes >= 0 or cycle is not None and cycle.more_body
+            waiting_for_body = self._content_bytes >= 0 or (cycle is not None and cycle.more_body)
             if now_s - self._active_s > (body_s if waiting_for_body else header_s):
                 self.transport.close()
         elif cycle is None:

@@ -53,8 +53,7 @@ class FutureSink:
 def _response(status: int, fields: bytes, body: bytes) -> Response:
     response = Response(content=body, status_code=status)
     response.raw_headers = [
-        (name, value)
-        for name, _, value in (line.partition(b": ") for line in fields.split(b"\r\n") if line)
+        (name, value) for name, _, value in (line.partition(b": ") for line in fields.split(b"\r\n") if line)
     ]
     return response
 
@@ -131,9 +130,7 @@ class DataApi:
         batchable = version.batchable
 
         def described(specs: Any) -> list[dict[str, Any]]:
-            return [
-                {"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in specs
-            ]
+            return [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in specs]
 
         return _json(
             {

@@ -66,14 +66,10 @@ class FleetCollector:
 
     def _versions(self) -> Iterator[Metric]:
         labels = ["model", "version"]
-        requests = CounterMetricFamily(
-            "tidegate_requests", "requests by outcome", labels=[*labels, "kind"]
-        )
+        requests = CounterMetricFamily("tidegate_requests", "requests by outcome", labels=[*labels, "kind"])
         rows = CounterMetricFamily("tidegate_rows", "rows run", labels=labels)
         batches = CounterMetricFamily("tidegate_batches", "runs", labels=labels)
-        stages = CounterMetricFamily(
-            "tidegate_stage_seconds", "time by stage", labels=[*labels, "stage"]
-        )
+        stages = CounterMetricFamily("tidegate_stage_seconds", "time by stage", labels=[*labels, "stage"])
         latency = HistogramMetricFamily(
             "tidegate_request_seconds", "from the first byte to the reply", labels=labels
         )
@@ -110,10 +106,10 @@ class FleetCollector:
             ("refused_requests", "refused before they had a version", words_of.REFUSED),
             ("unlogged_numbers", "numbers drawn without a record", words_of.GAPS),
         ):
-            family = CounterMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
+            counter = CounterMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
             for index, words in enumerate(workers):
-                family.add_metric([str(index)], words[word])
-            yield family
+                counter.add_metric([str(index)], words[word])
+            yield counter
 
     def _forwarder(self) -> Iterator[Metric]:
         try:

@@ -251,18 +251,7 @@ class EpochClose(msgspec.Struct, tag_field="type", tag="epoch_close"):
     at_ns: int = 0
 
 
-Event = (
-    Prediction
-    | Shadow
-    | Feedback
-    | Control
-    | Model
-    | Verdict
-    | Gap
-    | Heartbeat
-    | EpochOpen
-    | EpochClose
-)
+Event = Prediction | Shadow | Feedback | Control | Model | Verdict | Gap | Heartbeat | EpochOpen | EpochClose
 
 _msgpack_encoder = msgspec.msgpack.Encoder()
 _json_encoder = msgspec.json.Encoder()

@@ -195,9 +195,7 @@ class Forwarder:
                     group.create_task(self._send_partition(producer, partition, listed))
             self._write_status()
 
-    async def _send_partition(
-        self, producer: TopicProducer, partition: int, listed: list[EpochPath]
-    ) -> None:
+    async def _send_partition(self, producer: TopicProducer, partition: int, listed: list[EpochPath]) -> None:
         """One batch after another for each epoch of a partition, until they are caught up."""
         for epoch in listed:
             entry = self._positions.entries[epoch.key]
@@ -313,8 +311,6 @@ class Forwarder:
         temporary.rename(self._directory / "status.json")
 
 
-
-
 async def _run(context: process.Context) -> None:
     config = configuration.decode(context.config)
     if config.kafka is None:
@@ -322,9 +318,7 @@ async def _run(context: process.Context) -> None:
     state_dir = context.state_path
     lock = os.open(state_dir / "forwarder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    forwarder = Forwarder(
-        state_dir / "spool", state_dir / "forwarder", context.gateway_id, config.kafka
-    )
+    forwarder = Forwarder(state_dir / "spool", state_dir / "forwarder", context.gateway_id, config.kafka)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, forwarder.stop)
     await forwarder.run()
 

@@ -122,7 +122,7 @@ class Frame(NamedTuple):
     """One frame read back: its numbers and its msgpack."""
 
     first_seq: int
-    count: int
+    count: int  # type: ignore[assignment]
     payload: bytes
 
     @property
@@ -232,9 +232,7 @@ def _expand_run(prefix: str, frame: Frame, run: Run) -> list[Event]:
                 protocol=caller.protocol,
                 principal=caller.principal,
                 rows=rows[i],
-                route=msgspec.structs.replace(
-                    routes[i], unit_hash=None if unit is None else f"{unit:016x}"
-                ),
+                route=msgspec.structs.replace(routes[i], unit_hash=None if unit is None else f"{unit:016x}"),
                 model=model,
                 batch=BatchFacts(run.batch_id, total_rows, row0, run.cut),
                 inputs=inputs[i],

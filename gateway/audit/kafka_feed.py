@@ -33,9 +33,7 @@ class KafkaFeed:
         FeedUnreachable: no broker answers, or the topic does not exist.
     """
 
-    def __init__(
-        self, bootstrap_servers: str, topic: str, positions: Positions | None = None
-    ) -> None:
+    def __init__(self, bootstrap_servers: str, topic: str, positions: Positions | None = None) -> None:
         given = dict(positions or {})
         self._offsets = {k: v for k, v in given.items() if k.startswith(_OFFSET)}
         self._marks = HighWater({k: v for k, v in given.items() if not k.startswith(_OFFSET)})

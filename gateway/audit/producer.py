@@ -34,9 +34,7 @@ class TopicProducer:
     Threading: one event loop.
     """
 
-    def __init__(
-        self, bootstrap_servers: str, topic: str, batch_bytes: int, request_timeout_ms: int
-    ) -> None:
+    def __init__(self, bootstrap_servers: str, topic: str, batch_bytes: int, request_timeout_ms: int) -> None:
         self._topic = topic
         self._deadline_s = request_timeout_ms / 1000 * 1.5
         self._producer = AIOKafkaProducer(

@@ -165,9 +165,7 @@ class Recorder:
         self._failing = False
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
-        source = claim_source(
-            places.state_dir, gateway_id, "recorder", places.ring_dir, SMALL_RING_BYTES
-        )
+        source = claim_source(places.state_dir, gateway_id, "recorder", places.ring_dir, SMALL_RING_BYTES)
         self._own = Writer(source, gateway_id)
         self._own_name = source.ring_path.name
         self._discover()
@@ -354,9 +352,7 @@ def _tail_gaps(drain: Drain, assigned: int) -> list[Event]:
 
 
 def _close_event(source: int, epoch: int, events: int, cause: str) -> EpochClose:
-    return EpochClose(
-        source=f"{source:016x}", epoch=epoch, events=events, cause=cause, at_ns=time.time_ns()
-    )
+    return EpochClose(source=f"{source:016x}", epoch=epoch, events=events, cause=cause, at_ns=time.time_ns())
 
 
 def run(context: process.Context) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from gateway.audit.event import EpochClose
 from gateway.audit.frame import Events, decode_payload, scan
 from gateway.audit.spool import EpochPath, segments
-from gateway.audit.event import EpochClose
 
 
 class Tail(NamedTuple):

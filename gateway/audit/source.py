@@ -32,7 +32,7 @@ class Source(NamedTuple):
 
     source: int
     role: str
-    index: int
+    index: int  # type: ignore[assignment]
     epoch: int
     prev_epoch: int | None
     ring: Ring
@@ -52,9 +52,7 @@ def source_directory(state_dir: Path, source: int) -> Path:
     return state_dir / "spool" / f"{source:016x}"
 
 
-def claim_source(
-    state_dir: Path, gateway_id: str, role: str, ring_dir: Path, ring_bytes: int
-) -> Source:
+def claim_source(state_dir: Path, gateway_id: str, role: str, ring_dir: Path, ring_bytes: int) -> Source:
     """Take the lowest free index of a role, begin a new epoch, make its ring.
 
     Raises:
@@ -92,7 +90,7 @@ def make_ring(ring_dir: Path, facts: RingFacts, ring_bytes: int) -> tuple[Ring, 
             raise
         msg = (
             f"no room for a log ring of {size >> 20} MiB in shared memory: give the container more"
-            " (--shm-size=256m) or set audit.ring = \"state_dir\""
+            ' (--shm-size=256m) or set audit.ring = "state_dir"'
         )
         raise RingUnusable(msg) from exc
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,9 +66,7 @@ class SpoolFeed:
                 continue
             for frame in read_epoch(epoch, at):
                 for offset, event in enumerate(expand(epoch.source, epoch.epoch, frame)):
-                    new, hole = self._marks.admit(
-                        epoch.source, epoch.epoch, frame.first_seq + offset
-                    )
+                    new, hole = self._marks.admit(epoch.source, epoch.epoch, frame.first_seq + offset)
                     if hole is not None:
                         holes.append(hole)
                     if new:

@@ -91,9 +91,7 @@ def verify(spool: Path) -> Report:
     return Report(epochs=list(reports.values()))
 
 
-def _uncovered(
-    hole: tuple[int, int], gaps: list[tuple[int, int | None, str]]
-) -> list[tuple[int, int]]:
+def _uncovered(hole: tuple[int, int], gaps: list[tuple[int, int | None, str]]) -> list[tuple[int, int]]:
     at, end = hole
     left: list[tuple[int, int]] = []
     for start, stop, _ in sorted(gaps, key=lambda g: g[0]):

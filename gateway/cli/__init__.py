@@ -17,9 +17,7 @@ TABLE = {
     "model": Entry("gateway.cli.model:command", "Show, load and unload models."),
     "audit": Entry("gateway.cli.audit:command", "Read and verify the log of predictions."),
     "config": Entry("gateway.cli.config:command", "Check and show the configuration."),
-    "doctor": Entry(
-        "gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"
-    ),
+    "doctor": Entry("gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"),
     "bench": Entry("bench.cli:main", "Measure the gateway.", needs="bench.cli"),
     "version": Entry("gateway.cli.version:command", "Print the version."),
 }

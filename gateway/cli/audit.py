@@ -75,9 +75,7 @@ def place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--kafka", metavar="HOST:PORT", help="Read the topic instead of the spool.")
     @click.option("--topic", default=DEFAULT_TOPIC, show_default=True, help="Which topic.")
     @functools.wraps(function)
-    def wrapped(
-        *args: Any, state_dir: str | None, kafka: str | None, topic: str, **rest: Any
-    ) -> Any:
+    def wrapped(*args: Any, state_dir: str | None, kafka: str | None, topic: str, **rest: Any) -> Any:
         where = Path() if kafka is not None else _spool(state_directory(state_dir))
         return function(*args, place=Place(where, kafka, topic), **rest)
 
@@ -90,17 +88,13 @@ def command() -> None:
 
 
 @command.command("tail")
-@click.option(
-    "-n", "count", type=click.IntRange(0), default=10, show_default=True, help="How many."
-)
+@click.option("-n", "count", type=click.IntRange(0), default=10, show_default=True, help="How many.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends.")
 @click.option("--model", help="Only records about this model.")
 @click.option("--type", "kind", type=click.Choice(sorted(KINDS)), help="Only this type.")
 @place_options
 @json_option
-def tail(
-    count: int, follow: bool, model: str | None, kind: str | None, place: Place, as_json: bool
-) -> None:
+def tail(count: int, follow: bool, model: str | None, kind: str | None, place: Place, as_json: bool) -> None:
     """Print the last records, one a line. Heartbeats only with --type heartbeat."""
 
     def keep(event: Event) -> bool:

@@ -119,9 +119,7 @@ class Client:
         return {"authorization": f"Bearer {token}"}
 
     def _no_gateway(self, exc: httpx.TransportError) -> str:
-        what = (
-            "no answer in time" if isinstance(exc, httpx.TimeoutException) else "no gateway answers"
-        )
+        what = "no answer in time" if isinstance(exc, httpx.TimeoutException) else "no gateway answers"
         todo = f"start one with `tidegate serve`, or name it with {self._flag} URL"
         return f"{what} at {self.url}: {todo}"
 

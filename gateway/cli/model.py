@@ -89,9 +89,7 @@ def refresh(reason: str, as_json: bool, admin: Client) -> None:
     say(f"repository read: {_told(body)}")
 
 
-def _change(
-    admin: Client, model: str, version: str | None, action: str, reason: str, as_json: bool
-) -> None:
+def _change(admin: Client, model: str, version: str | None, action: str, reason: str, as_json: bool) -> None:
     body: dict[str, Any] = {"reason": reason}
     if version is not None:
         body["version"] = quoted(version)
@@ -101,9 +99,7 @@ def _change(
         return
     version = version or answer.body.get("version")
     at = f" version {version}" if version else ""
-    pending = (
-        "; some workers are not done yet: see `tidegate model show`" if answer.status == 202 else ""
-    )
+    pending = "; some workers are not done yet: see `tidegate model show`" if answer.status == 202 else ""
     say(f"{action} {model}{at}: {_told(answer.body)}{pending}")
 
 

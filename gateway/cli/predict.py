@@ -25,9 +25,7 @@ from gateway.cli.tensors import (
 @click.argument("model")
 @click.option("--version", metavar="V", help="Ask this version, past the route.")
 @click.option("--input", "inputs", metavar="NAME=JSON", multiple=True, help="Values of one input.")
-@click.option(
-    "--data", "data_file", metavar="FILE", help="A JSON file with the inputs; - reads stdin."
-)
+@click.option("--data", "data_file", metavar="FILE", help="A JSON file with the inputs; - reads stdin.")
 @click.option("--routing-key", metavar="KEY", help="Same key, same version, while weights stand.")
 @data_options
 @json_option
@@ -93,13 +91,10 @@ def _rows(outputs: list[dict[str, Any]]) -> list[list[str]]:
         shape, values = output["shape"], output.get("data", [])
         rows = shape[0] if shape else 1
         per_row = len(values) // rows if rows else 0
-        columns.append(
-            [_values(values[row * per_row : (row + 1) * per_row]) for row in range(rows)]
-        )
+        columns.append([_values(values[row * per_row : (row + 1) * per_row]) for row in range(rows)])
     count = max((len(column) for column in columns), default=0)
     return [
-        [str(row), *(column[row] if row < len(column) else "" for column in columns)]
-        for row in range(count)
+        [str(row), *(column[row] if row < len(column) else "" for column in columns)] for row in range(count)
     ]
 
 

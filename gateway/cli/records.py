@@ -119,9 +119,7 @@ def _gist(event: Event) -> str | None:
             at = "" if event.revision is None else f"revision {event.revision} "
             return f"{at}by {event.by}: {event.reason}"
         case Gap():
-            return (
-                f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq} {event.cause}"
-            )
+            return f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq} {event.cause}"
         case Model():
             version = f"v{event.model.version}" if event.model else ""
             return f"{version} {event.reason or ''}".strip()

@@ -27,9 +27,7 @@ def change_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what every change has: `--reason`, `--if-match`, `--dry-run`, and the rest."""
 
     @click.option("--reason", required=True, help="Why; it stands in the log.")
-    @click.option(
-        "--if-match", type=int, metavar="REV", help="Only at this revision [default: now's]."
-    )
+    @click.option("--if-match", type=int, metavar="REV", help="Only at this revision [default: now's].")
     @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
     @admin_options
     @json_option
@@ -121,10 +119,7 @@ def show(model: str | None, as_json: bool, admin: Client) -> None:
         print_json(body)
         return
     if not routes:
-        say(
-            "no routes: put a model at <repository>/NAME/1/model.onnx,"
-            " then `tidegate model refresh`"
-        )
+        say("no routes: put a model at <repository>/NAME/1/model.onnx, then `tidegate model refresh`")
     for route in routes:
         _print_route(route)
 
@@ -235,10 +230,7 @@ def _print_route(route: dict[str, Any]) -> None:
     held = ", frozen" if route.get("frozen") else ""
     table(
         ("variant", "version", "role", "weight", "state"),
-        [
-            (v["name"], v["version"], v["role"], _weight(v), v.get("state"))
-            for v in route["variants"]
-        ],
+        [(v["name"], v["version"], v["role"], _weight(v), v.get("state")) for v in route["variants"]],
         title=f"{route['model']}  revision {route['revision']}{held}",
     )
     changed = route.get("changed")

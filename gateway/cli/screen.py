@@ -26,9 +26,7 @@ def print_json_line(document: bytes) -> None:
     click.echo(document)
 
 
-def table(
-    headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
-) -> None:
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
     """A table on stdout; cells are shown as text, None as a dash. Numbers keep to the right."""
     rows = [[_cell(value) for value in row] for row in rows]
     made = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)

@@ -26,9 +26,7 @@ from gateway.process import Context
 @file_option
 @set_option
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port for inference; 0 takes a free one."
-)
+@click.option("--port", type=click.IntRange(0, 65535), help="Port for inference; 0 takes a free one.")
 @click.option("--admin-port", type=click.IntRange(0, 65535), help="Port for the admin API.")
 @click.option("--state-dir", metavar="DIR", help="Where log, routes and tokens are kept.")
 def command(

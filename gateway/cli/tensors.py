@@ -52,8 +52,7 @@ def describe(metadata: Metadata) -> str:
     """What the model expects, with a command that answers."""
     lines = [f"model {metadata.name} expects:"]
     lines += [
-        f"  {expected.name}  {expected.datatype}  {list(expected.shape)}"
-        for expected in metadata.inputs
+        f"  {expected.name}  {expected.datatype}  {list(expected.shape)}" for expected in metadata.inputs
     ]
     options = " ".join(_option(expected) for expected in metadata.inputs)
     lines.append(f"for example: tidegate predict {metadata.name} {options}")

@@ -113,9 +113,7 @@ def _find(variants: list[Variant], name: str) -> Variant | None:
 
 def _new_canary(version: str, variants: list[Variant]) -> Variant:
     names = {v["name"] for v in variants}
-    name = next(
-        n for n in ("canary", f"canary-{version}", f"canary-{version}-new") if n not in names
-    )
+    name = next(n for n in ("canary", f"canary-{version}", f"canary-{version}-new") if n not in names)
     return {"name": name, "version": version, "role": "canary", "weight_bp": 0}
 
 

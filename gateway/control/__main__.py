@@ -16,7 +16,6 @@ from pathlib import Path
 
 import uvicorn
 
-from gateway import config as configuration
 from gateway import logs, process
 from gateway.api.admin import AdminApi
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
@@ -42,7 +41,6 @@ class Server(uvicorn.Server):
 
 
 async def _serve(context: process.Context) -> int:
-    config = configuration.decode(context.config)
     state_dir, ring_dir = context.state_path, Path(context.ring_dir)
     (state_dir / "control").mkdir(mode=0o700, exist_ok=True)
     lock = os.open(state_dir / "control" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

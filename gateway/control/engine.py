@@ -282,9 +282,7 @@ class Engine:
         started = time.monotonic()
         while True:
             live = self._fleet.live_workers()
-            pending = tuple(
-                i for i in live if self._fleet.worker(i)[words_of.GENERATION] < generation
-            )
+            pending = tuple(i for i in live if self._fleet.worker(i)[words_of.GENERATION] < generation)
             waited_s = time.monotonic() - started
             if not pending or waited_s > APPLY_TIMEOUT_S:
                 return Applied(len(live) - len(pending), len(live), int(waited_s * 1000), pending)

@@ -70,9 +70,7 @@ class Placement:
 
     async def _first_sight(self, model: str) -> None:
         versions = self.found.models[model]
-        states = {
-            v: [s for s, _ in self._engine.load_states(model, v).values()] for v in versions
-        }
+        states = {v: [s for s, _ in self._engine.load_states(model, v).values()] for v in versions}
         wanted = {v: found for v, found in states.items() if found}
         if not wanted or any(s not in {"ready", "failed"} for found in wanted.values() for s in found):
             return

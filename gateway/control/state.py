@@ -116,8 +116,7 @@ def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
 def renumbered(state: State) -> State:
     """Slots from 0 again: at the start of a fleet whose shared memory is new."""
     versions = tuple(
-        msgspec.structs.replace(desired, slot=slot)
-        for slot, desired in enumerate(state.serving.versions)
+        msgspec.structs.replace(desired, slot=slot) for slot, desired in enumerate(state.serving.versions)
     )
     return State(
         msgspec.structs.replace(state.serving, versions=versions),

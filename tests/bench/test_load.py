@@ -39,9 +39,7 @@ def test_heads_vary_only_when_asked(tmp_path: Path) -> None:
     write_requests(tmp_path / "same", TARGET, count=200)
     write_requests(tmp_path / "varied", TARGET, count=200, varying_heads=True)
     heads = {
-        name: {
-            r.partition(b"\r\n\r\n")[0].rpartition(b"\r\n")[0] for r in _requests(tmp_path / name)
-        }
+        name: {r.partition(b"\r\n\r\n")[0].rpartition(b"\r\n")[0] for r in _requests(tmp_path / name)}
         for name in ("same", "varied")
     }
     assert len(heads["same"]) == 1

@@ -173,9 +173,7 @@ def problems(ledger: Ledger, found: Topic) -> list[str]:
     missing = ledger.answered.keys() - found.ids
     if missing:
         few = ", ".join(f"{i} ({ledger.answered[i]})" for i in sorted(missing)[:5])
-        said.append(
-            f"{len(missing)} of {len(ledger.answered)} answered are not in the topic: {few}"
-        )
+        said.append(f"{len(missing)} of {len(ledger.answered)} answered are not in the topic: {few}")
     for stream, partitions in found.partitions.items():
         if len(partitions) > 1:
             said.append(f"epoch {stream} is on partitions {sorted(partitions)}")

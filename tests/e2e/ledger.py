@@ -196,10 +196,7 @@ class LedgerClient:
 
     def _facts(self) -> str:
         ledger = self.ledger
-        return (
-            f"{len(ledger.answered)} answered, {dict(ledger.refused)} refused,"
-            f" {ledger.unknown} unknown"
-        )
+        return f"{len(ledger.answered)} answered, {dict(ledger.refused)} refused, {ledger.unknown} unknown"
 
     async def _run(self) -> None:
         await asyncio.gather(*(self._keep_connected() for _ in range(self.plan.connections)))

@@ -142,9 +142,7 @@ def test_pipelined_requests_are_answered_in_order(doors: dict[str, str], door: s
     """POST, GET and POST sent at once on one connection come back in that order."""
     with Wire(doors[door]) as wire:
         wire.send(
-            infer("linear", [ROW], "first")
-            + get("/v2/models/linear")
-            + infer("twin", [OTHER], "third")
+            infer("linear", [ROW], "first") + get("/v2/models/linear") + infer("twin", [OTHER], "third")
         )
         first, second, third = wire.reply(), wire.reply(), wire.reply()
     assert json.loads(first.body)["id"] == "first"

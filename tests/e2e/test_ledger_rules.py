@@ -42,9 +42,7 @@ def _answered(*seqs: int) -> Ledger:
 
 def test_a_whole_topic_has_no_problems() -> None:
     """Everything answered is there, a resend is dropped, a hole has its gap, the close adds up."""
-    found = _found(
-        *(_event(i) for i in (0, 1, 2, 1, 2, 5)), _gap(0, 3, 3), _gap(1, 4, 4), _close(2, 6)
-    )
+    found = _found(*(_event(i) for i in (0, 1, 2, 1, 2, 5)), _gap(0, 3, 3), _gap(1, 4, 4), _close(2, 6))
     assert found.resent == 2
     assert problems(_answered(1, 2, 5), found) == []
 
@@ -60,9 +58,7 @@ def test_a_whole_topic_has_no_problems() -> None:
         (Ledger(wrong=["q-1 got q-2"]), [], "q-1 got q-2"),
     ],
 )
-def test_each_broken_promise_is_said(
-    ledger: Ledger, events: list[dict[str, Any]], says: str
-) -> None:
+def test_each_broken_promise_is_said(ledger: Ledger, events: list[dict[str, Any]], says: str) -> None:
     """A missing answer, a bare hole, a short epoch, an open one: each gives its sentence."""
     assert any(says in problem for problem in problems(ledger, _found(*events)))
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.onnx_models import write_linear
-
 from bench.serving import Gateway
+from tests.e2e.onnx_models import write_linear
 
 ROOT = Path(__file__).parents[2]
 SETTLES_WITHIN_S = 20
@@ -58,8 +57,7 @@ def versions_over(gateway: Gateway, requests: int) -> Counter[str]:
 
     tensor = {"name": "X", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
     replies = (
-        call(gateway.data_url, "POST", "/v2/models/mine/infer", {"inputs": [tensor]})
-        for _ in range(requests)
+        call(gateway.data_url, "POST", "/v2/models/mine/infer", {"inputs": [tensor]}) for _ in range(requests)
     )
     return Counter(reply.content["model_version"] for reply in replies)
 

@@ -119,9 +119,7 @@ def test_weight_0_holds_in_every_worker_once_acknowledged(gateway: Gateway) -> N
             before = sum((future.result() for future in running), Counter())
             assert reply.status == 200, reply
             assert {version for _, version in before} == {"1", "2"}
-            after = sum(
-                pool.map(lambda wire: _ask(wire, AFTER // CONNECTIONS + 1), wires), Counter()
-            )
+            after = sum(pool.map(lambda wire: _ask(wire, AFTER // CONNECTIONS + 1), wires), Counter())
         assert len({source for source, _ in after}) == 2, "both workers must have been asked"
         assert sum(after.values()) >= AFTER
         assert {version for _, version in after} == {"2"}

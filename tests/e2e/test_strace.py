@@ -47,9 +47,7 @@ def _traced(tmp_path: Path, tracer: str) -> list[str]:
     return trace.read_text(errors="replace").splitlines()
 
 
-def test_a_run_connects_to_nothing_but_loopback_and_starts_only_python(
-    tmp_path: Path, tracer: str
-) -> None:
+def test_a_run_connects_to_nothing_but_loopback_and_starts_only_python(tmp_path: Path, tracer: str) -> None:
     """Every connect is to loopback or a Unix socket; every program started is this Python."""
     calls = [m for line in _traced(tmp_path, tracer) if (m := _CALL.search(line))]
     connects = [m.group(2) for m in calls if m.group(1) == "connect"]
@@ -57,9 +55,7 @@ def test_a_run_connects_to_nothing_but_loopback_and_starts_only_python(
     assert foreign == []
     programs = [m.group(2).split('"')[1] for m in calls if m.group(1) == "execve"]
     assert len(programs) >= 5  # serve, supervisor, two workers, recorder, control
-    assert {
-        Path(p).name for p in programs if not re.match(r"python3?(\.\d+)?$", Path(p).name)
-    } == set()
+    assert {Path(p).name for p in programs if not re.match(r"python3?(\.\d+)?$", Path(p).name)} == set()
 
 
 def _is_local(connect: str) -> bool:

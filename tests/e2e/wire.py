@@ -60,9 +60,7 @@ class Wire:
     def _more(self) -> None:
         chunk = self._socket.recv(65536)
         if not chunk:
-            msg = (
-                f"connection closed by the server; {len(self._buffer)} bytes of a reply were there"
-            )
+            msg = f"connection closed by the server; {len(self._buffer)} bytes of a reply were there"
             raise ConnectionError(msg)
         self._buffer += chunk
 
@@ -90,9 +88,7 @@ def post(path: str, body: object, **fields: str) -> bytes:
         **{k.replace("_", "-"): v for k, v in fields.items()},
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: {len(content)}\r\n\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: {len(content)}\r\n\r\n"
     return head.encode() + content
 
 
@@ -101,9 +97,7 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
 
 
-def infer(
-    model: str, rows: list[list[float]], request_id: str | None = None, **fields: str
-) -> bytes:
+def infer(model: str, rows: list[list[float]], request_id: str | None = None, **fields: str) -> bytes:
     """An inference request with input X; header fields by keyword, `_` for `-`."""
     data = [value for row in rows for value in row]
     tensor = {"name": "X", "datatype": "FP32", "shape": [len(rows), len(rows[0])], "data": data}

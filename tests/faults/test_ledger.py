@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from bench.models import write_mlp
 
+from bench.models import write_mlp
 from bench.serving import Gateway
 from tests.e2e.foreign import Topic, problems, read_topic
 from tests.e2e.ledger import Ledger, LedgerClient, Plan

@@ -42,9 +42,7 @@ def prediction(request_id: str, at_ns: int, model: str = "flights") -> Predictio
     )
 
 
-def write(
-    state_dir: Path, source: int, frames: list[list[Event]], synced: int | None = None
-) -> None:
+def write(state_dir: Path, source: int, frames: list[list[Event]], synced: int | None = None) -> None:
     """One epoch, a segment a frame."""
     epoch = state_dir / "spool" / f"{source:016x}" / f"{EPOCH:08x}"
     epoch.mkdir(parents=True)

@@ -14,9 +14,7 @@ from gateway.cli.group import Entry
 
 def test_help_lists_what_works_and_nothing_else(run, monkeypatch) -> None:
     """A command whose module is not installed is neither listed nor found."""
-    monkeypatch.setitem(
-        command.table, "ghost", Entry("ghost.cli:command", "Boo.", needs="ghost.cli")
-    )
+    monkeypatch.setitem(command.table, "ghost", Entry("ghost.cli:command", "Boo.", needs="ghost.cli"))
     result = run("--help")
     assert result.exit_code == 0
     assert "ghost" not in result.stdout

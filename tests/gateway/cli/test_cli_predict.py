@@ -108,9 +108,7 @@ def test_version_and_routing_key(run, at, fake) -> None:
 
 def test_exit_codes(run, at, fake) -> None:
     """Unknown model 2, not ready 1, nobody there 3."""
-    fake.on(
-        "GET", "/v2/models/gone", {"error": "unknown model 'gone'", "code": "unknown_model"}, 404
-    )
+    fake.on("GET", "/v2/models/gone", {"error": "unknown model 'gone'", "code": "unknown_model"}, 404)
     assert run("predict", "gone", *at).exit_code == 2
     fake.on("POST", "/v2/models/m/infer", {"error": "busy", "code": "overloaded"}, 503)
     assert run("predict", "m", "--input", "X=[1,2,3]", *at).exit_code == 1

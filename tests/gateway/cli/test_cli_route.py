@@ -145,14 +145,10 @@ def test_pending_workers_are_said(run, admin, state_dir) -> None:
     assert "index 1" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "weight", ["canary", "canary=110%", "canary=x", "canary=0.001%", "=5", "zz=5%"]
-)
+@pytest.mark.parametrize("weight", ["canary", "canary=110%", "canary=x", "canary=0.001%", "=5", "zz=5%"])
 def test_bad_weights_are_refused_here(run, admin, state_dir, weight) -> None:
     """What cannot be a weight or a variant exits 2 and sends no change."""
-    result = run(
-        "route", "shift", "flights", weight, "--reason", "r", "--state-dir", str(state_dir)
-    )
+    result = run("route", "shift", "flights", weight, "--reason", "r", "--state-dir", str(state_dir))
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert all(seen.method == "GET" for seen in admin.seen)
@@ -222,13 +218,9 @@ def test_history(run, admin, state_dir) -> None:
         (503, "audit_unavailable", 1),
     ],
 )
-def test_refusals_keep_the_gateways_sentence(
-    run, admin, state_dir, status, code, exit_code
-) -> None:
+def test_refusals_keep_the_gateways_sentence(run, admin, state_dir, status, code, exit_code) -> None:
     """A refusal is one line on stderr; 409, 412 and 5xx are a no, other 4xx are input."""
-    admin.on(
-        "POST", f"{AT}/freeze", {"error": "because\nof this", "code": code, "revision": 13}, status
-    )
+    admin.on("POST", f"{AT}/freeze", {"error": "because\nof this", "code": code, "revision": 13}, status)
     args = ("route", "freeze", "flights", "--reason", "r", "--state-dir", str(state_dir))
     result = run(*args)
     assert result.exit_code == exit_code

@@ -1,0 +1,60 @@
+"""What this machine has of what Tidegate, its tests and its benchmarks can use. For `tidegate doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+_PACKAGES = ("starlette", "uvicorn", "onnxruntime", "numpy", "msgspec", "orjson", "aiokafka")
+_TOOLS = (
+    ("java", "Kafka in tests and `make kafka`", "a Java 17 runtime, for example openjdk-17-jre-headless"),
+    ("mvn", "fetches Kafka's jars once", "the package maven"),
+    ("docker", "another way to Kafka", "optional"),
+    ("kcat", "an independent reader of the topic", "the package kcat"),
+    ("strace", "proof of what the processes connect to", "the package strace"),
+    ("nginx", "the partner of the benchmark", "the package nginx-light"),
+    ("wrk", "the load of the benchmark", "the package wrk"),
+    ("chromium", "tests of the console", "the package chromium"),
+)
+SHM_MIN_BYTES = 64 * 1024 * 1024
+
+
+class Check(NamedTuple):
+    """One line of the table; `required` ones make `tidegate doctor` exit with 1 when they fail."""
+
+    name: str
+    ok: bool
+    found: str
+    how_to_get: str
+    required: bool = False
+
+
+def checks() -> list[Check]:
+    """Look at everything. Runs no program."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 14)
+    out = [Check("python", fits, version, "Python 3.11 to 3.14", required=True)]
+    for name in _PACKAGES:
+        try:
+            out.append(Check(name, True, importlib.metadata.version(name), "", required=True))
+        except importlib.metadata.PackageNotFoundError:
+            out.append(Check(name, False, "not installed", "make run", required=True))
+    out.append(_shared_memory())
+    for name, what, how in _TOOLS:
+        where = shutil.which(name)
+        out.append(Check(name, where is not None, what if where else "not found", how))
+    return out
+
+
+def _shared_memory() -> Check:
+    shm = Path("/dev/shm")  # noqa: S108
+    how = 'give the container more (--shm-size=256m) or set audit.ring = "state_dir"'
+    if not shm.is_dir():
+        return Check("shared memory", False, "no /dev/shm", how, required=True)
+    stat = os.statvfs(shm)
+    free = stat.f_bavail * stat.f_frsize
+    return Check("shared memory", free >= SHM_MIN_BYTES, f"{free >> 20} MiB free", how, required=True)

@@ -1,0 +1,40 @@
+"""What all tests share: telemetry off, real Kafka on request, and a closing table of what was absent."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+
+from gateway import doctor
+
+pytest_plugins = ["tests.fixtures_kafka"]
+
+TOOLS = ("java", "mvn", "kcat", "strace", "nginx", "wrk")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes and proofs last: what fails fast should fail first."""
+    order = {"e2e": 1, "kafka": 1, "faults": 2}
+    items.sort(key=lambda item: max((order.get(part, 0) for part in item.path.parts), default=0))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Under CI nothing may be skipped for want of a tool: `.ci/run` installs them all."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which is a failure in CI: {report.longrepr}"
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Tools that are missing here, what they are for and how to get them."""
+    missing = [check for check in doctor.checks() if check.name in TOOLS and not check.ok]
+    if missing:
+        terminalreporter.section("absent here; what needs them was skipped")
+        for check in missing:
+            terminalreporter.write_line(f"{check.name:8} get it with: {check.how_to_get}")
