@@ -276,16 +276,17 @@ class Models:
 
     @property
     def settled(self) -> bool:
-        """Whether no version that carries weight is still being loaded."""
+        """Whether a snapshot is here and no version that carries, or may get, weight is still loading."""
         if self.serving is None:
-            return True
-        for name, route in self.serving.routes.items():
-            entry = self._entries.get(name)
-            for variant in route.variants:
-                if entry is None or variant.role == "shadow" or not variant.weight_bp:
-                    continue
-                if entry.states.get(variant.version, ("absent", None))[0] == "loading":
-                    return False
+            return False
+        for name, entry in self._entries.items():
+            route = self.serving.routes.get(name)
+            if route is None:
+                wanted = set(entry.states)
+            else:
+                wanted = {v.version for v in route.variants if v.weight_bp}
+            if any(entry.states.get(version, ("", None))[0] == "loading" for version in wanted):
+                return False
         return True
 
     def poll(self) -> None:

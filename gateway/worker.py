@@ -45,6 +45,9 @@ log = logging.getLogger("tidegate.worker")
 POLL_S = 0.02
 """How soon an idle worker sees a new generation."""
 SETTLE_S = 60.0
+"""Loading at start may take this long before the worker accepts anyway."""
+ROUTE_S = 5.0
+"""And so long may the first route of a new model take."""
 
 
 class Server(uvicorn.Server):
@@ -120,9 +123,7 @@ class Worker:
             self.appender.log(event)
         self.appender.flush()
         ticking = asyncio.create_task(self._tick())
-        deadline = self.loop.time() + SETTLE_S
-        while not self.models.settled and self.loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        await self._settle()
         gc.collect()
         gc.freeze()
         data = self.config.data
@@ -155,6 +156,18 @@ class Worker:
         self.core.lanes.close()
         self.registry.close()
         self.words[words_of.STATE] = words_of.DOWN
+
+    async def _settle(self) -> None:
+        """Wait with accepting until what carries weight is loaded; connections wait in the socket's queue.
+
+        A primary that cannot be loaded is not waited for, nor is a control process that does not come.
+        """
+        started = self.loop.time()
+        while not self.models.settled and self.loop.time() < started + SETTLE_S:
+            await asyncio.sleep(0.01)
+        settled = self.loop.time()
+        while not self.models.ready and self.loop.time() < settled + ROUTE_S:
+            await asyncio.sleep(0.01)
 
     def _stop(self) -> None:
         log.info("drain", extra={"inflight": self.core.inflight})

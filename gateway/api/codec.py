@@ -63,8 +63,12 @@ def _wire(kind: Any) -> msgspec.json.Decoder[Any]:
 _FLOAT, _INT = _wire(list[float] | None), _wire(list[int] | None)
 _BOOL, _STR = _wire(list[bool] | None), _wire(list[str] | None)
 _RAW = _wire(msgspec.Raw)
-_FLAT: dict[str, msgspec.json.Decoder[Any]] = {"F": msgspec.json.Decoder(list[float]), "I": msgspec.json.Decoder(list[int]),
-         "B": msgspec.json.Decoder(list[bool]), "S": msgspec.json.Decoder(list[str])}  # fmt: skip
+_FLAT: dict[str, msgspec.json.Decoder[Any]] = {
+    "F": msgspec.json.Decoder(list[float]),
+    "I": msgspec.json.Decoder(list[int]),
+    "B": msgspec.json.Decoder(list[bool]),
+    "S": msgspec.json.Decoder(list[str]),
+}
 _BY_KIND = {"F": _FLOAT, "I": _INT, "B": _BOOL, "S": _STR}
 
 
