@@ -1,0 +1,162 @@
+"""A gateway's log in one directory: owners that append, and recorders that can be killed in-process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway import config
+from gateway.audit.event import Event, Feedback
+from gateway.audit.recorder import Places, Recorder
+from gateway.audit.source import claim_source
+from gateway.audit.spool import Storage
+from gateway.audit.spool_feed import SpoolFeed
+from gateway.audit.verify import Report, verify
+from gateway.audit.writer import Writer
+from gateway.process import Context
+
+GATEWAY_ID = "00112233aabbccdd"
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Killed(BaseException):
+    """kill -9, as far as one process can have it."""
+
+
+class Log:
+    """One state directory with its rings."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.ring_dir = state_dir / "ring"
+        self.ring_dir.mkdir(parents=True)
+        self.spool = state_dir / "spool"
+        self.places = Places(state_dir, self.ring_dir)
+        self._children: list[subprocess.Popen[str]] = []
+
+    def owner(self, role: str = "worker", ring_bytes: int = 65536) -> Writer:
+        """A process that writes."""
+        source = claim_source(self.state_dir, GATEWAY_ID, role, self.ring_dir, ring_bytes)
+        return Writer(source, GATEWAY_ID)
+
+    def recorder(self, storage: Storage | None = None, segment_bytes: int = 4096) -> Recorder:
+        """A recorder in this process."""
+        return Recorder(self.places, GATEWAY_ID, segment_bytes, storage)
+
+    def child(self, *arguments: str, **options: object) -> subprocess.Popen[str]:
+        """A real process, killed at the end of the test."""
+        child = subprocess.Popen(
+            [sys.executable, "-P", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **self.context()},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+        self._children.append(child)
+        return child
+
+    def context(self) -> dict[str, str]:
+        """What the supervisor hands to its children."""
+        loaded, _ = config.load(None, [f"state_dir={self.state_dir}", "audit.segment_bytes=65536"], {})
+        context = Context(
+            config=config.encode(loaded),
+            models="",
+            state_dir=str(self.state_dir),
+            gateway_id=GATEWAY_ID,
+            ring_dir=str(self.ring_dir),
+        )
+        return {"TG_CONTEXT": context.to_env()["TG_CONTEXT"]}
+
+    def real_recorder(self) -> subprocess.Popen[str]:
+        """The recorder's own process."""
+        return self.child("-m", "gateway.audit.recorder")
+
+    def end_children(self) -> None:
+        """Kill what a test left."""
+        for child in self._children:
+            child.kill()
+            child.communicate()
+
+    def rings(self) -> list[str]:
+        """Names in the ring directory."""
+        return sorted(path.name for path in self.ring_dir.iterdir())
+
+    def verify(self) -> Report:
+        """Continuity of the spool."""
+        return verify(self.spool)
+
+    def read(self) -> list[Event]:
+        """Everything on disk."""
+        return SpoolFeed(self.spool).read(1_000_000, 0).events
+
+    def labels(self) -> list[int]:
+        """The values of `label` events on disk, in order."""
+        return [e.labels[0]["value"] for e in self.read() if isinstance(e, Feedback)]
+
+
+def label(value: int, pad_bytes: int = 0) -> Feedback:
+    """An event that can be told from others."""
+    return Feedback(
+        kind="label", at_ns=1, labels=[{"id": "x", "row": 0, "value": value, "pad": "p" * pad_bytes}]
+    )
+
+
+def forget_owner(writer: Writer) -> None:
+    """The owner dies: its locks go, its ring stays."""
+    for fd in writer.source.lock_fds:
+        os.close(fd)
+
+
+def forget_recorder(recorder: Recorder) -> None:
+    """The recorder dies: locks and descriptors go, files stay as they are."""
+    for drain in recorder._drains.values():
+        drain.close()
+    forget_owner(recorder._own)
+
+
+def settle(recorder: Recorder) -> None:
+    """Steps until two in a row move nothing."""
+    idle = 0
+    while idle < 2:
+        idle = 0 if recorder.step() else idle + 1
+
+
+def stop(recorder: Recorder) -> None:
+    """SIGTERM, with all owners gone."""
+    settle(recorder)
+    assert recorder.quiet
+    recorder.close()
+
+
+def until(condition: Callable[[], bool], wait_s: float = 10.0) -> None:
+    """Wait for a real process."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+class FailingDisk:
+    """A disk that refuses on demand: "write", "short" or "sync"."""
+
+    def __init__(self) -> None:
+        self.mode = ""
+        self.failed_fds: list[int] = []
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """write(2), or not."""
+        if self.mode == "write":
+            raise OSError(28, "No space left on device")
+        return os.write(fd, data[: len(data) // 2] if self.mode == "short" else data)
+
+    def sync(self, fd: int) -> None:
+        """fdatasync(2), or not."""
+        if self.mode == "sync":
+            self.failed_fds.append(fd)
+            raise OSError(5, "Input/output error")
+        os.fdatasync(fd)
