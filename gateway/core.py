@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from gateway import tensors
 from gateway.append import Appender
@@ -36,27 +35,10 @@ from gateway.errors import (
     RequestCancelled,
     UnknownModel,
 )
+from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
 from gateway.lanes import Lanes
 from gateway.recording import record_payloads, refused_event
 from gateway.serving import Models, Version
-
-TIMEOUT_MAX_MS = 30_000
-LEVELS = ("none", "spool", "fsync")
-
-
-class Head(msgspec.Struct, frozen=True):
-    """What a request's head says; the doors make it and may keep it as long as heads repeat."""
-
-    model: str
-    version: str | None
-    caller: msgspec.Raw
-    """The encoded `Caller`; equal callers share one object."""
-    endpoint: str
-    json_bytes: int | None = None
-    timeout_ms: int | None = None
-    traceparent: str | None = None
-    routing_key: str | None = None
-    audit_level: str | None = None
 
 
 class Core:
@@ -86,7 +68,7 @@ class Core:
         self._level = config.audit.level
         self._inflight_max = config.data.inflight_max
         self._queue_max_rows = config.batch.queue_max_rows
-        self._capture_max_bytes = config.audit.capture_max_bytes
+        self._limits = (appender.max_frame_bytes, config.audit.capture_max_bytes)
         self._linger_s = config.batch.linger_ms / 1000
         self.lanes = Lanes(loop, config.batch.lanes, self._lane_free)
         self._callers: dict[tuple[str, str, str | None], msgspec.Raw] = {}
@@ -299,7 +281,7 @@ class Core:
             texts = version.encoder.rows_json(batch.outputs, batch.rows)
         now_ns = time.perf_counter_ns()
         row0 = 0
-        for payload, part in record_payloads(version, batch, self._batch_id, error, now_ns, self._limits()):
+        for payload, part in record_payloads(version, batch, self._batch_id, error, now_ns, self._limits):
             first_row = row0
             row0 += sum(i.rows for i in part)
 
@@ -313,9 +295,6 @@ class Core:
 
             self.appender.submit(payload, len(part), release)
         version.count(batch, now_ns, failed=error is not None)
-
-    def _limits(self) -> tuple[int, int]:
-        return self.appender.max_frame_bytes, self._capture_max_bytes
 
     def _why_failed(self, version: Version, batch: Batch) -> GatewayError | None:
         exc = batch.error
@@ -419,8 +398,3 @@ class Core:
 def _terminate(options: Any) -> None:
     """Stop a run on a lane at its deadline."""
     options.terminate = True
-
-
-def finite(outputs: list[Any]) -> bool:
-    """Whether no output holds NaN or an infinity."""
-    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs)

@@ -397,13 +397,4 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
 
 def pinned(model: str, version: str, revision: int, generation: int) -> Assignment:
     """The assignment of a request that names its version: outside of experiment statistics."""
-    return Assignment(
-        model=model,
-        assigned=None,
-        served=None,
-        version=version,
-        weight_bp=None,
-        reason="pinned",
-        revision=revision,
-        generation=generation,
-    )
+    return Assignment(model, None, None, version, None, "pinned", revision, generation)

@@ -26,7 +26,8 @@ import uvloop
 from gateway import config as configuration
 from gateway import fleet as words_of
 from gateway import logs, process
-from gateway.api.codec import Codec, RunEncoder
+from gateway.api.codec import Codec
+from gateway.api.encode import RunEncoder
 from gateway.api.fast import FastProtocol
 from gateway.api.infer import DataApi
 from gateway.api.problems import reply_of, status_of

@@ -18,7 +18,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as Address
 
-from gateway.api.bodies import LoadBody, PromoteBody, ReasonBody, RollbackBody, SetBody, ShiftBody
+from gateway.api.bodies import (
+    LoadBody,
+    PromoteBody,
+    ReasonBody,
+    RollbackBody,
+    SetBody,
+    ShiftBody,
+    check_host,
+    if_match,
+    read_body,
+)
 from gateway.api.metrics import exposition
 from gateway.api.problems import problem
 from gateway.audit import verify
@@ -28,20 +38,15 @@ from gateway.control.state import public_document
 from gateway.control.tokens import check_bearer
 from gateway.errors import (
     ChangeInvalid,
-    Forbidden,
     GatewayError,
-    InvalidRequest,
     MethodNotAllowed,
     NotFound,
-    PreconditionRequired,
     StateConflict,
     UnknownModel,
 )
 from gateway.fleet import Fleet
 from gateway.routing import Change, Route, promoted, rolled_back, set_frozen, shifted, with_variants
 
-BODY_MAX_BYTES = 1_048_576
-LOOPBACK = frozenset(("127.0.0.1", "localhost", "[::1]"))
 OPEN, READ, SHIFT, PUBLISH = "open", "read", "shift", "publish"
 
 RULES: dict[tuple[str, str], str] = {
@@ -131,7 +136,7 @@ class AdminApi:
         scope = RULES[method, path]
 
         async def guarded(request: Request) -> Response:
-            _check_host(request)
+            check_host(request)
             if scope != OPEN:
                 check_bearer(request.headers.get("authorization"), self._token)
             return await handler(request)
@@ -165,23 +170,23 @@ class AdminApi:
 
     async def set_route(self, request: Request) -> Response:
         """Replace a route's variants."""
-        body = await _body(request, SetBody)
+        body = await read_body(request, SetBody)
         variants = tuple(v.variant() for v in body.variants)
         return await self._change(request, "route", body.reason, lambda r, c: with_variants(r, variants, c))
 
     async def shift(self, request: Request) -> Response:
         """Set canaries' weights; the primary has the rest."""
-        body = await _body(request, ShiftBody)
+        body = await read_body(request, ShiftBody)
         return await self._change(request, "shift", body.reason, lambda r, c: shifted(r, body.weights_bp, c))
 
     async def promote(self, request: Request) -> Response:
         """Make a canary's version the primary's."""
-        body = await _body(request, PromoteBody)
+        body = await read_body(request, PromoteBody)
         return await self._change(request, "promote", body.reason, lambda r, c: promoted(r, body.variant, c))
 
     async def rollback(self, request: Request) -> Response:
         """Bring back an older revision's content."""
-        body = await _body(request, RollbackBody)
+        body = await read_body(request, RollbackBody)
         return await self._change(
             request,
             "rollback",
@@ -191,12 +196,12 @@ class AdminApi:
 
     async def freeze(self, request: Request) -> Response:
         """Hold a route."""
-        body = await _body(request, ReasonBody)
+        body = await read_body(request, ReasonBody)
         return await self._change(request, "freeze", body.reason, lambda r, c: _frozen(r, True, c))
 
     async def thaw(self, request: Request) -> Response:
         """End a hold."""
-        body = await _body(request, ReasonBody)
+        body = await read_body(request, ReasonBody)
         return await self._change(request, "thaw", body.reason, lambda r, c: _frozen(r, False, c))
 
     async def models(self, request: Request) -> Response:
@@ -215,7 +220,7 @@ class AdminApi:
 
     async def refresh(self, request: Request) -> Response:
         """Look at the repository now."""
-        await _body(request, ReasonBody, optional=True)
+        await read_body(request, ReasonBody, optional=True)
         found = await self._placement.refresh()
         return _json(
             {
@@ -248,13 +253,13 @@ class AdminApi:
             kind,
             changed_by("admin", reason),
             make,
-            expected_revision=_if_match(request),
+            expected_revision=if_match(request),
             dry_run=request.query_params.get("dry_run", "").lower() in {"true", "1", "yes"},
         )
         return _outcome(outcome)
 
     async def _load_or_unload(self, request: Request, kind: str) -> Response:
-        body = await _body(request, LoadBody)
+        body = await read_body(request, LoadBody)
         model = request.path_params["model"]
         versions = self._placement.found.models.get(model)
         if not versions:
@@ -339,45 +344,6 @@ def _frozen(route: Route, frozen: bool, change: Change) -> Route:
         msg = f"route {route.model} is {'already' if frozen else 'not'} frozen"
         raise StateConflict(msg)
     return set_frozen(route, frozen, change)
-
-
-def _check_host(request: Request) -> None:
-    host = request.headers.get("host", "").rsplit(":", 1)[0] or request.headers.get("host", "")
-    if host not in LOOPBACK and request.headers.get("host") not in LOOPBACK:
-        msg = f"the admin listener answers to loopback names only, not to {host[:100]!r}"
-        raise Forbidden(msg)
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("//")[2] != request.headers.get("host"):
-        msg = "requests from web pages of other origins are refused"
-        raise Forbidden(msg)
-
-
-def _if_match(request: Request) -> int:
-    text = request.headers.get("if-match")
-    if text is None:
-        msg = 'a change needs If-Match with the revision it was decided on, as in If-Match: "12"'
-        raise PreconditionRequired(msg)
-    digits = text.strip().removeprefix("W/").strip('"')
-    if not digits.isdigit():
-        msg = f"If-Match is {text[:40]!r}; expected a revision number"
-        raise InvalidRequest(msg)
-    return int(digits)
-
-
-async def _body(request: Request, kind: type[Any], *, optional: bool = False) -> Any:
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > BODY_MAX_BYTES:
-            msg = f"body of more than {BODY_MAX_BYTES} bytes"
-            raise InvalidRequest(msg)
-    if optional and not content:
-        return kind()
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        msg = f"request body: {exc}"
-        raise InvalidRequest(msg) from exc
 
 
 def _outcome(outcome: Outcome) -> Response:

@@ -1,13 +1,19 @@
-"""Request bodies of the admin API. Unknown fields are refused: a misspelt one must not be ignored."""
+"""What requests of the admin API carry, and how it is read. Unknown fields are refused: a misspelt one must not be
+ignored."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from starlette.requests import Request
 
+from gateway.errors import Forbidden, InvalidRequest, PreconditionRequired
 from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Variant
+
+BODY_MAX_BYTES = 1_048_576
+LOOPBACK = frozenset(("127.0.0.1", "localhost", "[::1]"))
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 VersionText = Annotated[str, Meta(pattern=VERSION_PATTERN)]
@@ -70,3 +76,58 @@ class SetBody(_Body):
     """All variants of a route."""
 
     variants: tuple[VariantBody, ...]
+
+
+def check_host(request: Request) -> None:
+    """Refuse names that are not loopback, and pages of other origins.
+
+    Raises:
+        Forbidden: says which.
+    """
+    host = request.headers.get("host", "").rsplit(":", 1)[0] or request.headers.get("host", "")
+    if host not in LOOPBACK and request.headers.get("host") not in LOOPBACK:
+        msg = f"the admin listener answers to loopback names only, not to {host[:100]!r}"
+        raise Forbidden(msg)
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("//")[2] != request.headers.get("host"):
+        msg = "requests from web pages of other origins are refused"
+        raise Forbidden(msg)
+
+
+def if_match(request: Request) -> int:
+    """The revision that a change was decided on.
+
+    Raises:
+        PreconditionRequired: no If-Match.
+        InvalidRequest: it is no revision.
+    """
+    text = request.headers.get("if-match")
+    if text is None:
+        msg = 'a change needs If-Match with the revision it was decided on, as in If-Match: "12"'
+        raise PreconditionRequired(msg)
+    digits = text.strip().removeprefix("W/").strip('"')
+    if not digits.isdigit():
+        msg = f"If-Match is {text[:40]!r}; expected a revision number"
+        raise InvalidRequest(msg)
+    return int(digits)
+
+
+async def read_body(request: Request, kind: type[Any], *, optional: bool = False) -> Any:
+    """The body as `kind`; `optional` takes none for an empty one.
+
+    Raises:
+        InvalidRequest: too large, not JSON, or not of that form.
+    """
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > BODY_MAX_BYTES:
+            msg = f"body of more than {BODY_MAX_BYTES} bytes"
+            raise InvalidRequest(msg)
+    if optional and not content:
+        return kind()
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        msg = f"request body: {exc}"
+        raise InvalidRequest(msg) from exc

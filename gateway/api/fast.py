@@ -30,8 +30,9 @@ from gateway.api.heads import (
     make_head,
 )
 from gateway.api.problems import reply_of
-from gateway.core import Core, Head
+from gateway.core import Core
 from gateway.errors import GatewayError
+from gateway.head import Head
 
 _MISSES_MAX = 8
 _SLOW_HEADERS = frozenset(
@@ -221,7 +222,7 @@ class FastProtocol(HttpToolsProtocol):
         cycle.body = bytearray()
         cycle.keep_alive = self.parser.should_keep_alive()
         try:
-            cycle.head = make_head(self.core, self.url, self.headers)
+            cycle.head = make_head(self.core.caller, self.url, self.headers)
         except GatewayError as exc:
             cycle.head = exc
         self.cycle = cycle  # type: ignore[assignment]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote_to_bytes
 
-from gateway.core import LEVELS, TIMEOUT_MAX_MS, Core, Head
+import msgspec
+
 from gateway.errors import InvalidRequest, NotFound
+from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
 
 URL_MAX_BYTES = 8192
 HEADERS_MAX_BYTES = 32_768
@@ -15,12 +17,15 @@ HEADERS_MAX = 100
 FAST_BODY_MAX_BYTES = 262_144
 """Larger bodies go through the Starlette door, and JSON among them is decoded off the loop."""
 
+MakeCaller = Callable[[str, str, str | None], msgspec.Raw]
+"""(endpoint, protocol, principal) to the encoded caller; one object for equal ones."""
+
 INFER = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
 _VERSION = re.compile(rb"[1-9][0-9]{0,17}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def make_head(core: Core, path: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Head:
+def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Head:
     """Read an infer request's path and headers (names in lower case).
 
     Raises:
@@ -57,7 +62,7 @@ def make_head(core: Core, path: bytes, headers: Iterable[tuple[bytes, bytes]]) -
     return Head(
         model=model,
         version=version.decode() if version else None,
-        caller=core.caller(endpoint, protocol, "anonymous"),
+        caller=caller(endpoint, protocol, "anonymous"),
         endpoint=endpoint,
         json_bytes=json_bytes,
         timeout_ms=timeout_ms,

@@ -161,7 +161,7 @@ class DataApi:
         sink = FutureSink()
         try:
             path = request.scope.get("raw_path") or request.url.path.encode()
-            head = make_head(core, path, request.scope["headers"])
+            head = make_head(core.caller, path, request.scope["headers"])
             body = await self._body(request)
         except GatewayError as exc:
             if head is None:

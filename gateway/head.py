@@ -1,0 +1,23 @@
+"""What a request's head says, as the doors hand it to the core. Belongs to the admit stage."""
+
+from __future__ import annotations
+
+import msgspec
+
+TIMEOUT_MAX_MS = 30_000
+LEVELS = ("none", "spool", "fsync")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a request's head says; the doors make it and may keep it as long as heads repeat."""
+
+    model: str
+    version: str | None
+    caller: msgspec.Raw
+    """The encoded `Caller`; equal callers share one object."""
+    endpoint: str
+    json_bytes: int | None = None
+    timeout_ms: int | None = None
+    traceparent: str | None = None
+    routing_key: str | None = None
+    audit_level: str | None = None
