@@ -2,74 +2,94 @@
 
 With a ring: everything from the frame at the ring's `synced` on is cut, torn or not (it may be in the page
 cache and nowhere else), and is written again from the ring. Without one: the log ends at the first bad
-length or CRC. Cutting is idempotent; a kill at any point leaves a state from which it cuts the same.
+length or CRC. Only the end of an epoch is looked at: what stands before it was on disk before the last
+segment began, and damage there is `audit verify`'s to find, not a reason to drop what follows. Cutting is
+idempotent; a kill at any point leaves a state from which it cuts the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from gateway.audit.event import EpochClose
-from gateway.audit.frame import Events, decode_payload, scan
+from gateway.audit.frame import HEADER_BYTES, Events, Frame, decode_payload, padded, scan
 from gateway.audit.spool import EpochPath, segments
+from gateway.errors import FrameCorrupt
 
 
 class Tail(NamedTuple):
-    """How an epoch's segments end: the next seq after the last whole frame kept; whether that frame
-    closes the epoch; when it was last written."""
+    """How an epoch's segments end after a cut."""
 
-    next_seq: int
-    closes: bool
+    next_seq: int | None
+    """The first number after the last whole frame; None where no frame is left."""
+    payload: bytes | None
+    """That frame's."""
     mtime_ns: int
+    """When its segment was last written; 0 where there is none."""
 
 
 def cut(epoch: EpochPath, from_seq: int | None) -> Tail:
-    """Cut an epoch's segments.
+    """Cut the end of an epoch's segments; what stays is on disk afterwards.
 
     Args:
         from_seq: the first number that must not stay; None keeps every whole frame.
     """
-    tail = Tail(0, False, 0)
-    broken = False
-    for _, path in segments(epoch):
-        if broken:
-            # Behind a cut nothing can stand: kept for inspection, out of readers' sight.
-            path.rename(path.with_suffix(".cut"))
-            continue
-        content = path.read_bytes()
-        end = 0
-        last = None
-        for offset, frame in scan(content, 0, len(content)):
-            if from_seq is not None and frame.first_seq >= from_seq:
-                break
-            end = offset + _size_at(content, offset)
-            last = frame
+    listed = segments(epoch)
+    while from_seq is not None and listed and listed[-1][0] >= from_seq:
+        listed.pop()[1].unlink()
+    while listed:
+        path = listed.pop()[1]
+        mtime_ns = path.stat().st_mtime_ns
+        last = _cut_segment(path, from_seq)
         if last is not None:
-            tail = Tail(last.next_seq, _closes(last.payload), path.stat().st_mtime_ns)
-        if end < len(content):
-            broken = True
-            _truncate(path, end)
-    return tail
+            return Tail(last.next_seq, last.payload, mtime_ns)
+    return Tail(None, None, 0)
 
 
-def _closes(payload: bytes) -> bool:
-    content = decode_payload(payload)
-    return isinstance(content, Events) and isinstance(content.events[-1], EpochClose)
+def closes(epoch: EpochPath, payload: bytes | None) -> bool:
+    """Whether a frame's content ends with the epoch's own `epoch_close`.
+
+    The recorder's frames hold those of others, too: a last event of that type is not enough.
+    """
+    if payload is None:
+        return False
+    try:
+        content = decode_payload(payload)
+    except FrameCorrupt:
+        return False
+    if not isinstance(content, Events) or not content.events:
+        return False
+    last = content.events[-1]
+    return isinstance(last, EpochClose) and f"{last.source}-{last.epoch:08x}" == epoch.key
 
 
-def _size_at(content: bytes, offset: int) -> int:
-    length = int.from_bytes(content[offset : offset + 4], "little")
-    return (8 + length + 7) & -8
-
-
-def _truncate(path: os.PathLike[str], size: int) -> None:
-    if size == 0:
-        os.unlink(path)
-        return
+def _cut_segment(path: Path, from_seq: int | None) -> Frame | None:
+    """Cut one segment; returns its last frame, or None when none is left (the file is gone then)."""
+    content = path.read_bytes()
+    end = 0
+    last: Frame | None = None
+    again = False
+    for offset, frame in scan(content, 0, len(content)):
+        again = from_seq is not None and frame.first_seq >= from_seq
+        if again:
+            break
+        end = offset + padded(HEADER_BYTES + len(frame.payload))
+        last = frame
+    if not again and content[end:].strip(b"\0"):
+        # Not to be written again from a ring: kept for a person to look at, out of readers' sight.
+        with contextlib.suppress(OSError):
+            path.with_suffix(".cut").write_bytes(content[end:])
+    if last is None:
+        path.unlink()
+        return None
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.ftruncate(fd, size)
+        if end < len(content):
+            os.ftruncate(fd, end)
         os.fsync(fd)
     finally:
         os.close(fd)
+    return last

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from gateway.audit.spool import closed, epochs, segments
+from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.config import Config
 
 log = logging.getLogger("tidegate.recorder")
@@ -20,6 +22,15 @@ log = logging.getLogger("tidegate.recorder")
 DEFAULT_MAX_BYTES = 20 * 1024**3
 DEFAULT_SHARE = 5
 """A fifth of the file system."""
+REMOVED = ".removed"
+
+
+class _Segment(NamedTuple):
+    path: Path
+    mtime_s: float
+    size_bytes: int
+    sent: bool
+    """The forwarder does not need it (any more)."""
 
 
 class Retention:
@@ -40,34 +51,40 @@ class Retention:
     def apply(self, now_s: float | None = None) -> int:
         """Remove what is over; returns the segments removed. Never the one being written."""
         now_s = time.time() if now_s is None else now_s
-        listed: list[tuple[float, int, Path, bool]] = []
         positions = self._acknowledged()
+        total = 0
+        listed: list[_Segment] = []
         for epoch in epochs(self._spool):
-            found = segments(epoch)
-            over = closed(epoch) is not None
-            for index, (_, path) in enumerate(found):
-                last = index + 1 == len(found)
-                if last and not over:
-                    continue
-                next_first = found[index + 1][0] if not last else None
-                acknowledged = positions.get(epoch.key, {}).get("next_seq", 0)
-                sent = not self._held or (
-                    acknowledged >= next_first if next_first is not None else over and acknowledged > 0
-                )
-                stat = path.stat()
-                listed.append((stat.st_mtime, stat.st_size, path, sent))
-        listed.sort()
-        total = sum(size for _, size, _, _ in listed)
-        removed = 0
-        for mtime, size, path, sent in listed:
-            if total <= self.max_bytes and not (sent and now_s - mtime > self._keep_s):
+            found = self._segments(epoch, positions.get(epoch.key, {}).get("next_seq", 0))
+            total += sum(segment.size_bytes for segment in found)
+            if found and closed(epoch) is None:
+                found.pop()
+            listed.extend(found)
+        removed: list[_Segment] = []
+        for segment in sorted(listed, key=lambda s: s.mtime_s):
+            old = segment.sent and now_s - segment.mtime_s > self._keep_s
+            if total <= self.max_bytes and not old:
                 continue
-            if not sent:
-                log.warning("unsent_records_trimmed", extra={"segment": path.name})
-            path.unlink(missing_ok=True)
-            total -= size
-            removed += 1
-        return removed
+            if not segment.sent:
+                log.warning("unsent_records_trimmed", extra={"segment": segment.path.name})
+            segment.path.unlink(missing_ok=True)
+            total -= segment.size_bytes
+            removed.append(segment)
+        for path in {segment.path.parent for segment in removed}:
+            _remove_empty(path)
+        for path in self._spool.glob(f"*/*{REMOVED}"):
+            shutil.rmtree(path)
+        return len(removed)
+
+    def _segments(self, epoch: EpochPath, acknowledged_seq: int) -> list[_Segment]:
+        found = segments(epoch)
+        ends = [first_seq for first_seq, _ in found[1:]] + [synced_seq(epoch)]
+        out = []
+        for (_, path), end_seq in zip(found, ends, strict=False):
+            stat = path.stat()
+            sent = not self._held or acknowledged_seq >= end_seq
+            out.append(_Segment(path, stat.st_mtime, stat.st_size, sent))
+        return out
 
     def _acknowledged(self) -> dict[str, dict[str, int]]:
         if not self._held:
@@ -82,3 +99,13 @@ def default_max_bytes(directory: Path) -> int:
     """The lesser of 20 GiB and a fifth of the file system."""
     stat = os.statvfs(directory)
     return min(DEFAULT_MAX_BYTES, stat.f_blocks * stat.f_frsize // DEFAULT_SHARE)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove the directory of an epoch that is over and has no segment left; the last number of a source
+    is in its `epoch` file."""
+    names = {entry.name for entry in path.iterdir()}
+    if "closed" not in names or any(name.endswith(".log") for name in names):
+        return
+    # Renamed first: half removed it would look like an epoch whose ring was lost.
+    shutil.rmtree(path.rename(path.with_suffix(REMOVED)))

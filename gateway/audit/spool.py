@@ -11,6 +11,7 @@ on disk, in its own segments or as gap records of the recorder.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -18,15 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gateway.audit.frame import Frame, scan
+from gateway.audit.frame import HEADER_BYTES, PREFIX_BYTES, Frame, padded, scan
 
 SUFFIX = ".log"
+READ_BYTES = 1024 * 1024
+"""A reader takes so much of a segment at once."""
 
 
 class Storage(Protocol):
     """The disk, as an argument: tests give one that fails."""
 
-    def write(self, fd: int, data: bytes) -> int:
+    def write(self, fd: int, data: memoryview) -> int:
         """write(2)."""
         ...
 
@@ -38,7 +41,7 @@ class Storage(Protocol):
 class Disk:
     """The real one."""
 
-    def write(self, fd: int, data: bytes) -> int:
+    def write(self, fd: int, data: memoryview) -> int:
         """write(2)."""
         return os.write(fd, data)
 
@@ -114,25 +117,79 @@ def closed(epoch: EpochPath) -> dict[str, object] | None:
         return None
 
 
+class EpochReader:
+    """Reads one epoch onward and keeps its place, so that following a segment does not read it anew.
+
+    Frames come in order up to the synced mark. Where a segment holds numbers that the next one begins
+    with, the next one counts: the first was cut and the cut is not on disk.
+    """
+
+    def __init__(self, epoch: EpochPath) -> None:
+        self._epoch = epoch
+        self._place: tuple[int, int, int] | None = None
+        """Segment, byte of its next frame, and that frame's number."""
+
+    def frames(self, from_seq: int) -> Iterator[Frame]:
+        """Frames from the one that holds `from_seq` on. Memory: 1 MiB, or the largest frame."""
+        limit = synced_seq(self._epoch)
+        if limit <= from_seq:
+            return
+        listed = segments(self._epoch)
+        for index, (first_seq, path) in enumerate(listed):
+            end_seq = listed[index + 1][0] if index + 1 < len(listed) else limit
+            end_seq = min(end_seq, limit)
+            if end_seq <= from_seq:
+                continue
+            start = 0
+            if self._place and self._place[0] == first_seq and self._place[2] <= from_seq:
+                start = self._place[1]
+            for following, frame in _frames_at(path, start):
+                if frame.first_seq >= end_seq:
+                    break
+                if frame.next_seq > from_seq:
+                    self._place = (first_seq, following, frame.next_seq)
+                    yield frame
+
+
 def read_epoch(epoch: EpochPath, from_seq: int) -> Iterator[Frame]:
     """Frames of an epoch from the one that holds `from_seq` on, up to the synced mark.
 
-    Reads whole segments (at most `audit.segment_bytes` in memory).
+    For one look; who follows an epoch keeps an `EpochReader`.
     """
-    limit = synced_seq(epoch)
-    listed = segments(epoch)
-    for index, (_, path) in enumerate(listed):
-        if index + 1 < len(listed) and listed[index + 1][0] <= from_seq:
-            continue
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        for _, frame in scan(content, 0, len(content)):
-            if frame.first_seq >= limit:
+    return EpochReader(epoch).frames(from_seq)
+
+
+def _frames_at(path: Path, offset: int) -> Iterator[tuple[int, Frame]]:
+    """Frames of a file from a byte on, each with the byte behind it, to the first that is not whole.
+
+    Not mapped: a file that is cut while mapped kills its reader.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        size = os.fstat(fd).st_size
+        rest = b""
+        while offset + len(rest) < size:
+            wanted = READ_BYTES
+            if len(rest) >= HEADER_BYTES:
+                needed = PREFIX_BYTES + int.from_bytes(rest[:4], "little")
+                if needed <= len(rest) or offset + needed > size:
+                    return
+                wanted = max(wanted, needed - len(rest))
+            read = os.pread(fd, wanted, offset + len(rest))
+            if not read:
                 return
-            if frame.next_seq > from_seq:
-                yield frame
+            rest += read
+            taken = 0
+            for at, frame in scan(rest, 0, len(rest)):
+                taken = at + padded(HEADER_BYTES + len(frame.payload))
+                yield offset + taken, frame
+            offset += taken
+            rest = rest[taken:]
+    finally:
+        os.close(fd)
 
 
 class SyncedMark:
@@ -149,10 +206,14 @@ class SyncedMark:
             os.close(fd)
         self._word = memoryview(self._map).cast("Q")
 
+    @property
+    def next_seq(self) -> int:
+        """Where it stands."""
+        return self._word[0]
+
     def store(self, next_seq: int) -> None:
         """Everything below is on disk. Never moves back."""
-        if next_seq > self._word[0]:
-            self._word[0] = next_seq
+        self._word[0] = max(self._word[0], next_seq)
 
     def close(self) -> None:
         """Unmap."""
@@ -184,10 +245,9 @@ class SegmentWriter:
         """
         if self._fd < 0 or self._size >= self._segment_bytes:
             self._roll(first_seq)
-        view = memoryview(data)
-        while view:
-            written = self._storage.write(self._fd, bytes(view))
-            view = view[written:]
+        written = self._storage.write(self._fd, memoryview(data))
+        if written != len(data):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written")
         self._size += len(data)
 
     def sync(self) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from gateway.audit.event import Event
-from gateway.audit.feed import Delivery, HighWater, Hole, Positions
+from gateway.audit.feed import Delivery, HighWater, Positions
 from gateway.audit.frame import Frame, expand
 from gateway.audit.identity import EventId
-from gateway.audit.spool import EpochPath, epoch_path, epochs, read_epoch, synced_seq
+from gateway.audit.spool import EpochPath, EpochReader, epoch_path, epochs, read_epoch
 
 _POLL_S = 0.01
 
 
 class SpoolFeed:
-    """Reads every source of a spool, epoch by epoch.
+    """Reads every source of a spool, epoch by epoch; sources and epochs may come at any time.
+
+    A reader that retention has overtaken gets what it missed as a hole.
 
     Args:
         spool: the spool's directory.
@@ -25,6 +29,8 @@ class SpoolFeed:
     def __init__(self, spool: Path, positions: Positions | None = None) -> None:
         self._spool = spool
         self._marks = HighWater(positions)
+        self._readers: dict[str, EpochReader] = {}
+        self._turn = 0
 
     @property
     def positions(self) -> Positions:
@@ -41,39 +47,48 @@ class SpoolFeed:
             time.sleep(_POLL_S)
 
     def read_frames(self, max_frames: int) -> list[tuple[EpochPath, Frame]]:
-        """Whole frames, for consumers that work on columns; moves the positions like `read`."""
+        """Whole frames, for consumers that work on columns; moves the positions like `read`.
+
+        A frame whose first_seq is beyond the last one's next_seq stands behind a hole.
+        """
         taken: list[tuple[EpochPath, Frame]] = []
-        for epoch in epochs(self._spool):
-            at = self._marks.positions.get(epoch.key, 0)
-            if synced_seq(epoch) <= at:
-                continue
-            for frame in read_epoch(epoch, at):
-                taken.append((epoch, frame))
-                self._marks.positions[epoch.key] = frame.next_seq
-                if len(taken) >= max_frames:
-                    return taken
+        for epoch, frame in self._frames():
+            taken.append((epoch, frame))
+            self._marks.positions[epoch.key] = frame.next_seq
+            if len(taken) >= max_frames:
+                break
         return taken
 
     def close(self) -> None:
         """Nothing is held open."""
 
     def _read_now(self, max_events: int) -> Delivery:
-        events: list[Event] = []
-        holes: list[Hole] = []
+        delivery = Delivery([], [])
+        for epoch, frame in self._frames():
+            for offset, event in enumerate(expand(epoch.source, epoch.epoch, frame)):
+                new, hole = self._marks.admit(epoch.source, epoch.epoch, frame.first_seq + offset)
+                if hole is not None:
+                    delivery.holes.append(hole)
+                if new:
+                    delivery.events.append(event)
+            if len(delivery.events) >= max_events:
+                break
+        return delivery
+
+    def _frames(self) -> Iterator[tuple[EpochPath, Frame]]:
+        """What is new, beginning with another source each time: none starves behind a busy one."""
+        by_source: dict[int, list[EpochPath]] = {}
         for epoch in epochs(self._spool):
+            by_source.setdefault(epoch.source, []).append(epoch)
+        listed = list(by_source.values())
+        self._turn = (self._turn + 1) % max(len(listed), 1)
+        for epoch in chain(*listed[self._turn :], *listed[: self._turn]):
             at = self._marks.positions.get(epoch.key, 0)
-            if synced_seq(epoch) <= at:
-                continue
-            for frame in read_epoch(epoch, at):
-                for offset, event in enumerate(expand(epoch.source, epoch.epoch, frame)):
-                    new, hole = self._marks.admit(epoch.source, epoch.epoch, frame.first_seq + offset)
-                    if hole is not None:
-                        holes.append(hole)
-                    if new:
-                        events.append(event)
-                if len(events) >= max_events:
-                    return Delivery(events, holes)
-        return Delivery(events, holes)
+            reader = self._readers.get(epoch.key)
+            if reader is None:
+                reader = self._readers[epoch.key] = EpochReader(epoch)
+            for frame in reader.frames(at):
+                yield epoch, frame
 
 
 def find(spool: Path, event_id: EventId) -> Event | None:

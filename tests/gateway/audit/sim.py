@@ -108,6 +108,9 @@ def label(value: int, pad_bytes: int = 0) -> Feedback:
 
 def forget_owner(writer: Writer) -> None:
     """The owner dies: its locks go, its ring stays."""
+    mapped = writer.ring.memory.obj
+    writer.ring.release()
+    mapped.close()  # holds a descriptor, and with it the lock, of its own
     for fd in writer.source.lock_fds:
         os.close(fd)
 

@@ -302,7 +302,7 @@ def test_damage_before_the_end_drops_nothing_behind_it(log: Log):
         settle(recorder)
     forget_recorder(recorder)
     epoch = next(e for e in epochs(log.spool) if e.source == writer.source.source)
-    path = segments(epoch)[2][1]
+    path = segments(epoch)[1][1]
     content = bytearray(path.read_bytes())
     content[30] ^= 1
     path.write_bytes(content)

@@ -1,0 +1,207 @@
+"""One ring on its way to disk. Used by the recorder, which has one `Drain` a ring.
+
+Order of a step: write, fdatasync, `synced` in the ring, the epoch's `synced` file. A kill at any point
+leaves frames that are written again from the ring, and never a mark ahead of the disk. The disk is first
+touched in `step`, so that a disk that fails can be told to a ring's owner.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.audit.event import Gap
+from gateway.audit.recovery import closes, cut
+from gateway.audit.ring import Ring
+from gateway.audit.spool import EpochPath, SegmentWriter, Storage, SyncedMark, epoch_path
+from gateway.errors import FrameCorrupt, RingUnusable
+
+READ_BYTES = 4 * 1024 * 1024
+DOUBT_NS = 200_000_000
+"""A frame whose CRC does not match may be one not yet visible; after this it is not."""
+
+
+class Target(NamedTuple):
+    """Where a ring is drained to."""
+
+    spool: Path
+    segment_bytes: int
+    storage: Storage
+
+
+class Retirement(NamedTuple):
+    """An epoch that is over: `closed` comes when the recorder's own ring is on disk to `position`."""
+
+    position: int
+    cause: str
+    next_seq: int
+
+
+class Drain:
+    """One ring being drained, and its epoch on disk.
+
+    Raises:
+        RingUnusable: the file is no ring, or not that of its name.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, target: Target) -> None:
+        self.path = path
+        self._target = target
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.ring = _attach(self._fd, path.name)
+        except RingUnusable:
+            os.close(self._fd)
+            raise
+        facts = self.ring.facts
+        self.source = facts.source
+        self.epoch: EpochPath = epoch_path(target.spool, facts.source, facts.epoch)
+        self.next_seq = 0
+        self.lost: tuple[int, int] | None = None
+        """Numbers once on disk that recovery did not find; the recorder logs them and clears this."""
+        self.retirement: Retirement | None = None
+        self._mark: SyncedMark | None = None
+        self._writer: SegmentWriter | None = None
+        self._last_payload: bytes | None = None
+        self._doubt_since_ns = 0
+
+    def step(self) -> int:
+        """Move what is there to disk; returns the bytes moved. The first step recovers.
+
+        Raises:
+            OSError: the disk refused; the next step recovers and tries in a new segment.
+            FrameCorrupt: the next bytes below `committed` are no frame.
+        """
+        if self._writer is None or self._mark is None:
+            self._mark, self._writer = self._recover()
+        position = self.ring.synced
+        if position == self.ring.committed:
+            return 0
+        try:
+            frames, data, position = self.ring.read(position, READ_BYTES)
+        except FrameCorrupt:
+            # Those before the bad one are good.
+            frames, data, position = self.ring.read(position, 1)
+        self._doubt_since_ns = 0
+        if frames:
+            try:
+                self._writer.write(frames[0].first_seq, data)
+                self._writer.sync()
+            except OSError:
+                self._writer.abandon()
+                self._writer = None
+                raise
+            self.next_seq = frames[-1].next_seq
+            self._last_payload = frames[-1].payload
+        self.ring.set_synced(position)
+        self._mark.store(self.next_seq)
+        return len(data)
+
+    def corrupt(self, now_ns: int) -> bool:
+        """Whether a `FrameCorrupt` has stood for so long that it is not a store still on its way."""
+        self._doubt_since_ns = self._doubt_since_ns or now_ns
+        return now_ns - self._doubt_since_ns >= DOUBT_NS
+
+    def settle(self) -> None:
+        """Give up what is in the ring: keep and sync every whole frame on disk.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+        self.epoch.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced")
+        tail = cut(self.epoch, None)
+        self.next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
+        mark.store(self.next_seq)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing waits in the ring, and what recovery had to do is done."""
+        return self._writer is not None and self.ring.synced == self.ring.committed
+
+    @property
+    def owner_closed(self) -> bool:
+        """The last frame on disk is the owner's own epoch_close and no number was drawn after it."""
+        return self.ring.assigned == self.next_seq and closes(self.epoch, self._last_payload)
+
+    def tail_gaps(self, at_ns: int) -> list[Gap]:
+        """Gaps for the numbers that a dead owner drew and never published."""
+        assigned = self.ring.assigned
+        ranges: list[tuple[int, int, str]] = []
+        at = self.next_seq
+        pending = self.ring.pending_gap
+        if pending is not None and pending[1] >= at:
+            # What the ring had no room for comes first: nothing is published while it is pending.
+            ranges.append((at, pending[1], "ring_full"))
+            at = pending[1] + 1
+        if at < assigned:
+            ranges.append((at, assigned - 1, "owner_died"))
+        return [self.gap(first, last, cause, at_ns) for first, last, cause in ranges]
+
+    def gap(self, from_seq: int, to_seq: int | None, cause: str, at_ns: int) -> Gap:
+        """A gap event about this epoch."""
+        return Gap(
+            source=f"{self.source:016x}",
+            epoch=self.epoch.epoch,
+            from_seq=from_seq,
+            to_seq=to_seq,
+            cause=cause,
+            at_ns=at_ns,
+        )
+
+    def owner_lives(self) -> bool:
+        """Whether the owner holds its lock."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return False
+
+    def close(self, *, unlink: bool = False) -> None:
+        """Let go; `unlink` removes the ring file."""
+        if self._writer is not None:
+            self._writer.abandon()
+        if self._mark is not None:
+            self._mark.close()
+        self.ring.release()
+        os.close(self._fd)
+        if unlink:
+            self.path.unlink(missing_ok=True)
+
+    def _recover(self) -> tuple[SyncedMark, SegmentWriter]:
+        """Cut what is not known to be on disk; go on in a new segment."""
+        frames, _, _ = self.ring.read(self.ring.synced, 1)
+        writer = SegmentWriter(self.epoch, self._target.segment_bytes, self._target.storage)
+        self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced")
+        tail = cut(self.epoch, frames[0].first_seq if frames else None)
+        if tail.next_seq is None:
+            # Nothing was written yet, or retention took all that came before.
+            self.next_seq = mark.next_seq
+        else:
+            self.next_seq = tail.next_seq
+            if tail.next_seq < mark.next_seq:
+                self.lost = (tail.next_seq, mark.next_seq - 1)
+        self._last_payload = tail.payload
+        mark.store(self.next_seq)
+        return mark, writer
+
+
+def _attach(fd: int, name: str) -> Ring:
+    try:
+        ring = Ring.attach(memoryview(mmap.mmap(fd, 0)))
+    except ValueError as exc:
+        msg = f"not a ring: {exc}"
+        raise RingUnusable(msg) from exc
+    facts = ring.facts
+    if f"{facts.source:016x}-{facts.epoch:08x}" != name:
+        msg = f"ring {name} says that it is {facts.source:016x}-{facts.epoch:08x}"
+        raise RingUnusable(msg)
+    return ring
