@@ -129,7 +129,7 @@ class Gateway:
         prefix: Sequence[str] = (),
         environ: dict[str, str] | None = None,
     ) -> Gateway:
-        """Start and wait until every primary can answer.
+        """Start and wait until every worker serves and nothing is loading.
 
         Args:
             prefix: a command to run it under (a tracer).
@@ -146,18 +146,23 @@ class Gateway:
                 [*prefix, *self.command], stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, env=env,
             )  # fmt: skip
-        deadline = time.monotonic() + timeout_s
+        try:
+            self._await_ready(time.monotonic() + timeout_s)
+        except BaseException:
+            self.kill9_all()
+            raise
+        return self
+
+    def _await_ready(self, deadline: float) -> None:
+        process = self._process
         while not self._ready():
-            if self._process.poll() is not None:
-                msg = f"serve ended with {self._process.returncode}: {self.said()}"
+            if process is not None and process.poll() is not None:
+                msg = f"serve ended with {process.returncode}: {self.said()}"
                 raise ChildProcessError(msg)
             if time.monotonic() > deadline:
-                said = self.said()
-                self.kill9_all()
-                msg = f"serve was not ready within {timeout_s:g} s: {said}"
+                msg = f"serve was not ready in time: {self.said()}"
                 raise TimeoutError(msg)
             time.sleep(0.05)
-        return self
 
     def _ready(self) -> bool:
         try:
@@ -166,10 +171,29 @@ class Gateway:
             self.pid = endpoints["pid"]
             if call(self.data_url, "GET", "/v2/health/ready").status != 200:
                 return False
-            # The listener is shared: one ready worker answers for all, so their number counts too.
-            return len(self.pids("worker")) == self.workers and self.admin("GET", "routes").status == 200
+            return self._settled()
         except (OSError, ValueError, KeyError):
             return False
+
+    def _settled(self) -> bool:
+        """Whether every worker serves what control last published, and nothing is loading.
+
+        The listener is shared: one worker that is ready answers for all.
+        """
+        fleet, models = self.admin("GET", "fleet"), self.admin("GET", "models")
+        routes = self.admin("GET", "routes")
+        if {fleet.status, models.status, routes.status} != {200}:
+            return False
+        workers = fleet.content["workers"]
+        versions = [v for model in models.content["models"] for v in model["versions"]]
+        none_expected = not any(self.models.glob("*/*/model.onnx"))
+        return (
+            len(workers) == self.workers
+            and all(w["state"] == "serving" for w in workers)
+            and all(w["generation"] == fleet.content["generation"] for w in workers)
+            and all(v["state"] != "loading" for v in versions)
+            and (none_expected or bool(versions and routes.content["routes"]))
+        )
 
     def admin(self, method: str, path: str, body: object = None, *, revision: int | None = None) -> Reply:
         """An admin request under /admin/v1/, with the first start's token."""
