@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-_PACKAGES = ("starlette", "uvicorn", "onnxruntime", "numpy", "msgspec", "orjson", "aiokafka")
+_PACKAGES = (
+    "starlette", "uvicorn", "httptools", "uvloop", "onnxruntime", "numpy", "msgspec", "orjson", "aiokafka",
+    "cramjam", "prometheus-client", "click", "rich", "httpx",
+)  # fmt: skip
 _TOOLS = (
     ("java", "Kafka in tests and `make kafka`", "a Java 17 runtime, for example openjdk-17-jre-headless"),
     ("mvn", "fetches Kafka's jars once", "the package maven"),
@@ -45,7 +48,8 @@ def checks() -> list[Check]:
             out.append(Check(name, False, "not installed", "make run", required=True))
     out.append(_shared_memory())
     for name, what, how in _TOOLS:
-        where = shutil.which(name)
+        # Servers stand where a plain user's search path does not look.
+        where = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         out.append(Check(name, where is not None, what if where else "not found", how))
     return out
 

@@ -1,21 +1,19 @@
 """The supervisor: `python -P -m gateway.supervisor`, what `tidegate serve` becomes. Standard library only.
 
 Owns the listening sockets, the state directory's lock, the fleet's shared memory and the children. A dead
-child is started again with back-off; a worker whose loop stands still is made to dump its stacks, then killed. It
-holds no serving state, so that there is little here that could fail.
+child is started again with back-off; a worker whose loop stands still is made to dump its stacks, then killed.
+It holds no serving state, so that there is little here that could fail. A child that refuses (exit 2) in its
+first life stops the gateway, since the configuration is wrong; later it is one more death, and serving goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,25 +23,26 @@ from typing import NoReturn
 
 from gateway import fleet as words_of
 from gateway import logs
-from gateway.fleet import Fleet
+from gateway.claims import StartRefused, listen, make_memory, prepare_state, url_of
 from gateway.process import Context, read_context
 
 log = logging.getLogger("tidegate.supervisor")
 
-STATE_FORMAT = 1
-BACKLOG = 2048
 HEARTBEAT_CHECK_S = 0.25
 STALL_S = 5.0
 DUMP_S = 0.5
 """Between asking a stalled worker for its stacks and killing it."""
 DRAIN_S = 15.0
+"""For each role to end. A worker drains for 10 s at most and then flushes its ring."""
+SETTLE_S = {"recorder": 1.0}
+"""So long after its start a role is sent no SIGTERM, which would kill it before it can take it as a request."""
+PAUSED_S = 2.0
+"""A gap between two checks from which on we were paused (a frozen container), so beats are no evidence."""
 BACKOFF_S = (0.1, 10.0)
 HEALTHY_S = 10.0
 """A child that lived this long starts again at once when it dies."""
-
-
-class StartRefused(Exception):
-    """The gateway cannot start; the message is the one line that people see. Exit code 2."""
+REFUSED = 2
+"""Exit code of what cannot start as configured."""
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Child:
     index: int | None = None
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
+    lives: int = 0
     failures: int = 0
     start_at_s: float = 0.0
     dumped_s: float | None = None
@@ -73,89 +73,19 @@ def backoff_s(failures: int) -> float:
     return min(BACKOFF_S[0] * 2.0 ** (failures - 1), BACKOFF_S[1])
 
 
-def prepare_state(state_dir: Path) -> tuple[str, int]:
-    """Make and lock the state directory; returns the gateway's id and the lock's descriptor.
-
-    Raises:
-        StartRefused: held by another gateway, written by a newer one, or not writable.
-    """
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
-        raise StartRefused(msg) from exc
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode().strip() or "unknown"
-        os.close(lock)
-        msg = (
-            f"state directory {state_dir.name!r} is in use by the gateway with pid {holder};"
-            " stop it, or give this one --state-dir of its own"
-        )
-        raise StartRefused(msg) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    _check_format(state_dir / "format")
-    return _gateway_id(state_dir / "gateway_id"), lock
+def plan(workers: int, *, kafka: bool, data_fd: int, admin_fd: int) -> list[Child]:
+    """The children in the order in which they start: the recorder before anyone who appends."""
+    children = [_child("recorder", "gateway.audit.recorder")]
+    children.append(_child("control", "gateway.control", fds=(admin_fd,)))
+    children.extend(_child("worker", "gateway.worker", index=i, fds=(data_fd,)) for i in range(workers))
+    if kafka:
+        children.append(_child("forwarder", "gateway.audit.forwarder"))
+    return children
 
 
-def _check_format(path: Path) -> None:
-    try:
-        found = path.read_text().strip()
-    except FileNotFoundError:
-        path.write_text(f"{STATE_FORMAT}\n")
-        return
-    if not found.isdigit() or int(found) > STATE_FORMAT:
-        msg = (
-            f"the state directory has format {found}, this Tidegate knows {STATE_FORMAT}:"
-            " use a newer Tidegate or another --state-dir"
-        )
-        raise StartRefused(msg)
-
-
-def _gateway_id(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        pass
-    made = secrets.token_hex(8)
-    temporary = path.with_suffix(".new")
-    with temporary.open("w") as file:
-        file.write(made + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    return made
-
-
-def listen(host: str, port: int, what: str) -> socket.socket:
-    """A listening socket that children inherit.
-
-    Raises:
-        StartRefused: the address is taken or not ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        sock.close()
-        flag = "--port" if what == "data" else "--admin-port"
-        msg = f"{what} address {host}:{port}: {exc.strerror}; choose another with {flag}"
-        raise StartRefused(msg) from exc
-    sock.setblocking(False)
-    sock.set_inheritable(True)
-    return sock
-
-
-def url_of(sock: socket.socket) -> str:
-    """The base URL of a listening socket."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def is_stalled(state: int, silent_s: float) -> bool:
+    """Whether a worker's event loop stands still. Loading and draining have limits of their own."""
+    return state == words_of.SERVING and silent_s > STALL_S
 
 
 class Supervisor:
@@ -180,12 +110,8 @@ class Supervisor:
         self._admin = listen(admin["host"], admin["port"], "admin")
         memory = config["audit"]["ring"] == "memory"
         ring_dir = Path(f"/dev/shm/tidegate-{gateway_id}") if memory else state_dir / "ring"  # noqa: S108
-        ring_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         workers = int(config["workers"])
-        # Made anew under another name, so that a straggler of an earlier life keeps its own.
-        fleet_path = ring_dir / "fleet"
-        fleet_path.unlink(missing_ok=True)
-        self._fleet = Fleet.create(fleet_path, workers)
+        self._fleet, fleet_path = make_memory(ring_dir, workers)
         self.context = context.with_(
             gateway_id=gateway_id,
             ring_dir=str(ring_dir),
@@ -197,14 +123,13 @@ class Supervisor:
             supervisor_pid=os.getpid(),
         )
         self._endpoints = state_dir / "endpoints.json"
-        data_fd, admin_fd = (self._data.fileno(),), (self._admin.fileno(),)
-        self._children = [_child("recorder", "gateway.audit.recorder")]
-        self._children.append(_child("control", "gateway.control", fds=admin_fd))
-        self._children.extend(
-            _child("worker", "gateway.worker", index=i, fds=data_fd) for i in range(workers)
+        self.children = plan(
+            workers,
+            kafka=bool(config.get("kafka")),
+            data_fd=self.context.data_fd,
+            admin_fd=self.context.admin_fd,
         )
-        if config.get("kafka"):
-            self._children.append(_child("forwarder", "gateway.audit.forwarder"))
+        self._checked_s = self._trust_from_s = time.monotonic()
         self._stopping = False
         self._impatient = False
         self._code = 0
@@ -219,20 +144,21 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         self._write_endpoints()
-        announcer = self._spawn(_child("announce", "gateway.announce"))
+        announcer = _child("announce", "gateway.announce")
+        self._start(announcer)
         try:
             while not self._stopping:
                 self._reap()
                 self._start_due()
                 self._check_heartbeats()
-                if announcer.poll() is not None:
-                    announcer.wait()
+                if announcer.process is not None:
+                    announcer.process.poll()
                 self._wait(HEARTBEAT_CHECK_S)
         finally:
             self._stop_all()
-            if announcer.poll() is None:
-                announcer.kill()
-                announcer.wait()
+            _signal(announcer, signal.SIGKILL)
+            if announcer.process is not None:
+                announcer.process.wait()
             self._endpoints.unlink(missing_ok=True)
             Path(self.context.fleet_path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -245,26 +171,33 @@ class Supervisor:
             self._impatient = True
         self._stopping = True
 
-    def _spawn(self, child: Child) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C in the terminal reaches the supervisor alone.
-        return subprocess.Popen(
-            child.argv,
-            env=self.context.to_env(),
-            pass_fds=child.extra_fds,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def _start(self, child: Child) -> None:
+        child.started_s = time.monotonic()
+        child.dumped_s = None
+        try:
+            # A session of its own: Ctrl-C in the terminal reaches the supervisor alone.
+            child.process = subprocess.Popen(
+                child.argv,
+                env=self.context.to_env(),
+                pass_fds=child.extra_fds,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            # No memory or no process ids left: the others serve on, this one is tried again.
+            child.failures += 1
+            child.start_at_s = time.monotonic() + backoff_s(child.failures)
+            log.error("child_not_started", extra={"child": child.name, "why": exc.strerror})
+        else:
+            child.lives += 1
 
     def _start_due(self) -> None:
-        now = time.monotonic()
-        for child in self._children:
-            if child.process is None and now >= child.start_at_s:
-                child.process = self._spawn(child)
-                child.started_s = now
-                child.dumped_s = None
+        for child in self.children:
+            if child.process is None and not self._stopping and time.monotonic() >= child.start_at_s:
+                self._start(child)
 
     def _reap(self) -> None:
-        for child in self._children:
+        for child in self.children:
             if child.process is None or child.process.poll() is None:
                 continue
             code = child.process.returncode
@@ -275,9 +208,9 @@ class Supervisor:
             if child.index is not None:
                 self._fleet.zero_gauges(child.index)
                 self._fleet.worker(child.index)[words_of.RESTARTS] += 1
-            if code == 2:
+            if code == REFUSED and child.lives == 1:
                 log.error("child_refused_to_start", extra={"child": child.name})
-                self._code, self._stopping = 2, True
+                self._code, self._stopping = REFUSED, True
                 return
             child.failures = 0 if lived_s >= HEALTHY_S else child.failures + 1
             wait_s = backoff_s(child.failures - 1)
@@ -294,7 +227,10 @@ class Supervisor:
 
     def _check_heartbeats(self) -> None:
         now = time.monotonic()
-        for child in self._children:
+        if now - self._checked_s > PAUSED_S:
+            self._trust_from_s = now + STALL_S
+        self._checked_s = now
+        for child in self.children:
             if child.index is None or child.process is None:
                 continue
             words = self._fleet.worker(child.index)
@@ -304,14 +240,14 @@ class Supervisor:
             if child.dumped_s is not None:
                 if now - child.dumped_s > DUMP_S:
                     child.process.kill()
-            elif words[words_of.STATE] == words_of.SERVING and now - beat_s > STALL_S:
+            elif now >= self._trust_from_s and is_stalled(words[words_of.STATE], now - beat_s):
                 log.error("worker_stalled", extra={"child": child.name, "for_s": round(now - beat_s, 1)})
                 child.dumped_s = now
                 # faulthandler writes every thread's stack, then the process ends.
                 child.process.send_signal(signal.SIGABRT)
 
     def _wait(self, timeout_s: float) -> None:
-        due = [c.start_at_s for c in self._children if c.process is None and not self._stopping]
+        due = [c.start_at_s for c in self.children if c.process is None and not self._stopping]
         if due:
             timeout_s = min(timeout_s, max(min(due) - time.monotonic(), 0.0))
         select.select([self._wake_read], [], [], timeout_s)
@@ -321,9 +257,13 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Workers first, so that they drain; the recorder last, so that all of it gets to disk."""
         log.info("stopping")
-        for roles in (("worker",), ("control",), ("forwarder",), ("recorder",)):
-            group = [c for c in self._children if c.role in roles and c.process is not None]
+        if self._code == 0:
+            self._revive_recorder()
+        for role in ("worker", "control", "forwarder", "recorder"):
+            group = [c for c in self.children if c.role == role and c.process is not None]
             for child in group:
+                while time.monotonic() < child.started_s + SETTLE_S.get(role, 0.0) and not self._impatient:
+                    self._wait(0.05)
                 _signal(child, signal.SIGTERM)
             deadline = time.monotonic() + DRAIN_S
             while any(c.process is not None and c.process.poll() is None for c in group):
@@ -332,6 +272,12 @@ class Supervisor:
                         _signal(child, signal.SIGKILL)
                 self._wait(0.05)
         log.info("stopped")
+
+    def _revive_recorder(self) -> None:
+        """Rings in memory may not outlive the container: one dead at this moment comes back to drain them."""
+        for child in self.children:
+            if child.role == "recorder" and (child.process is None or child.process.poll() is not None):
+                self._start(child)
 
     def _write_endpoints(self) -> None:
         content = {

@@ -1,0 +1,146 @@
+"""What a gateway must hold before it starts: its state directory, its addresses, its shared memory.
+
+Called by the supervisor alone, before the first child. Each refusal is one line for people that names what
+is in the way and what to do. Standard library only, as the supervisor is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from gateway.fleet import Fleet
+
+STATE_FORMAT = 1
+BACKLOG = 2048
+
+
+class StartRefused(Exception):
+    """The gateway cannot start; the message is the one line that people see. Exit code 2."""
+
+
+def prepare_state(state_dir: Path) -> tuple[str, int]:
+    """Make and lock the state directory; returns the gateway's id and the lock's descriptor.
+
+    Raises:
+        StartRefused: held by another gateway, written by a newer one, or not writable.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
+        raise StartRefused(msg) from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode().strip() or "unknown"
+        os.close(lock)
+        msg = (
+            f"state directory {state_dir.name!r} is in use by the gateway with pid {holder};"
+            " stop it, or give this one --state-dir of its own"
+        )
+        raise StartRefused(msg) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        _check_format(state_dir / "format")
+        return _gateway_id(state_dir / "gateway_id"), lock
+    except OSError as exc:
+        msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
+        raise StartRefused(msg) from exc
+
+
+def _check_format(path: Path) -> None:
+    try:
+        found = path.read_text().strip()
+    except FileNotFoundError:
+        _write_once(path, str(STATE_FORMAT))
+        return
+    if not found.isdigit() or int(found) > STATE_FORMAT:
+        msg = (
+            f"the state directory has format {found!r}, this Tidegate knows {STATE_FORMAT}:"
+            " use a newer Tidegate or another --state-dir"
+        )
+        raise StartRefused(msg)
+
+
+def _gateway_id(path: Path) -> str:
+    try:
+        found = path.read_text().strip()
+    except FileNotFoundError:
+        made = secrets.token_hex(8)
+        _write_once(path, made)
+        return made
+    if len(found) != 16 or not set(found) <= set("0123456789abcdef"):
+        # Every id in the log derives from it: guessing a new one would begin another gateway's log.
+        msg = f"gateway_id in the state directory is {found!r}, expected 16 hex digits: restore that file"
+        raise StartRefused(msg)
+    return found
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Whole or not at all, also after power loss."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.write(fd, f"{text}\n".encode())
+    os.fsync(fd)
+    os.close(fd)
+    temporary.rename(path)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def make_memory(ring_dir: Path, workers: int) -> tuple[Fleet, Path]:
+    """The directory of the rings, and a fresh fleet file in it.
+
+    Raises:
+        StartRefused: no room there, or the directory is another user's.
+    """
+    how = 'give the container more shared memory (--shm-size=256m) or set audit.ring = "state_dir"'
+    try:
+        ring_dir.mkdir(mode=0o700, exist_ok=True)
+        if ring_dir.stat().st_uid != os.geteuid():
+            msg = (
+                f"ring directory {ring_dir.name!r} belongs to another user: remove it, or serve as that user"
+            )
+            raise StartRefused(msg)
+        # Made anew under the same name, so that a straggler of an earlier life keeps its own.
+        path = ring_dir / "fleet"
+        path.unlink(missing_ok=True)
+        return Fleet.create(path, workers), path
+    except OSError as exc:
+        msg = f"shared memory of {Fleet.size_bytes(workers) >> 10} KiB cannot be made: {exc.strerror}; {how}"
+        raise StartRefused(msg) from exc
+
+
+def listen(host: str, port: int, what: str) -> socket.socket:
+    """A listening socket that children inherit.
+
+    Raises:
+        StartRefused: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        flag = "--port" if what == "data" else "--admin-port"
+        msg = f"{what} address {host}:{port}: {exc.strerror}; choose another with {flag}"
+        raise StartRefused(msg) from exc
+    sock.setblocking(False)
+    sock.set_inheritable(True)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The base URL of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
