@@ -1,0 +1,132 @@
+"""The codec: all ways of saying a tensor give the same bytes, and replies give back what was computed."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.api.codec import Codec
+from gateway.api.encode import RunEncoder
+from gateway.batching import Inference
+from gateway.errors import InvalidRequest
+from gateway.tensors import pack_strings, to_array
+from loaders.datatypes import NUMPY
+from loaders.signature import Signature, TensorSpec
+
+RANGES = {
+    "UINT8": (0, 2**8 - 1), "UINT16": (0, 2**16 - 1), "UINT32": (0, 2**32 - 1), "UINT64": (0, 2**64 - 1),
+    "INT8": (-(2**7), 2**7 - 1), "INT16": (-(2**15), 2**15 - 1), "INT32": (-(2**31), 2**31 - 1),
+    "INT64": (-(2**63), 2**63 - 1),
+}  # fmt: skip
+
+
+def values_of(datatype: str) -> st.SearchStrategy:
+    """Values that fit a datatype."""
+    if datatype in RANGES:
+        return st.integers(*RANGES[datatype])
+    if datatype == "BOOL":
+        return st.booleans()
+    if datatype == "BYTES":
+        return st.text(max_size=8)
+    width = {"FP16": 16, "FP32": 32, "FP64": 64}[datatype]
+    return st.floats(width=width, allow_nan=False, allow_infinity=False)
+
+
+def codec_of(datatype: str) -> Codec:
+    spec = (TensorSpec("X", datatype, (-1, 3)),)
+    return Codec("m", Signature(spec, spec), batchable=True)
+
+
+def decode(codec: Codec, document: dict, blob: bytes = b"") -> Inference:
+    text = json.dumps(document).encode()
+    into = Inference(None, time.perf_counter_ns())
+    codec.decode(text + blob, len(text) if blob else None, into)
+    return into
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), datatype=st.sampled_from(sorted(NUMPY)), rows=st.integers(1, 4))
+def test_flat_nested_and_binary_say_the_same(data, datatype: str, rows: int) -> None:
+    """One tensor as flat JSON, nested JSON and binary decodes to the same bytes, for every datatype."""
+    flat = data.draw(st.lists(values_of(datatype), min_size=rows * 3, max_size=rows * 3))
+    tensor = {"name": "X", "datatype": datatype, "shape": [rows, 3]}
+    codec = codec_of(datatype)
+    one = decode(codec, {"inputs": [{**tensor, "data": flat}]})
+    nested = [flat[i : i + 3] for i in range(0, rows * 3, 3)]
+    two = decode(codec, {"inputs": [{**tensor, "data": nested}]})
+    expected = pack_strings(flat) if datatype == "BYTES" else np.array(flat, NUMPY[datatype]).tobytes()
+    three = decode(
+        codec, {"inputs": [{**tensor, "parameters": {"binary_data_size": len(expected)}}]}, expected
+    )
+    assert one.inputs == two.inputs == three.inputs == [expected]
+    assert one.rows == rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), datatype=st.sampled_from(sorted(NUMPY)), rows=st.integers(1, 4))
+def test_replies_give_back_the_outputs(data, datatype: str, rows: int) -> None:
+    """JSON made of a run's rows reads back as the output, for every datatype."""
+    flat = data.draw(st.lists(values_of(datatype), min_size=rows * 3, max_size=rows * 3))
+    packed = pack_strings(flat) if datatype == "BYTES" else np.array(flat, NUMPY[datatype]).tobytes()
+    array = to_array(datatype, packed, (rows, 3), "X")
+    encoder = RunEncoder("m", "1", codec_of(datatype).signature, batchable=True)
+    texts = encoder.rows_json([array], rows)[0]
+    back = json.loads(b"[" + b",".join(texts) + b"]")
+    again = back if datatype == "BYTES" else np.array(back, NUMPY[datatype]).tolist()
+    assert again == (flat if datatype == "BYTES" else array.ravel().tolist())
+
+
+@pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity", "null"])
+def test_missing_and_infinite_values_are_taken(token: str) -> None:
+    """null means NaN, and the tokens that some clients send are read."""
+    body = f'{{"inputs":[{{"name":"X","datatype":"FP32","shape":[1,3],"data":[1,{token},3]}}]}}'.encode()
+    into = Inference(None, 0)
+    codec_of("FP32").decode(body, None, into)
+    value = np.frombuffer(into.inputs[0], "<f4")[1]
+    assert np.isnan(value) if token in {"NaN", "null"} else np.isinf(value)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "bad"),
+    [("FP32", "true"), ("FP32", '"1"'), ("INT32", "1.5"), ("INT8", "300"), ("UINT8", "-1"), ("BOOL", "1"),
+     ("BYTES", "7"), ("INT64", "9223372036854775808"), ("FP16", "1e6")],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused(datatype: str, bad: str) -> None:
+    """No silent coercion, no wrap-around, no overflow to infinity; the message names the tensor."""
+    good = {"BYTES": '"a"', "BOOL": "true"}.get(datatype, "1")
+    body = f'{{"inputs":[{{"name":"X","datatype":"{datatype}","shape":[1,3],"data":[{good},{good},{bad}]}}]}}'
+    with pytest.raises(InvalidRequest, match="'X'"):
+        codec_of(datatype).decode(body.encode(), None, Inference(None, 0))
+
+
+@pytest.mark.parametrize(
+    "data", ["[" * 100 + "1" + "]" * 100, "[" * 5000 + "]" * 5000, '{"a":1}', "[[[],[]],1]"]
+)
+def test_deep_or_odd_nesting_is_a_clean_refusal(data: str) -> None:
+    """Depth and shape of JSON never reach the interpreter's limits."""
+    body = f'{{"inputs":[{{"name":"X","datatype":"FP32","shape":[1,3],"data":{data}}}]}}'.encode()
+    with pytest.raises(InvalidRequest):
+        codec_of("FP32").decode(body, None, Inference(None, 0))
+
+
+@pytest.mark.parametrize(
+    ("size", "blob", "header"),
+    [(11, b"0" * 12, None), (13, b"0" * 12, None), (12, b"0" * 13, None), (-1, b"0" * 12, None),
+     (12, b"0" * 12, 10**6), (True, b"0" * 12, None)],
+)  # fmt: skip
+def test_binary_sizes_that_do_not_fit_are_refused(size, blob: bytes, header: int | None) -> None:
+    """Too short, too long, left-over, negative and impossible sizes are 400s."""
+    tensor = {
+        "name": "X",
+        "datatype": "FP32",
+        "shape": [1, 3],
+        "parameters": {"binary_data_size": size},
+    }
+    text = json.dumps({"inputs": [tensor]}).encode()
+    with pytest.raises(InvalidRequest):
+        codec_of("FP32").decode(text + blob, header or len(text), Inference(None, 0))
