@@ -25,7 +25,7 @@ from gateway.audit.event import Event, Gap, encode_event
 from gateway.audit.frame import expand
 from gateway.audit.identity import parse_event_id
 from gateway.audit.producer import Record, TopicProducer
-from gateway.audit.spool import EpochPath, epochs, read_epoch, segments, synced_seq
+from gateway.audit.spool import EpochPath, EpochReader, epochs, segments, synced_seq
 from gateway.audit.topic import MAX_MESSAGE_BYTES, ensure_topic
 from gateway.config import Kafka
 
@@ -106,6 +106,9 @@ class Forwarder:
         self._stop_at: float | None = None
         self._status_s = 0.0
         self._told: set[str] = set()
+        self._readers: dict[str, EpochReader] = {}
+        self._ended: dict[str, int] = {}
+        """Epochs that gave nothing although numbers up to this one are said to be on disk: damaged at the end."""
         self.forwarded = 0
         self.retries = 0
         self.quarantined = 0
@@ -178,9 +181,9 @@ class Forwarder:
             by_partition: dict[int, list[EpochPath]] = {}
             for epoch in epochs(self._spool):
                 entry = self._positions.entries.get(epoch.key)
-                if entry is not None and entry["next_seq"] >= synced_seq(epoch):
-                    continue
-                if synced_seq(epoch):
+                synced = synced_seq(epoch)
+                at = 0 if entry is None else max(entry["next_seq"], self._ended.get(epoch.key, 0))
+                if at < synced:
                     entry = self._positions.entry(epoch.key, self._partitions)
                     by_partition.setdefault(entry["partition"], []).append(epoch)
             if not by_partition:
@@ -201,7 +204,9 @@ class Forwarder:
             entry = self._positions.entries[epoch.key]
             records: list[tuple[int, Record]] = []
             size = 0
-            for frame in read_epoch(epoch, entry["next_seq"]):
+            synced, before = synced_seq(epoch), entry["next_seq"]
+            reader = self._readers.setdefault(epoch.key, EpochReader(epoch))
+            for frame in reader.frames(entry["next_seq"]):
                 for offset, event in enumerate(expand(epoch.source, epoch.epoch, frame)):
                     seq = frame.first_seq + offset
                     if seq < entry["next_seq"]:
@@ -214,6 +219,8 @@ class Forwarder:
                     size = sum(len(r.value) + _ID_BYTES for _, r in records)
             while records:
                 await self._send(producer, partition, entry, records)
+            if entry["next_seq"] == before:
+                self._ended[epoch.key] = synced
 
     async def _send(
         self,
@@ -277,6 +284,8 @@ class Forwarder:
         gone = [key for key in self._positions.entries if key not in present]
         for key in gone:
             del self._positions.entries[key]
+            self._readers.pop(key, None)
+            self._ended.pop(key, None)
         if gone:
             self._positions.save()
 

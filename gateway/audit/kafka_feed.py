@@ -102,6 +102,15 @@ class KafkaFeed:
         raise FeedUnreachable(msg)
 
     async def _read(self, max_events: int, wait_ms: int) -> Delivery:
+        deadline_s = self._loop.time() + wait_ms / 1000
+        while True:
+            left_ms = max(int((deadline_s - self._loop.time()) * 1000), 0)
+            delivery = await self._fetch(max_events, left_ms)
+            # A batch of nothing but doubles is not the end.
+            if delivery.events or delivery.holes or not left_ms:
+                return delivery
+
+    async def _fetch(self, max_events: int, wait_ms: int) -> Delivery:
         delivery = Delivery([], [])
         fetched = await self._consumer.getmany(timeout_ms=wait_ms, max_records=max_events)
         for partition, records in fetched.items():
