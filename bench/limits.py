@@ -10,6 +10,7 @@ the log with its recorder, deadlines, limits, routing, metrics.
 from __future__ import annotations
 
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,11 +22,12 @@ import msgspec
 import loaders  # noqa: F401  (turns ONNX Runtime's telemetry off before it is imported)
 from bench import report
 from bench.load import Round, Target, Wrk, body, random_row, write_requests
-from bench.serving import Gateway, Nginx, call, cpu_s
+from bench.serving import Gateway, Nginx, busy_s, call, cpu_s
 
 SPOT_CHECKS = 200
 TOLERANCE = 1e-5
 WARM_UP_S = 2.0
+FOREIGN_CPUS_MAX = 0.2
 SETTLE_S = 0.1
 """After a load, until the recorder has drained what the worker appended."""
 
@@ -52,6 +54,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     recorder_us: float
     others_us: float
     """Supervisor and control."""
+    foreign_cpus: float
+    """Processors that others took meanwhile: above about 0.2 the machine is too busy for a figure."""
     per_second: float
     p50_us: int
     p99_us: int
@@ -77,6 +81,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     worker_us: float
     recorder_us: float
     others_us: float
+    foreign_cpus: float
     per_second: float
     nginx_per_second: float
     p50_ms: float
@@ -169,19 +174,29 @@ def _load(
 ) -> Sample:
     watched = [worker, *([recorder] if recorder else []), *(others or [])]
     before = {pid: cpu_s(pid) for pid in watched}
+    busy, ended, started = busy_s(), _ended_children_s(), time.monotonic()
     seen = wrk.run(url, connections=connections, seconds=seconds)
     time.sleep(SETTLE_S)
     spent = {pid: cpu_s(pid) - before[pid] for pid in watched}
+    wall_s = time.monotonic() - started
+    foreign_s = busy_s() - busy - (_ended_children_s() - ended) - sum(spent.values())
     _demand_clean(seen)
     each = 1e6 / seen.requests
     return Sample(
         worker_us=spent[worker] * each,
         recorder_us=spent[recorder] * each if recorder else 0.0,
         others_us=sum(spent[pid] for pid in others or []) * each,
+        foreign_cpus=max(0.0, foreign_s / wall_s),
         per_second=seen.per_second,
         p50_us=seen.p50_us,
         p99_us=seen.p99_us,
     )
+
+
+def _ended_children_s() -> float:
+    """Processor time of children that ended and were waited for: wrk's runs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _demand_clean(seen: Round) -> None:
@@ -208,6 +223,7 @@ def _summary(options: Options, pairs: list[Pair], checked: int, rss_mb: float) -
         worker_us=median(lambda p: p.ours.worker_us),
         recorder_us=median(lambda p: p.ours.recorder_us),
         others_us=median(lambda p: p.ours.others_us),
+        foreign_cpus=median(lambda p: max(p.nginx.foreign_cpus, p.ours.foreign_cpus)),
         per_second=median(lambda p: p.ours.per_second),
         nginx_per_second=median(lambda p: p.nginx.per_second),
         p50_ms=median(lambda p: p.ours.p50_us / 1e3),
@@ -295,6 +311,10 @@ def rows(limits: Limits) -> list[report.Row]:
             "latency at saturation",
             f"p50 {limits.p50_ms:.2f} ms, p99 {limits.p99_ms:.2f} ms"
             f" (nginx p99 {limits.nginx_p99_ms:.2f} ms)",
+        ),
+        report.Row(
+            "processors that others took meanwhile", f"{limits.foreign_cpus:.2f}", "<= 0.20",
+            limits.foreign_cpus <= FOREIGN_CPUS_MAX,
         ),
         report.Row("worker resident memory", f"{limits.worker_rss_mb:.0f} MB"),
         report.Row("replies compared with ONNX Runtime", f"{limits.checked}, all equal"),

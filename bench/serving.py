@@ -68,6 +68,13 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
+def busy_s() -> float:
+    """Processor time that was spent on anything, all processors together, stolen time included."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = (int(field) for field in fields)
+    return (user + nice + system + irq + softirq + steal) * _TICK_S
+
+
 def child_pids(parent: int) -> dict[int, str]:
     """The live children of a process and their command lines."""
     found: dict[int, str] = {}
