@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from gateway import __version__
 from gateway.process import Context, enter
 
 WAIT_S = 30.0
+PATIENCE_S = 5.0
+"""For the other models, once one answers: a broken one must not keep the operator waiting."""
 POLL_S = 0.05
 _EXAMPLES = {"BOOL": True, "BYTES": "text"}
 
@@ -65,47 +68,55 @@ def curl_line(url: str, metadata: dict[str, Any]) -> str:
     if len(body) > 2000:
         return f"tidegate predict {metadata['name']}"
     name = quote(str(metadata["name"]))
-    return f"curl -s {url}/v2/models/{name}/infer -d '{body}'"
+    return f"curl -s {url}/v2/models/{name}/infer -d {shlex.quote(body)}"
 
 
-def wait_ready(url: str) -> list[str]:
-    """Wait until every model that is there can answer; returns their names."""
-    deadline = time.monotonic() + WAIT_S
-    names: list[str] = []
+def ready_models(url: str) -> dict[str, bool]:
+    """Whether each known model can answer; empty while the gateway itself is not ready."""
+    if get(url, "/v2/health/ready")[0] != 200:
+        return {}
+    _, listed = get(url, "/v2/models")
+    names = (listed or {}).get("models", [])
+    return {name: get(url, f"/v2/models/{quote(name)}/ready")[0] == 200 for name in names}
+
+
+def wait_up(url: str, *, has_models: bool, wait_s: float = WAIT_S, patience_s: float = PATIENCE_S) -> None:
+    """Poll until all models answer, or for `wait_s`, or for `patience_s` after the first model answers."""
+    deadline = time.monotonic() + wait_s
+    answered = False
     while time.monotonic() < deadline:
-        status, _ = get(url, "/v2/health/ready")
-        _, listed = get(url, "/v2/models")
-        names = list((listed or {}).get("models", []))
-        if status == 200 and all(get(url, f"/v2/models/{quote(name)}/ready")[0] == 200 for name in names):
-            return names
+        ready = ready_models(url)
+        if (ready and all(ready.values())) or (not has_models and get(url, "/v2/health/ready")[0] == 200):
+            return
+        if not answered and any(ready.values()):
+            answered = True
+            deadline = min(deadline, time.monotonic() + patience_s)
         time.sleep(POLL_S)
-    return names
 
 
-def lines(context: Context) -> list[str]:
+def lines(context: Context, *, has_models: bool) -> list[str]:
     """What to print."""
     url = context.data_url
-    has_models = any(Path(context.models).glob("*/*/model.onnx"))
-    names: list[str] = []
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        names = wait_ready(url)
-        if names or not has_models:
-            break
-        time.sleep(POLL_S)
+    up = get(url, "/v2/health/ready")[0] == 200
+    _, listed = get(url, "/v2/models")
+    names = list((listed or {}).get("models", []))
     out = [
-        f"Tidegate {__version__} is serving.",
+        f"Tidegate {__version__} is serving." if up else f"Tidegate {__version__} is not ready yet.",
         f"  inference  {url}",
         f"  admin      {context.admin_url}   (token in admin.token of the state directory)",
-        f"  log        every prediction is recorded, inputs included, in {_shown(context)}/spool",
+        f"  log        every prediction is recorded, inputs included, in {_shown(context.state_dir)}/spool"
+        " (README: Privacy)",
     ]
-    if not names:
-        out.append(f"  models     none yet: put one at {_models(context)}/NAME/1/model.onnx")
-        return out
+    if listed is None:
+        out.append("  models     no worker answers yet: what keeps them is in the log lines of this terminal")
+    elif not names and has_models:
+        out.append("  models     none answers yet: `tidegate model list` says why")
+    elif not names:
+        out.append(f"  models     none yet: put one at {_shown(context.models)}/NAME/1/model.onnx")
     first = ""
     for name in names:
         status, metadata = get(url, f"/v2/models/{quote(name)}")
-        if status != 200:
+        if status != 200 or not isinstance(metadata, dict):
             why = (metadata or {}).get("error", "not ready")
             out.append(f"  model      {name}: {why}")
             continue
@@ -118,22 +129,18 @@ def lines(context: Context) -> list[str]:
     return out
 
 
-def _shown(context: Context) -> str:
-    path = Path(context.state_dir)
-    here = Path.cwd()
-    return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)
-
-
-def _models(context: Context) -> str:
-    path = Path(context.models)
-    here = Path.cwd()
+def _shown(path_text: str) -> str:
+    """Short, from where the operator stands."""
+    path, here = Path(path_text), Path.cwd()
     return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)
 
 
 def main() -> None:
     """Entry of the process."""
     context = enter()
-    sys.stdout.write("\n".join(lines(context)) + "\n")
+    has_models = any(Path(context.models).glob("*/*/model.onnx"))
+    wait_up(context.data_url, has_models=has_models)
+    sys.stdout.write("\n".join(lines(context, has_models=has_models)) + "\n")
     sys.stdout.flush()
 
 

@@ -166,6 +166,13 @@ class Supervisor:
                 Path(self.context.ring_dir).rmdir()
         return self._code
 
+    def close(self) -> None:
+        """Give back addresses, lock and wake-up pipe; the process's end does the same."""
+        self._data.close()
+        self._admin.close()
+        for fd in (self._lock, self._wake_read, self._wake_write):
+            os.close(fd)
+
     def _on_stop(self, number: int, frame: object) -> None:
         if self._stopping:
             self._impatient = True

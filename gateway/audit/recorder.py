@@ -39,6 +39,7 @@ from gateway.errors import FrameCorrupt, RingUnusable
 log = logging.getLogger("tidegate.recorder")
 
 IDLE_S = 0.004
+LOCK_POLL_S = 0.02
 RETRY_S = (0.05, 2.0)
 """After a failed write: first and longest wait."""
 RETENTION_S = 10.0
@@ -288,14 +289,14 @@ def run(context: process.Context) -> None:
     """Drain until SIGTERM, then until nothing is left to drain."""
     config = configuration.decode(context.config)
     places = Places(context.state_path, Path(context.ring_dir))
-    lock = os.open(places.state_dir / "recorder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    stop: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(time.monotonic() + STOP_S))
+    if not _locked(places.state_dir / "recorder.lock", stop):
+        return
     retention = Retention(places.spool, config)
     # Before anything is written: a full disk may be full of what is over.
     retention.apply()
     recorder = Recorder(places, context.gateway_id, config.audit.segment_bytes)
-    stop: list[float] = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(time.monotonic() + STOP_S))
     log.info("draining", extra={"spool": "ready"})
     next_retention = time.monotonic() + RETENTION_S
     while not (stop and (recorder.quiet or time.monotonic() > stop[0])):
@@ -309,6 +310,19 @@ def run(context: process.Context) -> None:
             except OSError as exc:
                 log.warning("retention_failed", extra={"why": exc.strerror})
     recorder.close()
+
+
+def _locked(path: Path, stop: Sequence[float]) -> bool:
+    """Take the recorder's lock for life; False when told to stop while another has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while not stop:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_POLL_S)
+            continue
+        return True
+    return False
 
 
 def main() -> None:

@@ -30,7 +30,9 @@ def test_cycles_are_read_through_the_attributes_that_fast_cycles_have() -> None:
     from gateway.api.fast import FastCycle
 
     source = inspect.getsource(HttpToolsProtocol)
-    used = {part.split("(")[0].split(".")[0].split()[0].strip(":,)") for part in source.split("self.cycle.")[1:]}
+    used = {
+        part.split("(")[0].split(".")[0].split()[0].strip(":,)") for part in source.split("self.cycle.")[1:]
+    }
     assert used <= set(FastCycle.__slots__) | {"message_event"}
     assert "on_response" in inspect.signature(RequestResponseCycle.__init__).parameters
     assert STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"

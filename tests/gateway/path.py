@@ -80,7 +80,9 @@ class Sink:
 class Path_:
     """The composed path; drain by hand with `events`."""
 
-    def __init__(self, tmp_path: Path, *settings: str, session: Any = None, ring_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, tmp_path: Path, *settings: str, session: Any = None, ring_bytes: int = 1 << 20
+    ) -> None:
         self.config, _ = configuration.load(overrides=settings, environ={})
         self.fleet = Fleet.create(tmp_path / "fleet", 1)
         change = Change(by="test", reason="test")

@@ -16,7 +16,9 @@ def inference(deadline_ns: int = 10, rows: int = 1, key: object = None, gone: bo
     return made
 
 
-@given(st.lists(st.tuples(st.integers(5, 50), st.integers(1, 9), st.booleans()), max_size=40), st.integers(1, 16))
+@given(
+    st.lists(st.tuples(st.integers(5, 50), st.integers(1, 9), st.booleans()), max_size=40), st.integers(1, 16)
+)
 def test_everything_queued_runs_once_or_is_dropped_once(items, max_rows: int) -> None:
     """Batches and drops together are exactly what was put; rows never exceed the limit but for one request."""
     queue = VersionQueue(max_rows, batchable=True)

@@ -47,7 +47,11 @@ def test_the_record_is_what_was_scored(tmp_path: Path) -> None:
         assert event.inputs[0].data == np.array([1, 2, 3, 4], "<f4").tobytes()
         assert event.outputs[0].data == np.array([10], "<f4").tobytes()
         assert sink.body["outputs"][0]["data"] == [10.0]
-        assert (event.route.reason, event.route.weight_bp, event.route.assigned) == ("weight", 10_000, "primary")
+        assert (event.route.reason, event.route.weight_bp, event.route.assigned) == (
+            "weight",
+            10_000,
+            "primary",
+        )
         path.close()
 
     run(main())

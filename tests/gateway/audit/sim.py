@@ -36,7 +36,7 @@ class Log:
         self.ring_dir.mkdir(parents=True)
         self.spool = state_dir / "spool"
         self.places = Places(state_dir, self.ring_dir)
-        self._children: list[subprocess.Popen[str]] = []
+        self._children: dict[subprocess.Popen[bytes], Path] = {}
 
     def owner(self, role: str = "worker", ring_bytes: int = 65536) -> Writer:
         """A process that writes."""
@@ -47,18 +47,22 @@ class Log:
         """A recorder in this process."""
         return Recorder(self.places, GATEWAY_ID, segment_bytes, storage)
 
-    def child(self, *arguments: str, **options: object) -> subprocess.Popen[str]:
-        """A real process, killed at the end of the test."""
-        child = subprocess.Popen(
-            [sys.executable, "-P", *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **self.context()},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **options,
-        )
-        self._children.append(child)
+    def child(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A real process, killed at the end of the test; `output` is what it wrote."""
+        path = self.state_dir / f"output-{len(self._children)}"
+        with path.open("wb") as out:
+            child = subprocess.Popen(
+                [sys.executable, "-P", *arguments],
+                env={**os.environ, "PYTHONPATH": str(ROOT), **self.context()},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        self._children[child] = path
         return child
+
+    def output(self, child: subprocess.Popen[bytes]) -> str:
+        """What a child wrote so far."""
+        return self._children[child].read_text()
 
     def context(self) -> dict[str, str]:
         """What the supervisor hands to its children."""
@@ -72,7 +76,7 @@ class Log:
         )
         return {"TG_CONTEXT": context.to_env()["TG_CONTEXT"]}
 
-    def real_recorder(self) -> subprocess.Popen[str]:
+    def real_recorder(self) -> subprocess.Popen[bytes]:
         """The recorder's own process."""
         return self.child("-m", "gateway.audit.recorder")
 
@@ -80,7 +84,7 @@ class Log:
         """Kill what a test left."""
         for child in self._children:
             child.kill()
-            child.communicate()
+            child.wait()
 
     def rings(self) -> list[str]:
         """Names in the ring directory."""

@@ -1,0 +1,123 @@
+"""kill -9 of real processes: owners, the recorder, both; what was published is on disk afterwards."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.gateway.audit.sim import Log, until
+
+APPENDER = str(Path(__file__).with_name("appender.py"))
+
+
+def appender(log: Log, ring_bytes: int = 65536, limit: int = 10**9) -> subprocess.Popen[bytes]:
+    """A child that appends."""
+    return log.child(APPENDER, str(log.state_dir), str(log.ring_dir), str(ring_bytes), str(limit))
+
+
+def published(log: Log, child: subprocess.Popen[bytes]) -> int:
+    """The last value that an appender is known to have published; -1 before the first."""
+    lines = log.output(child).split("\n")
+    return int(lines[-2]) if len(lines) > 1 else -1
+
+
+def kill9(child: subprocess.Popen[bytes]) -> None:
+    """SIGKILL, and wait."""
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+
+
+def draining(log: Log, recorder: subprocess.Popen[bytes]) -> None:
+    """Wait until it has recovered."""
+    until(lambda: "draining" in log.output(recorder))
+
+
+def ended(log: Log, recorder: subprocess.Popen[bytes]) -> None:
+    """SIGTERM drains all there is; the log adds up."""
+    draining(log, recorder)
+    recorder.send_signal(signal.SIGTERM)
+    assert recorder.wait(20) == 0, log.output(recorder)
+    assert log.rings() == []
+    report = log.verify()
+    assert report.ok, report
+    assert all(epoch.closed for epoch in report.epochs)
+
+
+def values_per_epoch(log: Log) -> list[list[int]]:
+    """Labels on disk, an epoch each, in order."""
+    by_epoch: dict[str, list[int]] = {}
+    for event in log.read():
+        if hasattr(event, "labels"):
+            by_epoch.setdefault(event.id[:25], []).append(event.labels[0]["value"])
+    return [by_epoch[key] for key in sorted(by_epoch)]
+
+
+def test_an_owner_is_killed(log: Log):
+    """Everything that an owner published before kill -9 is on disk, in order, each once."""
+    recorder = log.real_recorder()
+    children = []
+    for _ in range(3):
+        child = appender(log)
+        children.append(child)
+        until(lambda child=child: published(log, child) > 200)
+        kill9(child)
+    ended(log, recorder)
+    found = values_per_epoch(log)
+    assert len(found) == len(children)
+    for values, child in zip(found, children, strict=True):
+        assert values == list(range(len(values)))
+        assert len(values) > published(log, child)
+
+
+def test_the_recorder_is_killed_again_and_again(log: Log):
+    """While an owner appends, recorders die at any point; nothing published is lost or doubled."""
+    child = appender(log)
+    for round_ in range(5):
+        recorder = log.real_recorder()
+        draining(log, recorder)
+        before = published(log, child)
+        until(lambda before=before: published(log, child) > before + 100)
+        time.sleep(0.003 * round_)
+        kill9(recorder)
+    recorder = log.real_recorder()
+    kill9(child)
+    ended(log, recorder)
+    (values,) = values_per_epoch(log)
+    assert values == list(range(len(values)))
+    assert len(values) > published(log, child)
+
+
+def test_all_are_killed_with_a_full_ring(log: Log):
+    """The ring is full, then everything dies: what was published is there, what was refused is a gap."""
+    recorder = log.real_recorder()
+    child = appender(log)
+    until(lambda: published(log, child) > 0)
+    recorder.send_signal(signal.SIGSTOP)
+    last = -2
+    while published(log, child) != last:
+        last = published(log, child)
+        time.sleep(0.1)
+    kill9(recorder)
+    kill9(child)
+    ended(log, log.real_recorder())
+    (values,) = values_per_epoch(log)
+    assert values == list(range(len(values)))
+    assert len(values) > published(log, child)
+    worker = next(epoch for epoch in log.verify().epochs if epoch.role == "worker")
+    assert "ring_full" in {cause for _, _, cause in worker.gaps}
+
+
+def test_two_recorders_do_not_drain_at_once(log: Log):
+    """The second touches nothing before the first is gone."""
+    first = log.real_recorder()
+    child = appender(log, limit=50)
+    until(lambda: len(log.labels()) == 50)
+    second = log.real_recorder()
+    child.wait()
+    time.sleep(0.2)
+    assert second.poll() is None
+    assert len([e for e in log.verify().epochs if e.role == "recorder"]) == 1
+    kill9(first)
+    ended(log, second)
