@@ -1,0 +1,293 @@
+"""The supervisor's rules on small stand-ins for its children, and on the real tree of processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import gateway.config
+from bench.serving import Gateway
+from gateway import fleet as words_of
+from gateway import supervisor as module
+from gateway.process import Context
+from gateway.supervisor import Child, Supervisor, backoff_s, is_stalled, plan
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "models"
+WITHIN_S = 20.0
+
+
+def until(what: str, holds: Callable[[], bool], within_s: float = WITHIN_S) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def stub(role: str, code: str, index: int | None = None) -> Child:
+    """A child that runs a line of Python."""
+    return Child(role=role, argv=[sys.executable, "-S", "-c", code], index=index)
+
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """A supervisor in this process, with no children yet; signals are put back behind it."""
+    (tmp_path / "models").mkdir()
+    config = gateway.config.load(overrides=["data.port=0", "admin.port=0"], environ={})[0]
+    made = Supervisor(
+        Context(
+            config=gateway.config.encode(config),
+            models=str(tmp_path / "models"),
+            state_dir=str(tmp_path / "state"),
+        )
+    )
+    made.children = []
+    kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+    yield made
+    signal.set_wakeup_fd(-1)
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    for child in made.children:
+        if child.process is not None and child.process.poll() is None:
+            child.process.kill()
+            child.process.wait()
+    made.close()
+
+
+def run_until(supervisor: Supervisor, holds: Callable[[], bool]) -> int:
+    """Run it; SIGTERM to ourselves when the condition holds (or after the limit)."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + WITHIN_S
+        while not holds() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return supervisor.run()
+    finally:
+        watcher.join()
+
+
+def test_backoff_doubles_from_nothing_to_ten_seconds() -> None:
+    """At once, then 0.1 s doubling, never above 10 s."""
+    assert [backoff_s(n) for n in range(5)] == [0.0, 0.1, 0.2, 0.4, 0.8]
+    assert backoff_s(50) == 10.0
+
+
+def test_recorder_starts_first_and_forwarder_only_with_kafka() -> None:
+    """Nobody appends before the recorder is there; each role inherits only its own socket."""
+    children = plan(2, kafka=True, data_fd=7, admin_fd=8)
+    assert [c.name for c in children] == ["recorder", "control", "worker-0", "worker-1", "forwarder"]
+    assert [c.extra_fds for c in children] == [(), (8,), (7,), (7,), ()]
+    assert children[3].argv[1:] == ["-P", "-m", "gateway.worker", "--index", "1"]
+    assert [c.role for c in plan(1, kafka=False, data_fd=7, admin_fd=8)] == ["recorder", "control", "worker"]
+
+
+def test_only_a_serving_worker_can_stall() -> None:
+    """Loading takes as long as it takes, draining has its own limit."""
+    assert is_stalled(words_of.SERVING, 5.1)
+    assert not is_stalled(words_of.SERVING, 4.9)
+    assert not is_stalled(words_of.STARTING, 60)
+    assert not is_stalled(words_of.DRAINING, 60)
+
+
+def test_dead_child_starts_again(supervisor: Supervisor, caplog: pytest.LogCaptureFixture) -> None:
+    """The first restart comes at once, then with back-off; a dead worker's gauges are zeroed and counted."""
+    caplog.set_level(logging.INFO)
+    words = supervisor._fleet.worker(0)
+    words[words_of.STATE], words[words_of.INFLIGHT] = words_of.SERVING, 3
+    worker = stub("worker", "raise SystemExit(9)", index=0)
+    supervisor.children = [stub("recorder", SLEEP), worker]
+    assert run_until(supervisor, lambda: worker.lives >= 3) == 0
+    assert (words[words_of.STATE], words[words_of.INFLIGHT]) == (words_of.DOWN, 0)
+    assert words[words_of.RESTARTS] >= 2
+    waits = [vars(r)["again_in_s"] for r in caplog.records if r.message == "child_died"]
+    assert waits[:2] == [0.0, 0.1]
+
+
+def test_refusal_in_the_first_life_stops_all(supervisor: Supervisor) -> None:
+    """Exit 2 of a child at first start means a wrong configuration: exit 2, nobody is left."""
+    supervisor.children = [stub("recorder", SLEEP), stub("control", "raise SystemExit(2)")]
+    assert supervisor.run() == 2
+    assert [c.lives for c in supervisor.children] == [1, 1]
+    assert all(c.process is None or c.process.returncode is not None for c in supervisor.children)
+
+
+def test_refusal_in_a_later_life_is_one_more_death(supervisor: Supervisor, tmp_path: Path) -> None:
+    """Serving goes on when control cannot come back."""
+    once = tmp_path / "once"
+    code = (
+        f"import pathlib; p = pathlib.Path({str(once)!r}); n = p.exists(); p.touch(); raise SystemExit(2 * n)"
+    )
+    control = stub("control", code)
+    supervisor.children = [stub("recorder", SLEEP), control]
+    assert run_until(supervisor, lambda: control.lives >= 3) == 0
+
+
+def test_child_that_cannot_be_started_is_tried_again(supervisor: Supervisor) -> None:
+    """A failing fork stops nothing."""
+    broken = Child(role="forwarder", argv=["/nonexistent/python"])
+    alive = stub("recorder", SLEEP)
+    supervisor.children = [broken, alive]
+    assert run_until(supervisor, lambda: broken.failures >= 2) == 0
+    assert alive.lives == 1
+
+
+def test_recorder_dead_at_the_stop_comes_back_to_drain(supervisor: Supervisor, tmp_path: Path) -> None:
+    """What is in the rings gets to disk even when the recorder is in back-off as the stop comes."""
+    drained = tmp_path / "drained"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(drained)!r}).touch(), sys.exit(0)))\n"
+        "time.sleep(60)"
+    )
+    recorder = stub("recorder", code)
+    recorder.start_at_s = time.monotonic() + 60
+    other = stub("forwarder", SLEEP)
+    supervisor.children = [recorder, other]
+    assert run_until(supervisor, lambda: other.lives == 1) == 0
+    assert drained.exists()
+
+
+def test_second_signal_kills(supervisor: Supervisor) -> None:
+    """Who does not drain is killed by a second signal, without the wait."""
+    deaf = stub(
+        "worker", f"import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); {SLEEP}", index=0
+    )
+    supervisor.children = [deaf]
+    started = time.monotonic()
+
+    def stopping() -> bool:
+        if deaf.process is not None and time.monotonic() - started > 0.5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            return True
+        return False
+
+    assert run_until(supervisor, stopping) == 0
+    assert deaf.process is not None
+    assert deaf.process.returncode == -signal.SIGKILL
+    assert time.monotonic() - started < module.DRAIN_S / 2
+
+
+def test_stalled_worker_is_asked_for_its_stacks_then_killed(supervisor: Supervisor) -> None:
+    """SIGABRT first, SIGKILL half a second later when that did not end it."""
+    deaf = stub("worker", f"import signal; signal.signal(6, signal.SIG_IGN); {SLEEP}", index=0)
+    supervisor.children = [deaf]
+    supervisor._start_due()
+    assert deaf.process is not None
+    words = supervisor._fleet.worker(0)
+    words[words_of.PID], words[words_of.STATE] = deaf.process.pid, words_of.SERVING
+    words[words_of.HEARTBEAT_NS] = time.monotonic_ns() - 6_000_000_000
+    supervisor._check_heartbeats()
+    assert deaf.dumped_s is not None
+    deaf.dumped_s -= module.DUMP_S + 0.1
+    supervisor._check_heartbeats()
+    deaf.process.wait(5)
+    assert deaf.process.returncode in {-signal.SIGKILL, -signal.SIGABRT}
+
+
+def test_old_beats_are_no_evidence_after_a_pause(supervisor: Supervisor) -> None:
+    """When the whole container stood still, its workers get time to beat again."""
+    worker = stub("worker", SLEEP, index=0)
+    supervisor.children = [worker]
+    supervisor._start_due()
+    assert worker.process is not None
+    words = supervisor._fleet.worker(0)
+    words[words_of.PID], words[words_of.STATE] = worker.process.pid, words_of.SERVING
+    words[words_of.HEARTBEAT_NS] = time.monotonic_ns() - 60_000_000_000
+    supervisor._checked_s -= 60
+    supervisor._check_heartbeats()
+    assert worker.dumped_s is None
+
+
+def test_endpoints_live_as_long_as_the_gateway(supervisor: Supervisor, tmp_path: Path) -> None:
+    """The CLI finds the addresses while it runs, 0600, and nothing behind it."""
+    path = tmp_path / "state" / "endpoints.json"
+    seen: list[dict[str, object]] = []
+
+    def read() -> bool:
+        if path.exists():
+            seen.append({**json.loads(path.read_text()), "mode": path.stat().st_mode & 0o777})
+        return bool(seen)
+
+    assert run_until(supervisor, read) == 0
+    assert seen[0] == {
+        "data_url": supervisor.context.data_url,
+        "admin_url": supervisor.context.admin_url,
+        "pid": os.getpid(),
+        "mode": 0o600,
+    }
+    assert not path.exists()
+    assert not Path(supervisor.context.ring_dir).exists()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The whole tree over the example models."""
+    served = Gateway(EXAMPLES, tmp_path_factory.mktemp("real") / "state")
+    try:
+        served.start(30)
+        yield served
+        assert served.stop() == 0, served.said()
+        assert not (served.state_dir / "endpoints.json").exists()
+    finally:
+        served.kill9_all()
+
+
+def test_second_gateway_exits_2(real: Gateway) -> None:
+    """The real command: one line, no traceback, the holder's pid, exit 2."""
+    done = subprocess.run(real.command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"pid {real.pid};" in done.stderr
+
+
+@pytest.mark.parametrize("role", ["recorder", "control", "worker"])
+def test_killed_child_has_a_successor(real: Gateway, role: str) -> None:
+    """kill -9 of any role: the same supervisor has a new one within seconds."""
+    killed = real.kill9(role)
+    real.await_successor(role, killed, 10)
+    until("ready again", real._ready)
+
+
+def test_stopped_worker_is_replaced(real: Gateway) -> None:
+    """A worker whose loop stands still for five seconds is killed and replaced."""
+    stopped = real.pids("worker")[0]
+    os.kill(stopped, signal.SIGSTOP)
+    real.await_successor("worker", stopped, 15)
+    until("ready again", real._ready)
+    assert "worker_stalled" in real.log.read_text()
+
+
+def test_killed_supervisor_leaves_no_orphans(tmp_path: Path) -> None:
+    """kill -9 of the supervisor takes every child along, and the next start takes the state over."""
+    served = Gateway(EXAMPLES, tmp_path / "state")
+    try:
+        served.start(30)
+        children = [pid for role in ("worker", "recorder", "control") for pid in served.pids(role)]
+        assert len(children) == 3
+        os.kill(served.pid, signal.SIGKILL)
+        until("children gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+        served.kill9_all()
+        served.start(30)
+        assert served.stop() == 0, served.said()
+    finally:
+        served.kill9_all()
