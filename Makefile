@@ -1,4 +1,4 @@
-# Targets: run, test, prove, check, bench, kafka. PYTHON=python3.12 chooses an interpreter.
+# Targets: run, test, prove, check, format, docs, bench, kafka, lock. PYTHON=python3.12 chooses an interpreter.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell command -v python$(v) >/dev/null 2>&1 && python$(v) -c 'import venv, ensurepip' >/dev/null 2>&1 && echo python$(v))))
 VENV := .venv
@@ -6,7 +6,7 @@ RUN := ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python
 MODELS ?= examples/models
 ARGS ?=
 
-.PHONY: run test prove check bench kafka format lock
+.PHONY: run test prove check bench kafka format docs lock
 
 run: $(VENV)/.run
 	@exec env ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python -m gateway.cli serve $(MODELS) $(ARGS)
@@ -26,6 +26,10 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The pages that are made from code.
+docs: $(VENV)/.dev
+	$(RUN) -m docs.generate
+
 bench: $(VENV)/.dev
 	$(RUN) -m bench.cli limits $(ARGS)
 
@@ -38,16 +42,24 @@ lock:
 	$(LOCK) -o requirements.lock
 	$(LOCK) --extra dev -o requirements-dev.lock
 
-$(VENV)/bin/python:
-	@if [ -z "$(PYTHON)" ]; then echo "tidegate: no Python 3.11 to 3.14 with venv found: install one (Debian: python3-venv), or name it: make run PYTHON=/path/to/python"; exit 2; fi
-	@$(PYTHON) -m venv $(VENV) || { echo "tidegate: $(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)"; exit 2; }
+# pip, not python: a virtual environment that was only half made has the one without the other.
+$(VENV)/bin/pip:
+	@if [ -z "$(PYTHON)" ]; then echo "tidegate: no Python 3.11 to 3.14 with venv found: install one (Debian: python3-venv), or name it: make run PYTHON=/path/to/python" >&2; exit 2; fi
+	@$(PYTHON) -m venv $(VENV) >/dev/null || { echo "tidegate: $(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)" >&2; exit 2; }
 
-# A stamp names the lock that is installed, so that a warm start installs nothing.
-$(VENV)/.run: requirements.lock | $(VENV)/bin/python
-	@echo "installing packages (once) …"
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock || { echo "tidegate: packages could not be installed: the package index was not reached, or does not have them"; exit 2; }
+# $(1): a lock. A stamp is newer than the lock that is installed, so that a warm start installs nothing. Hashes are
+# required; the source tree itself is put on the search path, which needs no index.
+define install
+	@echo "installing packages of $(1) (once) …"
+	@$(VENV)/bin/pip install --quiet --quiet --quiet --log $(VENV)/pip.log --disable-pip-version-check --require-hashes -r $(1) || { echo "tidegate: packages could not be installed (the package index was not reached, or does not have them): see $(VENV)/pip.log" >&2; exit 2; }
+	@$(VENV)/bin/python -c 'import pathlib, sysconfig; here = pathlib.Path.cwd(); pathlib.Path(sysconfig.get_path("purelib"), "tidegate.pth").write_text(f"{here}\n"); script = here / "$(VENV)/bin/tidegate"; script.write_text(f"#!{here}/$(VENV)/bin/python\nfrom gateway.cli import main\n\nmain()\n"); script.chmod(0o755)'
+endef
+
+$(VENV)/.run: requirements.lock | $(VENV)/bin/pip
+	$(call install,requirements.lock)
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock | $(VENV)/bin/python
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock || { echo "tidegate: packages could not be installed: the package index was not reached, or does not have them"; exit 2; }
+# The lock for development holds all of the other one, at the same versions.
+$(VENV)/.dev: requirements-dev.lock requirements.lock | $(VENV)/bin/pip
+	$(call install,requirements-dev.lock)
 	@touch $@ $(VENV)/.run

@@ -1,0 +1,159 @@
+"""Writes docs/config.md and docs/errors.md from the code that they describe: `make docs`.
+
+The pages are committed, so that they can be read without running anything; tests/test_docs.py holds them
+against what this file makes now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from gateway import errors
+from gateway.api.problems import status_of
+from gateway.config import DEFAULT_FILE, ENV_PREFIX, Config
+
+DIRECTORY = Path(__file__).parent
+
+_CONFIG_HEAD = f"""# Settings
+
+Made from `gateway/config.py` by `make docs`. Every setting has a default; no file is needed.
+
+Order, later wins: defaults, the file (`--config FILE`, else `./{DEFAULT_FILE}` when it is there), the environment,
+`--set`.
+One setting, three ways:
+
+```toml
+# {DEFAULT_FILE}
+[audit]
+level = "fsync"
+```
+```sh
+{ENV_PREFIX}AUDIT__LEVEL=fsync tidegate serve
+tidegate serve --set audit.level=fsync
+```
+
+A key that is not here refuses the start, naming its origin. `tidegate config check` says whether a file is right,
+`tidegate config show` prints what holds and where each value came from.
+"""
+
+_ERRORS_HEAD = """# Error codes
+
+Made from `gateway/errors.py` by `make docs`. Every error has one shape, `{"error": text, "code": snake_case}`.
+Codes are stable, texts are for people. "Again" says that the same request may succeed later; over HTTP such replies
+carry `Retry-After`.
+"""
+
+
+def settings(section: type[msgspec.Struct]) -> Iterator[tuple[str, inspect.Field]]:
+    """The fields of one section that are values."""
+    info = inspect.type_info(section)
+    assert isinstance(info, inspect.StructType)
+    for field in info.fields:
+        if struct_of(field) is None:
+            yield field.name, field
+
+
+def struct_of(field: inspect.Field) -> type[msgspec.Struct] | None:
+    """The section that a field holds, if it holds one."""
+    options = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+    return next((option.cls for option in options if isinstance(option, inspect.StructType)), None)
+
+
+def values_text(kind: inspect.Type) -> str:
+    """What a setting accepts, in words."""
+    match kind:
+        case inspect.Metadata():
+            return values_text(kind.type)
+        case inspect.UnionType():
+            return " or ".join(values_text(t) for t in kind.types if not isinstance(t, inspect.NoneType))
+        case inspect.LiteralType():
+            return ", ".join(f"`{value}`" for value in kind.values)
+        case inspect.BoolType():
+            return "`true`, `false`"
+        case inspect.IntType() | inspect.FloatType():
+            noun = "integer" if isinstance(kind, inspect.IntType) else "number"
+            if kind.ge is not None and kind.le is not None:
+                return f"{noun}, {kind.ge} to {kind.le}"
+            return f"{noun} from {kind.ge}" if kind.ge is not None else noun
+        case inspect.VarTupleType():
+            return "list of texts"
+        case _:
+            return "text"
+
+
+def description(kind: inspect.Type) -> str:
+    """The one line that says what a setting is."""
+    if isinstance(kind, inspect.Metadata) and kind.extra_json_schema:
+        return str(kind.extra_json_schema.get("description", ""))
+    if isinstance(kind, inspect.UnionType):
+        return next((text for text in map(description, kind.types) if text), "")
+    return ""
+
+
+def default_text(field: inspect.Field) -> str:
+    """A default as TOML has it."""
+    default: Any = field.default
+    if default is msgspec.NODEFAULT:
+        return "required"
+    return "" if default is None else f"`{msgspec.json.encode(default).decode()}`"
+
+
+def config_page() -> str:
+    """docs/config.md."""
+    info = inspect.type_info(Config)
+    assert isinstance(info, inspect.StructType)
+    sections: list[tuple[str, type[msgspec.Struct]]] = [("", Config)]
+    sections += [(f.name, cls) for f in info.fields if (cls := struct_of(f)) is not None]
+    out = [_CONFIG_HEAD]
+    for name, section in sections:
+        title = f"`[{name}]`" if name else "Top level"
+        says = (section.__doc__ or "").splitlines()[0] if name else "The gateway as a whole."
+        out += [f"## {title}\n", f"{says}\n", "| key | default | accepts | what it is |", "|---|---|---|---|"]
+        for key, field in settings(section):
+            full = f"{name}.{key}" if name else key
+            cells = (f"`{full}`", default_text(field), values_text(field.type), description(field.type))
+            out.append("| " + " | ".join(cells) + " |")
+        out.append("")
+    return "\n".join(out)
+
+
+def error_kinds() -> list[type[errors.GatewayError]]:
+    """All error classes, in the order of the file."""
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.GatewayError)]
+    return [kind for kind in kinds if kind.__module__ == errors.__name__]
+
+
+def errors_page() -> str:
+    """docs/errors.md."""
+    out = [_ERRORS_HEAD, "| code | HTTP | again | meaning |", "|---|---|---|---|"]
+    for kind in error_kinds():
+        # Without arguments: the status depends on the type alone.
+        status = status_of(kind.__new__(kind))
+        meaning = " ".join((kind.__doc__ or "").split())
+        seen = str(status) if status != 500 or kind.code in {"internal", "inference_failed"} else "—"
+        again = "yes" if kind.retryable else "no"
+        out.append(f"| `{kind.code}` | {seen} | {again} | {meaning} |")
+    out += [
+        "",
+        "No HTTP status: the error ends a command or a start (exit code 2), or stays in the log of a process.",
+        "",
+    ]
+    return "\n".join(out)
+
+
+PAGES = {"config.md": config_page, "errors.md": errors_page}
+
+
+def main() -> None:
+    """Write all pages."""
+    for name, page in PAGES.items():
+        (DIRECTORY / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()
