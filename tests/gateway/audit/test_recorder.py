@@ -101,6 +101,7 @@ def test_a_kill_at_any_step_loses_and_doubles_nothing(log, monkeypatch, owner, n
     stop(recorder)
     assert log.labels() == list(range(next(values)))
     assert log.verify().ok
+    assert not any(isinstance(event, Gap) for event in log.read())
 
 
 @pytest.mark.parametrize("step", ["_log", "write_closed", "unlink"])
