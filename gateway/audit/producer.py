@@ -98,6 +98,9 @@ class TopicProducer:
         producer._message_accumulator.fail_all(ConnectionError("abandoned"))  # noqa: SLF001
         task = getattr(producer._sender, "_sender_task", None)  # noqa: SLF001
         if task is not None:
+            # It would tell a transaction that is not there, and log a traceback.
+            task.remove_done_callback(producer._sender._fail_all)  # noqa: SLF001
+            task.add_done_callback(_consume)
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await asyncio.wait([task], timeout=2)

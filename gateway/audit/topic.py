@@ -5,17 +5,21 @@ Nothing expires by default: how long an audit topic is kept is the operator's de
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import LeaderNotAvailableError, TopicAlreadyExistsError, for_code
 
 from gateway.config import Kafka
 
 log = logging.getLogger("tidegate.forwarder")
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+VISIBLE_S = 5.0
+"""A new topic is waited for at most."""
 
 
 def settings(replication_factor: int) -> dict[str, str]:
@@ -50,13 +54,24 @@ async def ensure_topic(kafka: Kafka) -> tuple[int, list[str]]:
         for _, code, *_ in reply.topic_errors:
             if code and for_code(code) is not TopicAlreadyExistsError:
                 raise for_code(code)(f"topic {kafka.topic} cannot be made")
-        described = await admin.describe_topics([kafka.topic])
-        if described[0]["error_code"]:
-            raise for_code(described[0]["error_code"])(kafka.topic)
-        partitions = len(described[0]["partitions"])
+        partitions = await _partitions(admin, kafka.topic)
         return partitions, await _differences(admin, kafka.topic, wanted)
     finally:
         await admin.close()
+
+
+async def _partitions(admin: AIOKafkaAdminClient, topic: str) -> int:
+    """How many there are; a topic made just now takes a moment to be known to every broker."""
+    deadline_s = time.monotonic() + VISIBLE_S
+    while True:
+        (described,) = await admin.describe_topics([topic])
+        code = described["error_code"]
+        if not code and described["partitions"]:
+            return len(described["partitions"])
+        error = for_code(code) if code else LeaderNotAvailableError
+        if not error.retriable or time.monotonic() > deadline_s:
+            raise error(topic)
+        await asyncio.sleep(0.05)
 
 
 async def _differences(admin: AIOKafkaAdminClient, topic: str, wanted: dict[str, str]) -> list[str]:
