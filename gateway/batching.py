@@ -11,6 +11,7 @@ from bisect import insort
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed
 from gateway.routing import Assignment
 
 
@@ -99,6 +100,16 @@ class Batch:
         self.started_ns = 0
         self.cpu_ns = 0
         self.ended_ns = 0
+
+    def failure(self, model: str, version: str) -> GatewayError | None:
+        """What to tell the clients of a run that failed; None when it did not."""
+        exc = self.error
+        if exc is None or isinstance(exc, GatewayError):
+            return exc
+        if self.run_options is not None and self.run_options.terminate:
+            return DeadlineExceeded(f"model '{model}' did not answer before the deadline")
+        text = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+        return InferenceFailed(f"model '{model}' version {version} failed: {text}")
 
 
 class CostModel:

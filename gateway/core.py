@@ -29,7 +29,6 @@ from gateway.errors import (
     AuditUnavailable,
     DeadlineExceeded,
     GatewayError,
-    InferenceFailed,
     ModelNotReady,
     Overloaded,
     RequestCancelled,
@@ -38,7 +37,8 @@ from gateway.errors import (
 from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
 from gateway.lanes import Lanes
 from gateway.recording import record_payloads, refused_event
-from gateway.serving import Models, Version
+from gateway.serving import Models
+from gateway.version import Version
 
 
 class Core:
@@ -275,7 +275,7 @@ class Core:
         if batch.error is None:
             version.cost.learn(batch.rows, batch.cpu_ns)
         self._batch_id += 1
-        error = self._why_failed(version, batch)
+        error = batch.failure(version.model, version.version)
         texts: list[list[bytes]] = []
         if error is None:
             texts = version.encoder.rows_json(batch.outputs, batch.rows)
@@ -295,17 +295,6 @@ class Core:
 
             self.appender.submit(payload, len(part), release)
         version.count(batch, now_ns, failed=error is not None)
-
-    def _why_failed(self, version: Version, batch: Batch) -> GatewayError | None:
-        exc = batch.error
-        if exc is None:
-            return None
-        if isinstance(exc, GatewayError):
-            return exc
-        if batch.run_options is not None and batch.run_options.terminate:
-            return DeadlineExceeded(f"model '{version.model}' did not answer before the deadline")
-        text = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
-        return InferenceFailed(f"model '{version.model}' version {version.version} failed: {text}")
 
     def _answer(
         self,

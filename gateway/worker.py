@@ -119,7 +119,7 @@ class Worker:
 
     async def run(self) -> None:
         """Load, serve, drain."""
-        self.models.poll()
+        self.models.start()
         for event in self.models.aborted_events():
             self.appender.log(event)
         self.appender.flush()

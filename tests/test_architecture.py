@@ -22,6 +22,7 @@ PARTS = {
     "append",
     "recording",
     "serving",
+    "version",
     "head",
 }
 # Words, not steps: they import nothing of ours and do not lengthen a chain.
@@ -86,6 +87,7 @@ def allowed(module: str, imported: str) -> bool:
         "append",
         "recording",
         "serving",
+        "version",
         "head",
     }:
         return there not in {"api", "core", "worker", "cli", "supervisor"}

@@ -31,7 +31,8 @@ from gateway.errors import (
     UnknownModel,
     UnsupportedCoding,
 )
-from gateway.serving import Entry, Version
+from gateway.serving import Entry
+from gateway.version import Version
 
 EXTENSIONS = ("binary_tensor_data", "schedule_policy", "parameters")
 """Only what works."""

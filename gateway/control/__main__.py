@@ -26,7 +26,7 @@ from gateway.control.recovery import recover, sources_of, wait_drained
 from gateway.control.state import renumbered
 from gateway.control.tokens import ensure_token
 from gateway.errors import AuditUnavailable, GatewayError
-from gateway.fleet import Fleet
+from gateway.fleet import SLOTS, Fleet
 
 log = logging.getLogger("tidegate.control")
 
@@ -53,7 +53,7 @@ async def _serve(context: process.Context) -> int:
         return 1
     path = state_dir / "control" / "snapshot"
     state = recover(path, state_dir / "spool", context.gateway_id)
-    if fleet.generation == 0:
+    if fleet.generation == 0 and state.ledger.next_slot > SLOTS // 2:
         state = renumbered(state)
     writer = Writer(source, context.gateway_id)
     engine = Engine(state, writer, fleet, path)

@@ -1,0 +1,133 @@
+"""A loaded version as the request path sees it: session, codec, queue, cost, counters in shared memory.
+
+serving makes one for each session that is ready; core queues, runs, answers and counts through it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gateway import fleet as fleet_words
+from gateway.audit.event import ModelFacts, Prediction
+from gateway.audit.frame import encoder
+from gateway.batching import Batch, CostModel, Inference, VersionQueue
+from gateway.config import Batch as BatchConfig
+from gateway.errors import GatewayError
+from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS
+from gateway.recording import dropped_event
+from loaders.session import Session
+
+
+class Version:
+    """One loaded version as the request path sees it: session, codec, queue, cost, counters."""
+
+    def __init__(
+        self, session: Session, codec: Any, encoder_: Any, batch: BatchConfig, words: memoryview
+    ) -> None:
+        self.model = session.model
+        self.version = session.version
+        self.session = session
+        self.signature = session.signature
+        self.batchable = session.batchable
+        self.codec = codec
+        self.encoder = encoder_
+        self.max_rows = batch.max_rows if session.batchable else 1
+        self.queue = VersionQueue(batch.max_rows, batchable=session.batchable)
+        self.inline_ns = batch.inline_us * 1000 if session.inline_allowed else 0
+        self.cost = CostModel(session.warm_cost_ns)
+        self.facts = ModelFacts(
+            name=session.model,
+            version=session.version,
+            tree_sha256=session.bundle.tree_sha256,
+            config_sha256=session.bundle.config_sha256,
+            reference_sha256=session.bundle.reference_sha256,
+            runtime=session.runtime,
+        )
+        self.model_raw = msgspec.Raw(encoder.encode(self.facts))
+        self.admitted = words[fleet_words.ADMITTED]
+        self._recorded = words[fleet_words.RECORDED]
+        self._words = words
+        self.status_of: Callable[[GatewayError], int] = lambda exc: 500
+
+    def publish_admitted(self) -> None:
+        """Make the number of admissions visible before the run, so that a successor can tell what
+        a kill aborted."""
+        self._words[fleet_words.ADMITTED] = self.admitted
+        self._words[fleet_words.QUEUED] = self.queue.rows
+
+    def recorded(self, count: int) -> None:
+        """So many admitted requests are in the log now (or stand in a gap)."""
+        self._recorded += count
+        self._words[fleet_words.RECORDED] = self._recorded
+
+    def count(self, batch: Batch, now_ns: int, *, failed: bool) -> None:
+        """One update of the metrics per run."""
+        w = self._words
+        n = len(batch.inferences)
+        w[fleet_words.FAILED if failed else fleet_words.DONE] += n
+        w[fleet_words.ROWS] += batch.rows
+        w[fleet_words.BATCHES] += 1
+        w[fleet_words.INFER_NS] += batch.ended_ns - batch.started_ns
+        first, last = batch.inferences[0].received_ns, batch.inferences[-1].received_ns
+        received = sum(i.received_ns for i in batch.inferences)
+        w[fleet_words.QUEUE_NS] += max(n * batch.started_ns - received, 0)
+        w[fleet_words.TOTAL_NS] += n * now_ns - received
+        low = bisect_left(LATENCY_BOUNDS_NS, now_ns - last)
+        high = bisect_left(LATENCY_BOUNDS_NS, now_ns - first)
+        if low == high:
+            w[LATENCY0 + low] += n
+        else:
+            for inference in batch.inferences:
+                w[LATENCY0 + bisect_left(LATENCY_BOUNDS_NS, now_ns - inference.received_ns)] += 1
+        w[fleet_words.QUEUED] = self.queue.rows
+
+    def count_dropped(self, *, expired: bool) -> None:
+        """A request that was cut away before it ran."""
+        self._words[fleet_words.EXPIRED if expired else fleet_words.CANCELLED] += 1
+        self.recorded(1)
+
+    def dropped_event(self, inference: Inference, code: str, status: int) -> Prediction:
+        """Its event."""
+        return dropped_event(inference, self.facts, code, status)
+
+    def json_body(
+        self,
+        inference: Inference,
+        id_json: bytes,
+        outputs: list[Any],
+        texts: list[list[bytes]],
+        row0: int,
+    ) -> bytes:
+        """A request's JSON reply from the run's row texts."""
+        rows = inference.rows
+        wanted = inference.wanted
+        literals = self.encoder.literals(rows, outputs, wanted)
+        parts = [literals[0], id_json]
+        at = 1
+        for i in range(len(texts)) if wanted is None else wanted:
+            parts.append(literals[at])
+            at += 1
+            column = texts[i]
+            if rows == 1 and self.batchable:
+                parts.append(column[row0])
+            elif self.batchable and rows:
+                parts.append(b",".join(column[row0 : row0 + rows]))
+            else:
+                parts.append(column[0])
+        parts.append(literals[at])
+        return b"".join(parts)
+
+    def binary_body(
+        self, inference: Inference, id_json: bytes, outputs: list[Any], row0: int
+    ) -> tuple[bytes, bytes]:
+        """A reply with binary outputs: body and fields."""
+        body, json_bytes = self.encoder.binary(inference, id_json, outputs, row0)
+        fields = (
+            b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+            b"content-length: %d\r\n" % (json_bytes, len(body))
+        )
+        return body, fields
