@@ -104,6 +104,16 @@ class Core:
         except GatewayError as exc:
             self.refuse(head, exc, sink, received_ns)
 
+    async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
+        """The same for a body whose JSON would hold the loop up: decoded on a thread."""
+        inference = Inference(sink, received_ns)
+        try:
+            self._admit(head, inference)
+            await asyncio.to_thread(self._decode, head, body, inference)
+            self._queue(self._route(head, inference), inference)
+        except GatewayError as exc:
+            self.refuse(head, exc, sink, received_ns)
+
     def _admit(self, head: Head, inference: Inference) -> None:
         if self.inflight >= self._inflight_max:
             msg = f"{self.inflight} requests are in flight; try again shortly"

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import __version__
-from gateway.api.heads import make_head
+from gateway.api.heads import FAST_BODY_MAX_BYTES, make_head
 from gateway.api.problems import reply_of
 from gateway.core import Core
 from gateway.errors import (
@@ -169,7 +169,10 @@ class DataApi:
                 return _problem(exc)
             core.refuse(head, exc, sink, received_ns)
             return await sink.future
-        core.receive(head, body, sink, received_ns)
+        if len(body) > FAST_BODY_MAX_BYTES:
+            await core.receive_large(head, body, sink, received_ns)
+        else:
+            core.receive(head, body, sink, received_ns)
         watch = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((sink.future, watch), return_when=asyncio.FIRST_COMPLETED)

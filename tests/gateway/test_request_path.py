@@ -294,3 +294,34 @@ def test_a_weight_of_zero_is_taken_up_before_it_is_published(tmp_path: Path) -> 
         path.close()
 
     run(main())
+
+
+def test_large_bodies_are_decoded_off_the_loop(tmp_path: Path) -> None:
+    """JSON over 256 KiB is decoded on a thread; the answer is the same."""
+
+    async def main() -> None:
+        import time
+
+        path = Path_(tmp_path)
+        seen: list[str] = []
+        decode = path.models.get("sum").codec_of(None).decode
+
+        def spy(*args) -> None:
+            seen.append(threading.current_thread().name)
+            decode(*args)
+
+        path.models.get("sum").codec_of(None).decode = spy
+        sink = Sink()
+        rows = 30_000
+        body = b'{"inputs":[{"name":"X","datatype":"FP32","shape":[%d,4],"data":[%s]}]}' % (
+            rows,
+            b",".join([b"1,2,3,4"] * rows),
+        )
+        await path.core.receive_large(path.head(), body, sink, time.perf_counter_ns())
+        await until(lambda: sink.status)
+        assert sink.body["outputs"][0]["data"] == [10.0] * rows
+        assert seen != []
+        assert seen[0] != threading.main_thread().name
+        path.close()
+
+    run(main())
