@@ -51,7 +51,7 @@ $(VENV)/bin/pip:
 # required; the source tree itself is put on the search path, which needs no index.
 define install
 	@echo "installing packages of $(1) (once) …"
-	@$(VENV)/bin/pip install --quiet --quiet --quiet --log $(VENV)/pip.log --disable-pip-version-check --require-hashes -r $(1) || { echo "tidegate: packages could not be installed (the package index was not reached, or does not have them): see $(VENV)/pip.log" >&2; exit 2; }
+	@$(VENV)/bin/pip install --quiet --quiet --quiet --progress-bar off --log $(VENV)/pip.log --disable-pip-version-check --require-hashes -r $(1) || { echo "tidegate: packages could not be installed (the package index was not reached, or does not have them): see $(VENV)/pip.log" >&2; exit 2; }
 	@$(VENV)/bin/python -c 'import pathlib, sysconfig; here = pathlib.Path.cwd(); pathlib.Path(sysconfig.get_path("purelib"), "tidegate.pth").write_text(f"{here}\n"); script = here / "$(VENV)/bin/tidegate"; script.write_text(f"#!{here}/$(VENV)/bin/python\nfrom gateway.cli import main\n\nmain()\n"); script.chmod(0o755)'
 endef
 

@@ -18,7 +18,7 @@ from gateway import __version__
 from gateway.process import Context, enter
 
 WAIT_S = 30.0
-PATIENCE_S = 5.0
+PATIENCE_S = 3.0
 """For the other models, once one answers: a broken one must not keep the operator waiting."""
 POLL_S = 0.05
 _EXAMPLES = {"BOOL": True, "BYTES": "text"}
@@ -72,9 +72,10 @@ def curl_line(url: str, metadata: dict[str, Any]) -> str:
 
 
 def ready_models(url: str) -> dict[str, bool]:
-    """Whether each known model can answer; empty while the gateway itself is not ready."""
-    if get(url, "/v2/health/ready")[0] != 200:
-        return {}
+    """Whether each known model can answer.
+
+    One model at a time, since the gateway as a whole is not ready while any primary is broken.
+    """
     _, listed = get(url, "/v2/models")
     names = (listed or {}).get("models", [])
     return {name: get(url, f"/v2/models/{quote(name)}/ready")[0] == 200 for name in names}
@@ -86,7 +87,8 @@ def wait_up(url: str, *, has_models: bool, wait_s: float = WAIT_S, patience_s: f
     answered = False
     while time.monotonic() < deadline:
         ready = ready_models(url)
-        if (ready and all(ready.values())) or (not has_models and get(url, "/v2/health/ready")[0] == 200):
+        whole = get(url, "/v2/health/ready")[0] == 200
+        if whole and all(ready.values()) and (ready or not has_models):
             return
         if not answered and any(ready.values()):
             answered = True
@@ -97,11 +99,13 @@ def wait_up(url: str, *, has_models: bool, wait_s: float = WAIT_S, patience_s: f
 def lines(context: Context, *, has_models: bool) -> list[str]:
     """What to print."""
     url = context.data_url
-    up = get(url, "/v2/health/ready")[0] == 200
+    whole = get(url, "/v2/health/ready")[0] == 200
     _, listed = get(url, "/v2/models")
     names = list((listed or {}).get("models", []))
+    some = any(ready_models(url).values())
+    state = "is serving." if whole else "is serving, but not every model." if some else "is not ready yet."
     out = [
-        f"Tidegate {__version__} is serving." if up else f"Tidegate {__version__} is not ready yet.",
+        f"Tidegate {__version__} {state}",
         f"  inference  {url}",
         f"  admin      {context.admin_url}   (token in admin.token of the state directory)",
         f"  log        every prediction is recorded, inputs included, in {_shown(context.state_dir)}/spool"

@@ -124,6 +124,10 @@ def test_nobody_answers() -> None:
 def test_broken_model_does_not_keep_people_waiting(replies: dict[str, tuple[int, Any]], url: str) -> None:
     """Once one model answers, the others get a short while."""
     serve(replies, flights=200, other=503)
+    replies["/v2/health/ready"] = (503, {"ready": False})
     started = time.monotonic()
     announce.wait_up(url, has_models=True, wait_s=30, patience_s=0.1)
     assert time.monotonic() - started < 5
+    text = announce.lines(context(url), has_models=True)
+    assert text[0].endswith("is serving, but not every model.")
+    assert text[-1].startswith("  curl")
