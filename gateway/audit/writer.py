@@ -83,8 +83,9 @@ class Writer:
     def close(self) -> None:
         """End the epoch; nothing may be appended afterwards."""
         facts = self.source
-        if self.ring.pending_gap is not None:
-            self._log_pending()
+        if self.ring.pending_gap is not None and not self._log_pending():
+            # An end without its gap would hide the loss; the recorder tells both.
+            return
         self._append(
             [
                 EpochClose(
