@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+import msgspec
 
 from bench import limits as limits_
 from bench import report
@@ -26,6 +27,21 @@ MLP = Target(model="mlp", input_name="X", width=30)
 @click.group("bench", help="Measure this machine: every published figure is one of these commands.")
 def main() -> None:
     """The group."""
+
+
+@main.command("profile", help="Where the microseconds of one request go, without a socket.")
+@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+def profile(*, as_json: bool) -> None:
+    """See the command's help."""
+    from bench.profile import profile as measure
+
+    parts = measure()
+    if as_json:
+        click.echo(msgspec.json.encode([part._asdict() for part in parts]).decode())
+        return
+    click.echo("| stage | what | us per request |\n|---|---|---|")
+    for part in parts:
+        click.echo(f"| {part.stage} | {part.what} | {part.us:.2f} |")
 
 
 @main.command("limits", help="CPU per request of one worker against nginx's static reply.")

@@ -1,0 +1,269 @@
+"""Where the microseconds of one request go, in one process and without a socket: `bench profile`.
+
+Drives the real door, core, codec, session and ring with a transport that throws bytes away; 32 connections send one
+row each per turn, as under load. Each part is timed alone over many turns, the whole path too; what the kernel and the
+event loop add is `bench limits` less the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import uvicorn
+from uvicorn.server import ServerState
+
+from bench.models import write_mlp
+from gateway import config as configuration
+from gateway.api.codec import Codec
+from gateway.api.encode import RunEncoder
+from gateway.api.fast import FastProtocol
+from gateway.api.problems import reply_of, status_of
+from gateway.append import Appender
+from gateway.audit.ring import HEADER_PAGE_BYTES, Ring, RingFacts
+from gateway.audit.source import Source
+from gateway.audit.writer import Writer
+from gateway.batching import Batch, Inference
+from gateway.control import snapshot
+from gateway.core import Core
+from gateway.fleet import Fleet
+from gateway.recording import record_payloads
+from gateway.routing import Change, first_route
+from gateway.serving import Models
+from loaders.session import Session, load
+
+CONNECTIONS = 32
+ROUNDS = 9
+
+
+class Part(NamedTuple):
+    """One line of the profile, microseconds per request."""
+
+    stage: str
+    what: str
+    us: float
+
+
+class _Transport:
+    """Takes replies and throws them away."""
+
+    def write(self, data: bytes) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def is_closing(self) -> bool:
+        """Never."""
+        return False
+
+    def get_extra_info(self, name: str) -> Any:
+        """No facts."""
+        return None
+
+    def pause_reading(self) -> None:
+        """Nothing."""
+
+    def resume_reading(self) -> None:
+        """Nothing."""
+
+
+class _Registry:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def want(self, desired: Any) -> None:
+        """All is loaded."""
+
+    def get(self, model: str, version: str) -> Session:
+        """The one session."""
+        return self._session
+
+
+class _Loop:
+    """Stands for the event loop: turns are called by hand."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """The bench calls the turn itself."""
+
+    def call_later(self, delay: float, callback: Callable[..., None]) -> Any:
+        """Nothing waits here."""
+
+    def time(self) -> float:
+        """The clock of idle connections."""
+        return self._loop.time()
+
+
+class Rig:
+    """The composed path of one worker in this process."""
+
+    def __init__(self, directory: Path, loop: asyncio.AbstractEventLoop) -> None:
+        write_mlp(directory)
+        session = load(directory, "mlp", "1")
+        config, _ = configuration.load(environ={}, overrides=["batch.inline_us=5000"])
+        fleet = Fleet.create(directory / "fleet", 1)
+        route = first_route("mlp", "1", "00" * 16, Change(by="bench", reason="bench"))
+        version = snapshot.DesiredVersion(model="mlp", version="1", slot=0)
+        serving = snapshot.Serving(
+            gateway_id="00" * 8, generation=1, routes={"mlp": route}, versions=(version,)
+        )
+        snapshot.write(directory / "snapshot", snapshot.encode(serving, snapshot.Ledger()))
+        fleet.publish_generation(1)
+        memory = memoryview(mmap.mmap(-1, HEADER_PAGE_BYTES + (32 << 20)))
+        self.ring = Ring.create(memory, RingFacts(1, 1, None, 0, 0))
+        writer = Writer(Source(1, "worker", 0, 1, None, self.ring, directory, (-1, -1)), "00" * 8)
+        stand_in: Any = _Loop(loop)
+        makers = (
+            lambda model, s: Codec(model, s.signature, batchable=s.batchable),
+            lambda model, v, s: RunEncoder(model, v, s.signature, batchable=s.batchable),
+            status_of,
+        )
+        models = Models(0, fleet, directory / "snapshot", config.batch, makers)
+        models.registry = _Registry(session)
+        appender = Appender(stand_in, writer, config.audit)
+        self.core = Core(stand_in, config, models, appender, reply_of, writer.prefix)
+        models.start()
+        models.on_change("mlp", "1", "ready", None)
+        self.version = models.get("mlp").version("1")  # type: ignore[union-attr]
+        settings = uvicorn.Config(app=_no_app, log_config=None, access_log=False, server_header=False)
+        settings.load()
+        state = ServerState()
+        state.default_headers = [(b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")]
+        door = FastProtocol.bind(self.core)
+        self.doors = [door(settings, state, {}, _loop=stand_in) for _ in range(CONNECTIONS)]
+        for one in self.doors:
+            transport: Any = _Transport()
+            one.connection_made(transport)
+        self.requests = _requests()
+
+    def arrive(self) -> None:
+        """One request on each connection."""
+        for door, request in zip(self.doors, self.requests, strict=True):
+            door.data_received(request)
+
+    def turn(self) -> None:
+        """What the loop calls once all have arrived; then the recorder's part."""
+        self.core.turn()
+        self.ring.set_synced(self.ring.committed)
+
+
+async def _no_app(scope: Any, receive: Any, send: Any) -> None:
+    """Never called: all requests are of the fast door's shape."""
+
+
+def _requests() -> list[bytes]:
+    rng = random.Random(7)  # noqa: S311
+    out = []
+    for _ in range(CONNECTIONS):
+        row = [round(rng.uniform(-5, 5), 4) for _ in range(30)]
+        tensor = {"name": "X", "datatype": "FP32", "shape": [1, 30], "data": row}
+        body = msgspec.json.encode({"inputs": [tensor]})
+        head = f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        out.append(head.encode() + body)
+    return out
+
+
+def _us(work: Callable[[], object], turns: int = 200) -> float:
+    """Median over rounds of the time of `work`, per request."""
+    took = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter_ns()
+        for _ in range(turns):
+            work()
+        took.append((time.perf_counter_ns() - started) / turns / CONNECTIONS / 1000)
+    return sorted(took)[ROUNDS // 2]
+
+
+def profile() -> list[Part]:
+    """Measure every part. Takes some seconds."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-profile-") as name:
+        rig = Rig(Path(name), asyncio.new_event_loop())
+        for _ in range(50):
+            rig.arrive()
+            rig.turn()
+        return _measure(rig)
+
+
+def _measure(rig: Rig) -> list[Part]:
+    core, version = rig.core, rig.version
+    receive = core.receive
+    head: Any = rig.doors[0]._head_cycle.head  # type: ignore[union-attr]
+    batches: list[Batch] = []
+    finish = core._finish  # noqa: SLF001
+
+    def whole() -> None:
+        rig.arrive()
+        rig.turn()
+
+    total = _us(whole)
+
+    def keep(v: Any, batch: Batch) -> None:
+        batches.append(batch)
+        finish(v, batch)
+
+    core._finish = keep  # type: ignore[method-assign]
+    whole()
+    core._finish = finish  # type: ignore[method-assign]  # noqa: SLF001
+    batch = batches[-1]
+    bodies = [request.partition(b"\r\n\r\n")[2] for request in rig.requests]
+    codec, outputs = version.codec, batch.outputs
+
+    def door() -> None:
+        rig.arrive()
+        for one in rig.doors:
+            one.cycle.response_complete = True
+
+    core.receive = lambda *a: None  # type: ignore[method-assign]
+    door_us = _us(door)
+    core.receive = receive  # type: ignore[method-assign]
+    sink = batch.inferences[0].sink
+    limits = (core.appender.max_frame_bytes, 65_536)
+    payload = next(record_payloads(version, batch, 1, None, time.perf_counter_ns(), limits))[0]
+    feeds = Batch(batch.inferences, batch.rows, "turn")
+
+    def append() -> None:
+        rig.ring.append(payload, CONNECTIONS)
+        rig.ring.set_synced(rig.ring.committed)
+
+    def run() -> None:
+        feeds.joined.clear()
+        core._run(version, feeds)  # noqa: SLF001
+
+    def record() -> None:
+        for _ in record_payloads(version, batch, 1, None, time.perf_counter_ns(), limits):
+            pass
+
+    parts = [
+        Part("admit", "door: kept head, connection, reply bytes aside", door_us),
+        Part(
+            "decode",
+            "JSON to packed floats",
+            _us(lambda: [codec.decode(body, None, Inference(sink, 0)) for body in bodies]),
+        ),
+        Part("route", "bucket, deadline", _us(lambda: [core._route(head, i) for i in batch.inferences])),  # noqa: SLF001
+        Part("infer", "join, ONNX Runtime, one run of 32", _us(run)),
+        Part("encode", "rows to JSON", _us(lambda: version.encoder.rows_json(outputs, batch.rows))),
+        Part("append", "columnar frame", _us(record)),
+        Part("append", "ring: copy and CRC", _us(append)),
+        Part(
+            "append",
+            "metrics, once a run",
+            _us(lambda: version.count(batch, time.perf_counter_ns(), failed=False)),
+        ),
+    ]
+    rest = total - sum(part.us for part in parts)
+    return [
+        *parts,
+        Part("", "admission, queue, batch, replies (the rest)", rest),
+        Part("", "whole path without kernel and loop", total),
+    ]
