@@ -211,7 +211,7 @@ def _measure(rig: Rig) -> list[Part]:
         batches.append(batch)
         finish(v, batch)
 
-    core._finish = keep  # type: ignore[method-assign]
+    core._finish = keep  # type: ignore[method-assign,assignment]
     whole()
     core._finish = finish  # type: ignore[method-assign]  # noqa: SLF001
     batch = batches[-1]
