@@ -109,6 +109,10 @@ def check(route: Route) -> None:
     Raises:
         ChangeInvalid: naming the rule, what was found and what was expected.
     """
+    for v in route.variants:
+        if v.role not in ROLES:
+            msg = f"route {route.model}: variant {v.name} has role {v.role!r}; expected {', '.join(ROLES)}"
+            raise ChangeInvalid(msg)
     names = [v.name for v in route.variants]
     if len(set(names)) != len(names):
         msg = f"route {route.model}: variant names repeat: {', '.join(names)}"
@@ -118,9 +122,6 @@ def check(route: Route) -> None:
         msg = f"route {route.model}: needs one primary, has {len(primaries)}"
         raise ChangeInvalid(msg)
     for v in route.variants:
-        if v.role not in ROLES:
-            msg = f"route {route.model}: variant {v.name} has role {v.role!r}; expected {', '.join(ROLES)}"
-            raise ChangeInvalid(msg)
         if not 0 <= v.weight_bp <= TOTAL_BP or not 0 <= v.sample_bp <= TOTAL_BP:
             msg = f"route {route.model}: variant {v.name} has a weight outside 0..{TOTAL_BP}"
             raise ChangeInvalid(msg)
@@ -194,7 +195,7 @@ def with_variants(route: Route, variants: tuple[Variant, ...], changed: Change) 
     free = _complement(taken)
     based = tuple(msgspec.structs.replace(v, buckets=free) if v.role == "primary" else v for v in kept)
     probe = msgspec.structs.replace(route, variants=based)
-    if sum(1 for v in based if v.role == "primary") != 1:
+    if [v.role for v in based if v.role not in {"canary", "shadow"}] != ["primary"]:
         check(probe)
     weights = {v.name: v.weight_bp for v in variants if v.role != "shadow"}
     if sum(weights.values()) != TOTAL_BP or any(not 0 <= w <= TOTAL_BP for w in weights.values()):
@@ -365,10 +366,7 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
     for v in route.variants:
         if v.role == "shadow" or not v.weight_bp:
             continue
-        if v.name in expired:
-            own = primary
-        else:
-            own = v
+        own = primary if v.name in expired else v
         fallback = own.role == "canary" and own.version not in ready
         served = primary if fallback else own
         assignment = made.setdefault(
