@@ -34,7 +34,7 @@ from gateway.api.problems import problem
 from gateway.audit import verify
 from gateway.control.engine import Engine, Outcome, changed_by
 from gateway.control.placement import Placement
-from gateway.control.state import public_document
+from gateway.control.state import public_document, rollback_target
 from gateway.control.tokens import check_bearer
 from gateway.errors import (
     ChangeInvalid,
@@ -120,7 +120,7 @@ class AdminApi:
             ("GET", "/admin/v1/fleet"): self.fleet,
             ("GET", "/admin/v1/audit/status"): self.audit_status,
         }
-        return Starlette(
+        app = Starlette(
             routes=[
                 Address(path, self._guarded(method, path, handler), methods=[method])
                 for (method, path), handler in handlers.items()
@@ -131,6 +131,9 @@ class AdminApi:
                 Exception: self._refused,
             },
         )
+        # A redirect would repeat the Host header before anything has looked at it.
+        app.router.redirect_slashes = False
+        return app
 
     def _guarded(self, method: str, path: str, handler: Handler) -> Handler:
         scope = RULES[method, path]
@@ -279,10 +282,11 @@ class AdminApi:
     def _revision(self, route: Route, number: int | None) -> Route:
         kept = self._engine.state.ledger.history.get(route.model, ())
         if number is None:
-            if len(kept) < 2:
-                msg = f"route {route.model} has no earlier revision"
+            target = rollback_target(self._engine.state.ledger, route.model)
+            if target is None:
+                msg = f"route {route.model} has no earlier revision that differs from this one"
                 raise StateConflict(msg)
-            return kept[-2]
+            return target
         for revision in kept:
             if revision.revision == number:
                 return revision

@@ -13,6 +13,7 @@ from gateway.errors import Forbidden, InvalidRequest, PreconditionRequired
 from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Variant
 
 BODY_MAX_BYTES = 1_048_576
+REVISION_DIGITS = 18
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "[::1]"))
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
@@ -41,7 +42,7 @@ class PromoteBody(_Body):
 
 
 class RollbackBody(_Body):
-    """To which revision; the one before when absent."""
+    """To which revision; the newest that differs from the present one when absent."""
 
     to_revision: int | None = None
 
@@ -106,7 +107,7 @@ def if_match(request: Request) -> int:
         msg = 'a change needs If-Match with the revision it was decided on, as in If-Match: "12"'
         raise PreconditionRequired(msg)
     digits = text.strip().removeprefix("W/").strip('"')
-    if not digits.isdigit():
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= REVISION_DIGITS):
         msg = f"If-Match is {text[:40]!r}; expected a revision number"
         raise InvalidRequest(msg)
     return int(digits)

@@ -114,7 +114,7 @@ class Engine:
                 )
                 raise RevisionConflict(msg, revision=before.revision, event=c.event)
             after = make(before, change)
-            self.check_ready(after)
+            self.check_ready(after, before)
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
             event = Control(
@@ -206,28 +206,38 @@ class Engine:
         """Write and announce the present state as the next generation (at start)."""
         self._publish(self.state)
 
-    def check_ready(self, route: Route) -> None:
-        """Weight only to versions that are ready in every live worker.
+    def check_ready(self, route: Route, before: Route) -> None:
+        """More weight only to versions that are ready in every live worker.
+
+        What a version has already, and what falls to the present primary, is not asked for: taking weight off a
+        version that kills workers, or holding the route, must go through while a worker starts again.
 
         Raises:
             StateConflict: names the version, the worker, its state and the reason.
             ChangeInvalid: a shadow's version is not in the repository.
         """
+        held = _weights_by_version(before)
+        wanted = _weights_by_version(route)
         for variant in route.variants:
             if variant.role == "shadow" or not variant.weight_bp:
-                if variant.version not in self.found.get(route.model, (variant.version,)):
+                known = (*self.found.get(route.model, (variant.version,)), *before.versions)
+                if variant.version not in known:
                     msg = f"variant {variant.name}: {route.model} has no version {variant.version}"
                     raise ChangeInvalid(msg)
                 continue
-            states = self.load_states(route.model, variant.version)
+            version = variant.version
+            gains = variant.role == "primary" or wanted[version] > held.get(version, 0)
+            if version == before.primary.version or not gains:
+                continue
+            states = self.load_states(route.model, version)
             if not states:
-                msg = f"variant {variant.name}: version {variant.version} is not loaded; load it first"
+                msg = f"variant {variant.name}: version {version} is not loaded; load it first"
                 raise StateConflict(msg)
             for worker, (state, reason) in states.items():
                 if state != "ready":
                     why = f" ({reason})" if reason else ""
                     msg = (
-                        f"variant {variant.name}: version {variant.version} is {state} in worker"
+                        f"variant {variant.name}: version {version} is {state} in worker"
                         f" {worker}{why}; weight goes only to versions that are ready everywhere"
                     )
                     raise StateConflict(msg)
@@ -246,11 +256,24 @@ class Engine:
         return {}
 
     async def _commit(self, event: Control) -> Applied:
+        # What placement refuses is refused before it is in the log.
+        placed(applied(self.state, event), self.found)
         await self._log(event)
-        self._publish(placed(applied(self.state, event), self.found))
+        try:
+            self._publish(placed(applied(self.state, event), self.found))
+        except OSError as exc:
+            self.must_restart = True
+            msg = (
+                f"the change is logged, its snapshot could not be written ({exc.strerror}); control restarts"
+            )
+            raise AuditUnavailable(msg) from exc
         return await self._wait_applied()
 
     async def _log(self, event: Control) -> None:
+        if self.must_restart:
+            # A change made on top of one whose fate is unknown would hide it from recovery.
+            msg = "control restarts, since it does not know whether the last change was made; try again soon"
+            raise AuditUnavailable(msg)
         seq = self._writer.append_events([event])
         deadline = time.monotonic() + LOG_TIMEOUT_S
         while seq is None and time.monotonic() < deadline:
@@ -273,8 +296,8 @@ class Engine:
 
     def _publish(self, state: State) -> None:
         serving = msgspec.structs.replace(state.serving, generation=state.serving.generation + 1)
-        self.state = State(serving, state.ledger)
         snapshot.write(self._path, snapshot.encode(serving, state.ledger))
+        self.state = State(serving, state.ledger)
         self._fleet.publish_generation(serving.generation)
 
     async def _wait_applied(self) -> Applied:
@@ -287,6 +310,14 @@ class Engine:
             if not pending or waited_s > APPLY_TIMEOUT_S:
                 return Applied(len(live) - len(pending), len(live), int(waited_s * 1000), pending)
             await asyncio.sleep(POLL_S)
+
+
+def _weights_by_version(route: Route) -> dict[str, int]:
+    weights: dict[str, int] = {}
+    for variant in route.variants:
+        if variant.role != "shadow":
+            weights[variant.version] = weights.get(variant.version, 0) + variant.weight_bp
+    return weights
 
 
 def _require_reason(change: Change) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from gateway.audit.event import Control
 from gateway.audit.frame import expand
 from gateway.audit.identity import EventId, parse_event_id, source_of
-from gateway.audit.ring import Ring
 from gateway.audit.spool import epochs, read_epoch
 from gateway.control import snapshot
 from gateway.control.state import State, applied
@@ -32,28 +31,24 @@ def sources_of(gateway_id: str) -> tuple[int, ...]:
 
 
 def wait_drained(ring_dir: Path, sources: tuple[int, ...], own_ring: str) -> bool:
-    """Wait until the rings of predecessors are on disk; False when that takes over 10 s."""
+    """Wait until the recorder is done with the rings of predecessors; False when that takes over 10 s.
+
+    It removes a ring once its owner is dead and all of it can be read. An empty ring is not enough: its marks move
+    just before the spool's.
+    """
     prefixes = tuple(f"{source:016x}-" for source in sources)
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         left = [
-            path
+            path.name
             for path in ring_dir.iterdir()
-            if path.name.startswith(prefixes) and path.name != own_ring and _undrained(path)
+            # Those that are set aside or half made have longer names.
+            if path.name.startswith(prefixes) and len(path.name) == len(own_ring) and path.name != own_ring
         ]
         if not left:
             return True
         time.sleep(0.01)
     return False
-
-
-def _undrained(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            words = memoryview(file.read(4096)).cast("Q")
-    except (FileNotFoundError, ValueError, TypeError):
-        return False
-    return bool(words[Ring.COMMITTED_WORD] != words[Ring.SYNCED_WORD])
 
 
 def recover(path: Path, spool: Path, gateway_id: str) -> State:

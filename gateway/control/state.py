@@ -71,6 +71,12 @@ def applied(state: State, event: Control) -> State:
     return State(serving, ledger)
 
 
+def rollback_target(ledger: Ledger, model: str) -> Route | None:
+    """The newest kept revision whose variants are not the present ones: holds in between change no traffic."""
+    history = ledger.history.get(model, ())
+    return next((r for r in reversed(history) if r.variants != history[-1].variants), None)
+
+
 def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
     """The state with the versions that every worker shall hold: per model those in the route, those of
     the rollback target and the newest on disk, less what an operator unloaded.
@@ -84,9 +90,9 @@ def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
         route = state.serving.routes.get(model)
         versions = set(on_disk[-1:])
         if route is not None:
-            history = state.ledger.history.get(model, ())
-            if len(history) > 1:
-                versions.update(history[-2].versions)
+            target = rollback_target(state.ledger, model)
+            if target is not None:
+                versions.update(target.versions)
             else:
                 # Nothing to roll back to yet: the version before the primary is the likely target.
                 older = [v for v in on_disk if int(v) < int(route.primary.version)]
