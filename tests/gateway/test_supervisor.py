@@ -47,7 +47,9 @@ SLEEP = "import time; time.sleep(60)"
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     """A supervisor in this process, with no children yet; signals are put back behind it."""
     (tmp_path / "models").mkdir()
-    config = gateway.config.load(overrides=["data.port=0", "admin.port=0"], environ={})[0]
+    config = gateway.config.load(
+        overrides=["data.port=0", "admin.port=0", "audit.ring=state_dir"], environ={}
+    )[0]
     made = Supervisor(
         Context(
             config=gateway.config.encode(config),
