@@ -173,6 +173,15 @@ class Models:
                 return False
         return True
 
+    @property
+    def awaits_route(self) -> bool:
+        """Whether a model could answer but for its first route, which control is about to make."""
+        routes = self.serving.routes if self.serving is not None else {}
+        return any(
+            name not in routes and any(state == "ready" for state, _ in entry.states.values())
+            for name, entry in self._entries.items()
+        )
+
     def poll(self) -> None:
         """Take up a newer generation. Cost when there is none: one word read."""
         generation = self._fleet.generation

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from gateway.audit.event import ModelFacts, Prediction
 from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
 from gateway.core import Core
+from gateway.errors import GatewayError
 from gateway.fleet import Fleet
 from gateway.serving import Models
 from loaders.registry import Registry
@@ -167,7 +169,7 @@ class Worker:
         while not self.models.settled and self.loop.time() < started + SETTLE_S:
             await asyncio.sleep(0.01)
         settled = self.loop.time()
-        while not self.models.ready and self.loop.time() < settled + ROUTE_S:
+        while self.models.awaits_route and self.loop.time() < settled + ROUTE_S:
             await asyncio.sleep(0.01)
 
     def _stop(self) -> None:
@@ -237,8 +239,12 @@ def main() -> None:
     logs.setup(f"worker-{index}")
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main(index, context))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main(index, context))
+    except GatewayError as exc:
+        sys.stderr.write(f"tidegate: {exc}\n")
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

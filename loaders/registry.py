@@ -85,7 +85,8 @@ class Registry:
             self._set(key, FAILED, str(exc))
             return
         except Exception as exc:  # noqa: BLE001  one bad model must not stop the loader
-            self._set(key, FAILED, f"{type(exc).__name__}: {str(exc)[:200]}")
+            # Texts of foreign errors may hold paths, and this one reaches clients.
+            self._set(key, FAILED, f"it cannot be loaded: {type(exc).__name__}")
             return
         self._sessions[key] = session
         self._set(key, READY, None)

@@ -93,7 +93,11 @@ def load(
     started = time.monotonic_ns()
     check_providers(providers)
     directory = version_directory(root, model, version)
-    bundle = read_bundle(directory)
+    try:
+        bundle = read_bundle(directory)
+    except OSError as exc:
+        msg = f"{model}/{version}: its files cannot be read: {exc.strerror}"
+        raise ModelInvalid(msg) from exc
     path = directory / MODEL_FILE
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
