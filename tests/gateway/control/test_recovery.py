@@ -1,0 +1,237 @@
+"""A control process killed at any step of a change: its successor has the old state or the new, as the log says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.audit.event import Control
+from gateway.audit.source import claim_source
+from gateway.audit.spool_feed import SpoolFeed
+from gateway.audit.writer import Writer
+from gateway.control import recovery, snapshot
+from gateway.control.state import State
+from gateway.errors import SnapshotCorrupt, StateFormatNewer
+from gateway.fleet import Fleet
+from gateway.routing import Variant, set_frozen, with_variants
+from tests.gateway.control.plane import GATEWAY_ID, MODEL, WHY, Plane
+
+
+class Killed(BaseException):
+    """kill -9, as far as one process can have it."""
+
+
+def kill(*_: object) -> None:
+    """In place of the step."""
+    raise Killed
+
+
+def before_append(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plane.writer, "append_events", kill)
+
+
+def after_append(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plane.writer, "event_id", kill)
+
+
+def after_sync(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(snapshot, "write", kill)
+
+
+def half_written(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, content: bytes) -> None:
+        path.with_name(path.name + ".new").write_bytes(content[: len(content) // 2])
+        raise Killed
+
+    patch.setattr(snapshot, "write", write)
+
+
+def before_rename(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Path, "rename", kill)
+
+
+def after_rename(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fleet, "publish_generation", kill)
+
+
+def after_publish(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plane.engine, "_wait_applied", kill)
+
+
+STEPS: dict[Callable[[Plane, pytest.MonkeyPatch], None], int] = {
+    before_append: 1,
+    after_append: 2,
+    after_sync: 2,
+    half_written: 2,
+    before_rename: 2,
+    after_rename: 2,
+    after_publish: 2,
+}
+"""Each step and the revision behind it."""
+
+
+def shift(plane: Plane, weight_bp: int = 100) -> None:
+    """Version 2 gets some weight."""
+    variants = (
+        Variant(name="primary", version="1", role="primary", weight_bp=10_000 - weight_bp),
+        Variant(name="canary", version="2", role="canary", weight_bp=weight_bp),
+    )
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            revision = engine.route(MODEL).revision
+            await engine.change_route(
+                MODEL, "route", WHY, lambda r, c: with_variants(r, variants, c), expected_revision=revision
+            )
+
+    asyncio.run(run())
+
+
+def begin(plane: Plane) -> None:
+    """Versions 1 and 2, first route, a real recorder."""
+
+    async def run() -> None:
+        async with plane.alive():
+            await plane.begin("1", "2")
+
+    plane.record()
+    asyncio.run(run())
+
+
+def forget(plane: Plane) -> None:
+    """The engine's process is gone: its locks go, its ring stays until the recorder is done with it."""
+    mapped = plane.writer.ring.memory.obj
+    plane.writer.ring.release()
+    mapped.close()
+    for fd in plane.writer.source.lock_fds:
+        os.close(fd)
+
+
+def drain(plane: Plane) -> None:
+    """The recorder does what it has to do."""
+    assert plane.recorder is not None
+    for _ in range(8):
+        plane.recorder.step()
+
+
+def logged(plane: Plane) -> list[Control]:
+    """Every control event in the spool, in order."""
+    return [e for e in SpoolFeed(plane.spool).read(100_000, 0).events if isinstance(e, Control)]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+def test_old_or_new_never_between(
+    plane: Plane, step: Callable[[Plane, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill at this step the state is that of the log's last control event."""
+    begin(plane)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        step(plane, patch)
+        shift(plane)
+    forget(plane)
+    drain(plane)
+    state = plane.recovered()
+    route, last = state.serving.routes[MODEL], logged(plane)[-1]
+    assert route.revision == STEPS[step] == last.revision
+    assert last.after is not None
+    assert [v.version for v in route.variants] == [v["version"] for v in last.after["variants"]]
+    assert state.ledger.last_event == last.id == route.changed.event
+    assert [r.revision for r in state.ledger.history[MODEL]] == list(range(1, STEPS[step] + 1))
+    assert plane.recovered() == state
+
+
+def test_successor_continues(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next control process publishes what it recovered and makes the next revision."""
+    begin(plane)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        after_sync(plane, patch)
+        shift(plane)
+    generation = plane.fleet.generation
+    forget(plane)
+    drain(plane)
+    source = claim_source(plane.state_dir, GATEWAY_ID, "control", plane.ring_dir, 1 << 20)
+    plane.writer = Writer(source, GATEWAY_ID)
+    plane.engine = type(plane.engine)(plane.recovered(), plane.writer, plane.fleet, plane.path)
+    plane.engine.publish()
+    assert plane.fleet.generation == generation + 1
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            await engine.place({MODEL: ("1", "2")})
+            await engine.change_route(
+                MODEL, "freeze", WHY, lambda r, c: set_frozen(r, True, c), expected_revision=2
+            )
+
+    asyncio.run(run())
+    assert [e.revision for e in logged(plane) if e.revision] == [1, 2, 3]
+    assert plane.recovered() == plane.engine.state
+
+
+def test_load_and_unload_are_recovered(plane: Plane) -> None:
+    """What an operator loaded or let go holds without the snapshot."""
+    begin(plane)
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            await engine.load_or_unload(MODEL, "2", "load", WHY)
+            await engine.load_or_unload(MODEL, "2", "unload", WHY)
+
+    asyncio.run(run())
+    plane.path.unlink()
+    assert plane.recovered().ledger.unloaded == ((MODEL, "2"),)
+    assert plane.recovered().ledger.loaded == ()
+
+
+def test_lost_snapshot_is_made_from_the_log(plane: Plane) -> None:
+    """Without a snapshot the routes come back from control's own events alone."""
+    begin(plane)
+    shift(plane)
+    plane.path.unlink()
+    state = plane.recovered()
+    assert state.serving.routes == plane.engine.state.serving.routes
+    assert state.ledger.history == plane.engine.state.ledger.history
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    """A first start begins empty."""
+    state = recovery.recover(tmp_path / "none", tmp_path / "spool", GATEWAY_ID)
+    assert state == State(snapshot.Serving(gateway_id=GATEWAY_ID, generation=0), snapshot.Ledger())
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_damaged_snapshot_is_refused(tmp_path: Path, line: int) -> None:
+    """A changed byte in any line is found; nothing is guessed."""
+    content = snapshot.encode(snapshot.Serving(gateway_id=GATEWAY_ID, generation=7), snapshot.Ledger())
+    lines = content.split(b"\n")
+    lines[line] = lines[line].replace(b"e", b"f", 1)
+    (tmp_path / "snapshot").write_bytes(b"\n".join(lines))
+    with pytest.raises(SnapshotCorrupt):
+        recovery.recover(tmp_path / "snapshot", tmp_path / "spool", GATEWAY_ID)
+    with pytest.raises(SnapshotCorrupt, match="expected 4"):
+        snapshot.decode(content[:40])
+
+
+def test_newer_snapshot_is_refused() -> None:
+    """A newer Tidegate's state is not read."""
+    content = snapshot.encode(snapshot.Serving(gateway_id=GATEWAY_ID, generation=7), snapshot.Ledger())
+    with pytest.raises(StateFormatNewer, match="has format 9, this Tidegate knows 1"):
+        snapshot.decode(content.replace(b'"format":1', b'"format":9'))
+
+
+def test_predecessors_ring_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ring on which the recorder is not done yet holds the start up; those set aside or of others do not."""
+    monkeypatch.setattr(recovery, "WAIT_S", 0.03)
+    begin(plane)
+    name = plane.writer.source.ring_path.name
+    sources = recovery.sources_of(GATEWAY_ID)
+    assert recovery.wait_drained(plane.ring_dir, sources, name)
+    own = name[:-8] + "ffffffff"
+    assert not recovery.wait_drained(plane.ring_dir, sources, own)
+    forget(plane)
+    drain(plane)
+    (plane.ring_dir / f"{name}.bad").write_bytes(b"\1" * 8192)
+    assert recovery.wait_drained(plane.ring_dir, sources, own)
