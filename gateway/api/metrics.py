@@ -96,6 +96,12 @@ class FleetCollector:
 
     def _workers(self) -> Iterator[Metric]:
         workers = [self._fleet.worker(i) for i in range(self._fleet.workers)]
+        up = sum(words[words_of.STATE] == words_of.SERVING for words in workers)
+        yield GaugeMetricFamily("tidegate_workers_up", "workers that serve", value=up)
+        yield GaugeMetricFamily("tidegate_workers", "workers configured", value=len(workers))
+        yield GaugeMetricFamily(
+            "tidegate_generation", "newest generation published", value=self._fleet.generation
+        )
         for name, text, word in _WORKER:
             family = GaugeMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
             for index, words in enumerate(workers):
@@ -114,7 +120,9 @@ class FleetCollector:
     def _forwarder(self) -> Iterator[Metric]:
         try:
             status = json.loads((self._state_dir / "forwarder" / "status.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
+            return
+        if not isinstance(status, dict):
             return
         for name in _FORWARDER:
             if isinstance(status.get(name), int | float):

@@ -35,25 +35,29 @@ STATUS: dict[type[GatewayError], int] = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
 }
-"""A class without a row takes its parent's; the root's is 500."""
+"""A class without a row takes its parent's. One with neither never answers a request: 500 without details."""
+
+INTERNAL = (500, b'{"error":"internal error","code":"internal"}')
 
 RETRY_AFTER_S = (1, 3)
 """Retry-After of refusals that may be retried, jittered so that clients do not come back together."""
 
 
+def row_of(kind: type[BaseException]) -> int | None:
+    """The status that the table has for a class or the nearest of its parents; None: there is none."""
+    return next((STATUS[parent] for parent in kind.__mro__ if parent in STATUS), None)
+
+
 def status_of(exc: BaseException) -> int:
     """The status of an error."""
-    for kind in type(exc).__mro__:
-        if kind in STATUS:
-            return STATUS[kind]
-    return 500
+    return row_of(type(exc)) or 500
 
 
 def problem(exc: BaseException) -> tuple[int, bytes]:
     """Status and body of an error."""
-    status = status_of(exc)
-    if not isinstance(exc, GatewayError) or (status == 500 and exc.code == "internal"):
-        return 500, b'{"error":"internal error","code":"internal"}'
+    status = row_of(type(exc))
+    if status is None or not isinstance(exc, GatewayError):
+        return INTERNAL
     content: dict[str, object] = {"error": str(exc), "code": exc.code}
     if isinstance(exc, RevisionConflict):
         content["revision"] = exc.revision
@@ -61,12 +65,20 @@ def problem(exc: BaseException) -> tuple[int, bytes]:
     return status, orjson.dumps(content)
 
 
+def retry_after_s(exc: BaseException) -> int | None:
+    """When to come again, jittered; None where that does not help."""
+    if isinstance(exc, GatewayError) and exc.retryable and row_of(type(exc)) == 503:
+        return random.randint(*RETRY_AFTER_S)  # noqa: S311
+    return None
+
+
 def reply_of(exc: BaseException) -> tuple[int, bytes, bytes]:
     """Status, header fields and body of an error, as the doors write them."""
     status, body = problem(exc)
     fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-    if status == 503 and isinstance(exc, GatewayError) and exc.retryable:
-        fields += b"retry-after: %d\r\n" % random.randint(*RETRY_AFTER_S)  # noqa: S311
+    wait_s = retry_after_s(exc)
+    if wait_s is not None:
+        fields += b"retry-after: %d\r\n" % wait_s
     if isinstance(exc, errors.UnsupportedCoding):
         fields += b"accept-encoding: gzip, deflate\r\n"
     return status, fields, body

@@ -125,7 +125,7 @@ def _lines(content: bytes) -> tuple[_Head, bytes, bytes]:
         raise SnapshotCorrupt(msg)
     try:
         head = msgspec.json.decode(parts[0], type=_Head)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         msg = f"control snapshot's head cannot be read: {exc}"
         raise SnapshotCorrupt(msg) from exc
     if head.format > FORMAT:
@@ -140,6 +140,6 @@ def _part(content: bytes, sha256: str, kind: type[T]) -> T:
         raise SnapshotCorrupt(msg)
     try:
         return msgspec.json.decode(content, type=kind)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         msg = f"control snapshot: the {kind.__name__.lower()} part cannot be read: {exc}"
         raise SnapshotCorrupt(msg) from exc

@@ -47,7 +47,16 @@ def test_right_token_passes(scheme: str) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [None, "", "Bearer", "Bearer ", f"Bearer {'a' * 63}", f"Bearer {'b' * 64}", "Basic " + "a" * 64, "a" * 64],
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Bearer {'a' * 63}",
+        f"Bearer {'b' * 64}",
+        "Basic " + "a" * 64,
+        "a" * 64,
+    ],
     ids=repr,
 )
 def test_anything_else_is_refused(header: str | None) -> None:

@@ -1,0 +1,123 @@
+"""/metrics: what stands in shared memory, summed over workers, in the exposition format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway import fleet as words_of
+from gateway.api.metrics import exposition
+from gateway.control.snapshot import DesiredVersion, Serving
+from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
+from gateway.routing import Change, Variant, first_route, with_variants
+
+WHY = Change(by="t", reason="t")
+ROUTE = with_variants(
+    first_route("m", "1", "ab" * 16, WHY),
+    (
+        Variant(name="primary", version="1", role="primary", weight_bp=9000),
+        Variant(name="canary", version="2", role="canary", weight_bp=1000),
+    ),
+    WHY,
+)
+SERVING = Serving(
+    gateway_id="00112233aabbccdd",
+    generation=5,
+    routes={"m": ROUTE},
+    versions=(DesiredVersion(model="m", version="1", slot=0), DesiredVersion(model="m", version="2", slot=7)),
+)
+
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """Two workers."""
+    return Fleet.create(tmp_path / "fleet", 2)
+
+
+def scrape(fleet: Fleet, state_dir: Path) -> Samples:
+    """Samples by name and label values, in the labels' alphabetical order."""
+    body, content_type = exposition(fleet, SERVING, state_dir)
+    assert content_type.startswith("text/plain")
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+def test_versions_are_summed_over_workers(fleet: Fleet, tmp_path: Path) -> None:
+    """Counters of a version add up; another slot's do not leak in."""
+    for index in range(2):
+        words = fleet.slot(index, 7)
+        words[words_of.DONE], words[words_of.FAILED] = 10, 1
+        words[words_of.CANCELLED], words[words_of.EXPIRED] = 2, 3
+        words[words_of.ROWS], words[words_of.BATCHES] = 40, 4
+        words[words_of.INFER_NS] = 1_500_000_000
+    fleet.slot(0, 7)[words_of.LOAD_STATE] = words_of.READY
+    fleet.slot(1, 7)[words_of.LOAD_STATE] = words_of.LOAD_FAILED
+    found = scrape(fleet, tmp_path)
+    for kind, total in {"done": 20, "failed": 2, "cancelled": 4, "expired": 6}.items():
+        assert found["tidegate_requests_total", kind, "m", "2"] == total
+    assert found["tidegate_rows_total", "m", "2"] == 80
+    assert found["tidegate_batches_total", "m", "2"] == 8
+    assert found["tidegate_stage_seconds_total", "m", "infer", "2"] == 3.0
+    assert found["tidegate_version_ready_workers", "m", "2"] == 1
+    assert found["tidegate_requests_total", "done", "m", "1"] == 0
+
+
+def test_latency_buckets_are_cumulative(fleet: Fleet, tmp_path: Path) -> None:
+    """Each bound counts all below it; the last is the count."""
+    words = fleet.slot(0, 0)
+    for index in range(len(LATENCY_BOUNDS_NS) + 1):
+        words[LATENCY0 + index] = 1
+    words[words_of.TOTAL_NS] = 2_000_000_000
+    found = scrape(fleet, tmp_path)
+    bounds = [str(ns / 1e9) for ns in LATENCY_BOUNDS_NS]
+    counts = [found["tidegate_request_seconds_bucket", bound, "m", "1"] for bound in (*bounds, "+Inf")]
+    assert counts == list(range(1, len(LATENCY_BOUNDS_NS) + 2))
+    assert found["tidegate_request_seconds_count", "m", "1"] == counts[-1]
+    assert found["tidegate_request_seconds_sum", "m", "1"] == 2.0
+
+
+def test_fleet_and_routes(fleet: Fleet, tmp_path: Path) -> None:
+    """Workers that serve, the generation published and run, weights by variant."""
+    fleet.publish_generation(5)
+    first, second = fleet.worker(0), fleet.worker(1)
+    first[words_of.STATE], first[words_of.GENERATION] = words_of.SERVING, 5
+    second[words_of.STATE], second[words_of.RING_USED_BYTES] = words_of.STARTING, 4096
+    second[words_of.GAPS] = 3
+    found = scrape(fleet, tmp_path)
+    assert (found["tidegate_workers_up",], found["tidegate_workers",]) == (1, 2)
+    assert found["tidegate_generation",] == found["tidegate_worker_generation", "0"] == 5
+    assert found["tidegate_worker_ring_used_bytes", "1"] == 4096
+    assert found["tidegate_worker_unlogged_numbers_total", "1"] == 3
+    assert found["tidegate_route_weight_bp", "m", "primary", "1"] == 9000
+    assert found["tidegate_route_weight_bp", "m", "canary", "2"] == 1000
+    assert found["tidegate_route_revision", "m"] == ROUTE.revision
+
+
+@pytest.mark.parametrize("content", ["", "{", '"text"', "[]", '{"lag_events": "many"}'])
+def test_forwarder_status_that_cannot_be_read_breaks_no_scrape(
+    fleet: Fleet, tmp_path: Path, content: str
+) -> None:
+    """Half written, or of another form: the rest is still there."""
+    (tmp_path / "forwarder").mkdir()
+    (tmp_path / "forwarder" / "status.json").write_text(content)
+    found = scrape(fleet, tmp_path)
+    assert ("tidegate_workers",) in found
+    assert not [name for name in found if name[0].startswith("tidegate_forwarder")]
+
+
+def test_forwarder_status(fleet: Fleet, tmp_path: Path) -> None:
+    """Its own figures, under our names."""
+    (tmp_path / "forwarder").mkdir()
+    status = {"lag_events": 12, "forwarded_events": 100, "topic": "t"}
+    (tmp_path / "forwarder" / "status.json").write_text(json.dumps(status))
+    found = scrape(fleet, tmp_path)
+    assert found["tidegate_forwarder_lag_events",] == 12
+    assert found["tidegate_forwarder_forwarded_events",] == 100
