@@ -11,62 +11,41 @@ from bisect import insort
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import msgspec
+
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed
-from gateway.routing import Assignment
 
 
-class Inference:
+class Inference(msgspec.Struct, eq=False, gc=False):
     """One request in flight, from admission to its reply.
 
     `sink` is the door's object that takes the reply: `reply(status, fields, body)`; the door sets its
     `disconnected` when the client left. `inputs` are in the model's order, in binary form. Times are
-    `perf_counter_ns`.
+    `perf_counter_ns`. A struct, since C makes those in a quarter of the time.
     """
 
-    __slots__ = (
-        "admitted_ns",
-        "assignment",
-        "audit_level",
-        "binary_outputs",
-        "caller",
-        "deadline_ns",
-        "decoded_ns",
-        "first_try",
-        "id_json",
-        "inputs",
-        "key",
-        "parameters",
-        "received_ns",
-        "request_id",
-        "routed_ns",
-        "rows",
-        "shapes",
-        "sink",
-        "traceparent",
-        "unit",
-        "wanted",
-    )
-
-    def __init__(self, sink: Any, received_ns: int) -> None:
-        self.sink = sink
-        self.received_ns = received_ns
-        self.id_json: bytes | None = None
-        self.request_id: str | None = None
-        self.traceparent: str | None = None
-        self.parameters: dict[str, Any] | None = None
-        self.wanted: tuple[int, ...] | None = None
-        self.binary_outputs: tuple[bool, ...] | None = None
-        self.key: Hashable = None
-        self.first_try = None
-        self.rows = 1
-        self.admitted_ns = self.decoded_ns = self.routed_ns = received_ns
-        self.deadline_ns = 0
-        self.unit: int | None = None
-        self.assignment: Assignment
-        self.audit_level = "spool"
-        self.caller: Any = None
-        self.inputs: list[bytes]
-        self.shapes: list[tuple[int, ...]]
+    sink: Any
+    received_ns: int
+    admitted_ns: int = 0
+    decoded_ns: int = 0
+    routed_ns: int = 0
+    deadline_ns: int = 0
+    id_json: bytes | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
+    parameters: dict[str, Any] | None = None
+    wanted: tuple[int, ...] | None = None
+    binary_outputs: tuple[bool, ...] | None = None
+    key: Any = None
+    first_try: Any = None
+    rows: int = 1
+    unit: int | None = None
+    assignment: Any = None
+    """The routing.Assignment, from route on."""
+    audit_level: str = "spool"
+    caller: Any = None
+    inputs: list[bytes] = []
+    shapes: list[tuple[int, ...]] = []
 
 
 def _deadline(inference: Inference) -> int:

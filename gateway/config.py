@@ -61,7 +61,7 @@ class Batch(_Section):
     linger_ms: Annotated[float, Meta(ge=0, le=1000, description="longest wait for company")] = 0.0
     inline_us: Annotated[
         int, Meta(ge=0, le=5000, description="runs fitted below this go on the event loop")
-    ] = 200
+    ] = 1000
     lanes: Annotated[int, Meta(ge=1, le=64, description="lane threads a worker")] = 1
     queue_max_rows: Annotated[int, Meta(ge=1, description="rows waiting for one version")] = 16384
 

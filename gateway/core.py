@@ -82,8 +82,7 @@ class Core:
 
     def caller(self, endpoint: str, protocol: str, principal: str | None) -> msgspec.Raw:
         """The encoded caller; one object for equal callers, at most 4,096 kept."""
-        key = (endpoint, protocol, principal)
-        made = self._callers.get(key)
+        made = self._callers.get(key := (endpoint, protocol, principal))
         if made is None:
             if len(self._callers) >= 4096:
                 self._callers.clear()
@@ -93,8 +92,7 @@ class Core:
     # --- on arrival ------------------------------------------------------------------------
 
     def receive(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
-        """Take a request in; the reply comes through `sink.reply(status, fields, body)`, possibly
-        before this returns (refusals)."""
+        """Take a request in; `sink.reply(status, fields, body)` answers, refusals before this returns."""
         inference = Inference(sink, received_ns)
         try:
             self._admit(head, inference)
@@ -322,7 +320,7 @@ class Core:
         if seq is None:
             error = AuditUnavailable("the audit log cannot be written at present; try again")
         late: list[tuple[Any, int, bytes, bytes]] = []
-        prefix = self._prefix
+        prefix, last_rows, last_wanted, literals = self._prefix, -1, None, []
         plain = b"content-type: application/json\r\nx-tidegate-audit: " + level.encode()
         for inference in part:
             rows = inference.rows
@@ -342,7 +340,10 @@ class Core:
                 pid = b"%b%016x" % (prefix, seq)
                 id_json = inference.id_json or b'"%b"' % pid
                 if inference.binary_outputs is None:
-                    body = version.json_body(inference, id_json, batch.outputs, texts, row)
+                    if rows != last_rows or inference.wanted is not last_wanted:
+                        last_rows, last_wanted = rows, inference.wanted
+                        literals = version.encoder.literals(rows, batch.outputs, last_wanted)
+                    body = version.json_body(inference, id_json, literals, texts, row)
                     fields = b"%b\r\nx-prediction-id: %b\r\ncontent-length: %d\r\n" % (
                         plain, pid, len(body),
                     )  # fmt: skip

@@ -98,14 +98,13 @@ class Version:
         self,
         inference: Inference,
         id_json: bytes,
-        outputs: list[Any],
+        literals: list[bytes],
         texts: list[list[bytes]],
         row0: int,
     ) -> bytes:
-        """A request's JSON reply from the run's row texts."""
+        """A request's JSON reply from the run's row texts and `encoder.literals`."""
         rows = inference.rows
         wanted = inference.wanted
-        literals = self.encoder.literals(rows, outputs, wanted)
         parts = [literals[0], id_json]
         at = 1
         for i in range(len(texts)) if wanted is None else wanted:

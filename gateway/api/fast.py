@@ -81,20 +81,32 @@ class FastCycle:
         self.received_ns = 0
 
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
-        """Write the answer; called once by the core."""
+        """Write the answer and let the connection's next request start; called once by the core."""
         if self.response_complete:
             return
         self.response_complete = True
-        if not self.disconnected:
-            self.door.write_reply(self, status, fields, body)
+        if self.disconnected:
+            return
+        door = self.door
+        default = door.server_state.default_headers
+        if default is not FastProtocol.prelude_of:
+            FastProtocol.prelude_of = default
+            FastProtocol.prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
+        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        door.transport.write(b"".join((STATUS_LINE[status], FastProtocol.prelude, fields, ending, body)))
+        if self.keep_alive and not door.pipeline:
+            door.replied += 1
+            return
+        door.after_reply(self)
 
 
 class FastProtocol(HttpToolsProtocol):
     """One connection of the data listener. `bind` makes the class that a worker uses."""
 
     core: Core
-    _prelude_of: Any = None
-    _prelude: bytes = b""
+    prelude_of: Any = None
+    prelude: bytes = b""
+    """uvicorn's default headers (the date), joined; made anew when uvicorn makes them anew."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,6 +126,9 @@ class FastProtocol(HttpToolsProtocol):
         self._reading = False
         """A message has begun and is not whole."""
         self._active_s = 0.0
+        self.replied = 0
+        """Fast replies; with `_reaped` it tells whether an idle connection was used since the last look."""
+        self._reaped = 0
         self._dead = False
 
     @classmethod
@@ -294,22 +309,12 @@ class FastProtocol(HttpToolsProtocol):
 
     # --- bytes out -------------------------------------------------------------------------
 
-    def write_reply(self, cycle: FastCycle, status: int, fields: bytes, body: bytes) -> None:
-        """Write one reply and let the next request of the connection start."""
-        cls = type(self)
-        default = self.server_state.default_headers
-        if default is not cls._prelude_of:
-            cls._prelude_of = default
-            cls._prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
-        ending = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], cls._prelude, fields, ending, body)))
-        self.server_state.total_requests += 1
+    def after_reply(self, cycle: FastCycle) -> None:
+        """What an answer leaves to do where it was not a plain one: close, or the next that waits."""
         if not cycle.keep_alive:
             self.transport.close()
-        elif self.pipeline:
-            self.on_response_complete()
         else:
-            self._active_s = self.loop.time()
+            self.on_response_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """A pipelined request's turn has come."""
@@ -362,10 +367,10 @@ class FastProtocol(HttpToolsProtocol):
             waiting_for_body = self._content_bytes >= 0 or (cycle is not None and cycle.more_body)
             if now_s - self._active_s > (body_s if waiting_for_body else header_s):
                 self.transport.close()
-        elif cycle is None:
-            self._active_s = self._active_s or now_s
-            if now_s - self._active_s > idle_s:
-                self.transport.close()
-        elif isinstance(cycle, FastCycle) and cycle.response_complete:
+            return
+        if self.replied != self._reaped or not self._active_s:
+            self._reaped = self.replied
+            self._active_s = now_s
+        elif cycle is None or (isinstance(cycle, FastCycle) and cycle.response_complete):
             if now_s - self._active_s > idle_s:
                 self.transport.close()
