@@ -44,6 +44,10 @@ class Registry:
     def want(self, desired: Iterable[Key]) -> None:
         """Make this the set of loaded versions; failed ones stay failed until they leave the set."""
         before, self._wanted = self._wanted, frozenset(desired)
+        for key in before - self._wanted:
+            # Here, not on the loader's thread: it may be wanted again before the loader gets to it.
+            if self._states.get(key, ("", None))[0] == FAILED:
+                self._states.pop(key, None)
         for key in sorted(before ^ self._wanted, key=lambda k: (k[0], int(k[1]))):
             self._work.put(key)
 

@@ -53,7 +53,11 @@ def scan(root: Path) -> Found:
         if not entry.resolve().is_relative_to(base):
             problems.append(f"{entry.name}: a link that leaves the repository")
             continue
-        versions = _versions(entry, base, problems)
+        try:
+            versions = _versions(entry, base, problems)
+        except OSError as exc:
+            problems.append(f"{entry.name}: {exc.strerror or 'cannot be read'}")
+            continue
         if versions:
             models[entry.name] = versions
     return Found(models, tuple(problems))

@@ -1,0 +1,118 @@
+"""Loading real files: what is refused, what may share a run, what is predictable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from loaders import graph
+from loaders.errors import BundleInvalid, ModelInvalid, ProviderUnavailable
+from loaders.session import load
+from loaders.signature import Signature, TensorSpec
+from tests.loaders import graphs
+
+
+def test_loads_and_runs(tmp_path: Path) -> None:
+    """A file alone is a model: signature, runtime, digests, cost, and an answer."""
+    graphs.put(tmp_path, graphs.double())
+    session = load(tmp_path, "m", "1")
+    spec = ("FP32", (-1, 4))
+    assert session.signature == Signature((TensorSpec("X", *spec),), (TensorSpec("Y", *spec),))
+    assert (session.model, session.version, session.batchable, session.inline_allowed) == (
+        "m",
+        "1",
+        True,
+        True,
+    )
+    assert session.runtime == f"onnxruntime {onnxruntime.__version__} cpu x1"
+    assert set(session.warm_cost_ns) == {1, 32}
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert np.array_equal(session.run({"X": x})[0], x + x)
+    assert np.array_equal(session.run({"X": x}, ["Y"], session.new_run_options())[0], x + x)
+
+
+@pytest.mark.parametrize("make", [graphs.fixed, graphs.mixing, graphs.numbering, graphs.total])
+def test_rows_that_must_stay_alone(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+    """One fixed row, rows that see their company or place, fewer rows out than in: not batchable, but served."""
+    graphs.put(tmp_path, make())
+    session = load(tmp_path, "m", "1")
+    assert not session.batchable
+    assert session.run({"X": np.ones((1, 4), np.float32)})[0].shape == (1, 4)
+
+
+def test_text_runs_and_is_batchable(tmp_path: Path) -> None:
+    """BYTES go in as text and come out so."""
+    graphs.put(tmp_path, graphs.echo_text())
+    session = load(tmp_path, "m", "1")
+    assert session.batchable
+    assert session.signature.inputs[0].datatype == "BYTES"
+    x = np.array([["a", "\u00e9\U0001f600"]], dtype=object)
+    assert session.run({"X": x})[0].tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("wrapped", ["", "Choose"])
+def test_control_flow_is_not_run_inline(tmp_path: Path, wrapped: str) -> None:
+    """If, Loop and Scan make cost unpredictable, in a function of the model too."""
+    content = graphs.choosing(wrapped)
+    assert "If" in graph.operators(content)
+    graphs.put(tmp_path, content)
+    session = load(tmp_path, "m", "1")
+    assert (session.inline_allowed, session.batchable) == (False, True)
+
+
+def test_operators_are_found_in_branches() -> None:
+    """Subgraphs are looked through; without control flow there is none."""
+    assert graph.operators(graphs.choosing()) == {"If", "Add", "Identity"}
+    assert not graph.operators(graphs.mixing()) & graph.CONTROL_FLOW
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff" * 64, b"no model at all", b"", graphs.double()[:-40], b"version https://git-lfs.example/spec\n"],
+    ids=["noise", "text", "empty", "cut", "pointer"],
+)
+def test_corrupt_file(tmp_path: Path, content: bytes) -> None:
+    """Bytes that are no model are one line that names model and file, never a path."""
+    graphs.put(tmp_path, content)
+    with pytest.raises(ModelInvalid, match=r"^m/1: .*model\.onnx") as wrong:
+        load(tmp_path, "m", "1")
+    assert "\n" not in str(wrong.value)
+    assert str(tmp_path) not in str(wrong.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A version whose file is gone by now says so."""
+    (graphs.put(tmp_path, b"") / "model.onnx").unlink()
+    with pytest.raises(ModelInvalid, match=r"m/1: model\.onnx: No such file"):
+        load(tmp_path, "m", "1")
+
+
+def test_datatype_that_is_not_served(tmp_path: Path) -> None:
+    """Refused with the tensor's name and type."""
+    graphs.put(tmp_path, graphs.complex_numbers())
+    with pytest.raises(ModelInvalid, match=r"m/1: .*(bfloat16|BFLOAT16)"):
+        load(tmp_path, "m", "1")
+
+
+def test_bad_bundle_refuses_before_the_model(tmp_path: Path) -> None:
+    """A wrong bundle.toml refuses the version."""
+    graphs.put(tmp_path, graphs.double(), bundle="tire = 'low'")
+    with pytest.raises(BundleInvalid, match="tire"):
+        load(tmp_path, "m", "1")
+
+
+def test_provider_that_this_build_lacks(tmp_path: Path) -> None:
+    """Named, beside those there are."""
+    graphs.put(tmp_path, graphs.double())
+    with pytest.raises(ProviderUnavailable, match=r"'AbacusExecutionProvider'.*CPUExecutionProvider"):
+        load(tmp_path, "m", "1", providers=["AbacusExecutionProvider"])
+
+
+@pytest.mark.parametrize("content", [b"\x3a", b"\x3a\x7f\x01", b"\x3b", b"\x80" * 12], ids=lambda c: c.hex())
+def test_structure_that_is_none(content: bytes) -> None:
+    """Cut or odd bytes end the look into a file, quickly and as an error of their own."""
+    with pytest.raises(ValueError, match="not an ONNX file"):
+        graph.operators(content)
