@@ -25,10 +25,13 @@ from gateway.control.placement import Placement
 from gateway.control.recovery import recover, sources_of, wait_drained
 from gateway.control.state import renumbered
 from gateway.control.tokens import ensure_token
-from gateway.errors import AuditUnavailable, GatewayError
+from gateway.errors import GatewayError
 from gateway.fleet import SLOTS, Fleet
 
 log = logging.getLogger("tidegate.control")
+
+ROUTES_S = 86_400.0
+AGAIN_S = 5.0
 
 
 class Server(uvicorn.Server):
@@ -59,6 +62,8 @@ async def _serve(context: process.Context) -> int:
     engine = Engine(state, writer, fleet, path)
     engine.publish()
     placement = Placement(engine, Path(context.models))
+    # Before the first change comes in: it would be placed without knowing what is on disk.
+    await placement.first_look()
     server = Server(
         uvicorn.Config(
             AdminApi(engine, placement, fleet, state_dir, ring_dir, token).app(),
@@ -77,6 +82,7 @@ async def _serve(context: process.Context) -> int:
         asyncio.create_task(placement.run()),
         asyncio.create_task(_tick(engine, writer, server)),
         asyncio.create_task(_log_routes(engine)),
+        asyncio.create_task(_catch_up(engine)),
     ]
     await server.serve(sockets=[socket.socket(fileno=context.admin_fd)])
     for task in tasks:
@@ -96,11 +102,23 @@ async def _tick(engine: Engine, writer: Writer, server: uvicorn.Server) -> None:
 async def _log_routes(engine: Engine) -> None:
     """At each epoch and daily: the full routes."""
     while True:
+        wait_s = ROUTES_S
         try:
             await engine.log_routes()
-        except AuditUnavailable as exc:
+        except GatewayError as exc:
+            wait_s = AGAIN_S
             log.warning("routes_not_logged", extra={"why": str(exc)})
-        await asyncio.sleep(86_400)
+        await asyncio.sleep(wait_s)
+
+
+async def _catch_up(engine: Engine) -> None:
+    """Log what took effect unlogged, as soon as the log takes it."""
+    while True:
+        await asyncio.sleep(1.0)
+        try:
+            await engine.catch_up()
+        except (GatewayError, OSError) as exc:
+            log.warning("changes_still_unlogged", extra={"why": str(exc)})
 
 
 def main() -> None:

@@ -2,11 +2,15 @@
 
 admin API -> **engine**: check -> append the event, wait until it is on disk -> snapshot -> generation word -> wait
 for the workers -> answer. The order is what makes a kill at any point leave the old state or the new.
+
+One exception: a freeze, and the return to the previous traffic, go ahead when the log takes nothing. They stand in
+the snapshot as owed to the log and are logged first thing when it takes records again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +22,7 @@ from gateway import fleet as words_of
 from gateway.audit.event import Control
 from gateway.audit.writer import Writer
 from gateway.control import snapshot
-from gateway.control.state import State, applied, placed, route_document
+from gateway.control.state import State, applied, forced, placed, rollback_target, route_document
 from gateway.errors import (
     AuditUnavailable,
     ChangeInvalid,
@@ -29,6 +33,8 @@ from gateway.errors import (
 )
 from gateway.fleet import LOAD_STATES, Fleet
 from gateway.routing import Change, Route
+
+log = logging.getLogger("tidegate.control")
 
 POLL_S = 0.001
 LOG_TIMEOUT_S = 5.0
@@ -51,6 +57,8 @@ class Outcome(msgspec.Struct, frozen=True):
     before: Route | None
     generation: int
     applied: Applied | None
+    logged: bool = True
+    """False: in effect, and owed to the log."""
 
 
 class Engine:
@@ -71,6 +79,8 @@ class Engine:
         self._fleet = fleet
         self._path = path
         self._lock = asyncio.Lock()
+        self._drawn: dict[str, int] = {}
+        """The newest revision of each model that was appended, made or not."""
 
     def route(self, model: str) -> Route:
         """A model's route.
@@ -101,7 +111,7 @@ class Engine:
 
         Raises:
             ReasonRequired, UnknownModel, RevisionConflict, StateConflict, ChangeInvalid: nothing changed.
-            AuditUnavailable: the change could not be logged; nothing changed.
+            AuditUnavailable: the change could not be logged, and is none of those that go ahead.
         """
         _require_reason(change)
         async with self._lock:
@@ -114,6 +124,9 @@ class Engine:
                 )
                 raise RevisionConflict(msg, revision=before.revision, event=c.event)
             after = make(before, change)
+            # One of unknown fate may hold the number already, and may yet turn out to be logged.
+            number = max(after.revision, self._drawn.get(model, 0) + 1)
+            after = msgspec.structs.replace(after, revision=number)
             self.check_ready(after, before)
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
@@ -128,8 +141,9 @@ class Engine:
                 by=change.by,
                 reason=change.reason,
             )
-            done = await self._commit(event)
-            return Outcome(self.route(model), before, self.state.serving.generation, done)
+            done = await self._commit(event, urgent=self._is_urgent(kind, after))
+            logged = not self.state.ledger.unlogged
+            return Outcome(self.route(model), before, self.state.serving.generation, done, logged)
 
     async def first_route(self, route: Route) -> None:
         """Log and publish revision 1 of a model that had none."""
@@ -189,8 +203,20 @@ class Engine:
                 by="gateway",
                 reason="control started",
             )
+            await self._log_owed()
             await self._log(event)
             self.state = applied(self.state, event)
+
+    async def catch_up(self) -> None:
+        """Log what is owed to the log; called now and then.
+
+        Raises:
+            AuditUnavailable: not yet.
+        """
+        async with self._lock:
+            if self.state.ledger.unlogged:
+                await self._log_owed()
+                self._publish(self.state)
 
     async def place(self, found: Mapping[str, tuple[str, ...]]) -> bool:
         """Take up what the repository holds now; whether anything changed."""
@@ -255,19 +281,41 @@ class Engine:
                 }
         return {}
 
-    async def _commit(self, event: Control) -> Applied:
+    async def _commit(self, event: Control, *, urgent: bool = False) -> Applied:
         # What placement refuses is refused before it is in the log.
         placed(applied(self.state, event), self.found)
-        await self._log(event)
+        take_up = applied
         try:
-            self._publish(placed(applied(self.state, event), self.found))
+            await self._log_owed()
+            await self._log(event)
+        except AuditUnavailable:
+            if not urgent:
+                raise
+            take_up = forced
+            log.error("change_not_logged_yet", extra={"kind": event.kind, "model": event.model})  # noqa: TRY400
+        try:
+            self._publish(placed(take_up(self.state, event), self.found))
         except OSError as exc:
             self.must_restart = True
-            msg = (
-                f"the change is logged, its snapshot could not be written ({exc.strerror}); control restarts"
-            )
+            told = "is" if take_up is applied else "could not be"
+            msg = f"the change {told} logged, its snapshot could not be written ({exc.strerror}); control restarts"
             raise AuditUnavailable(msg) from exc
         return await self._wait_applied()
+
+    def _is_urgent(self, kind: str, after: Route) -> bool:
+        """Whether the change goes ahead unlogged: a hold, or the way back to the traffic before."""
+        target = rollback_target(self.state.ledger, after.model)
+        back = target is not None and (target.weights_bp, target.versions) == (
+            after.weights_bp,
+            after.versions,
+        )
+        return kind == "freeze" or (kind == "rollback" and back)
+
+    async def _log_owed(self) -> None:
+        while self.state.ledger.unlogged:
+            event = msgspec.convert(self.state.ledger.unlogged[0], Control)
+            await self._log(event)
+            self.state = applied(self.state, event)
 
     async def _log(self, event: Control) -> None:
         if self.must_restart:
@@ -282,6 +330,8 @@ class Engine:
         if seq is None:
             msg = "the change could not be logged, so it was not made: the log has no room"
             raise AuditUnavailable(msg)
+        if event.model is not None and event.revision is not None:
+            self._drawn[event.model] = max(event.revision, self._drawn.get(event.model, 0))
         event.id = self._writer.event_id(seq)
         mark = self._writer.ring.committed
         while not self._writer.synced(mark):

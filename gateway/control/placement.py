@@ -50,6 +50,10 @@ class Placement:
         await self._engine.place(found.models)
         return found
 
+    async def first_look(self) -> None:
+        """Look at the repository before anything is changed; what is wrong with it is logged, not raised."""
+        await self._guarded_refresh()
+
     async def run(self) -> None:
         """Rescan now and then; give new models their first route as soon as they can have one."""
         next_scan = 0.0

@@ -53,11 +53,15 @@ def applied(state: State, event: Control) -> State:
     serving, ledger = state.serving, state.ledger
     if event.kind in ROUTE_KINDS and event.after is not None:
         route = msgspec.convert(event.after, Route)
-        changed = msgspec.structs.replace(route.changed, event=event.id)
+        changed = msgspec.structs.replace(route.changed, event=event.id or None)
         route = msgspec.structs.replace(route, changed=changed)
-        serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: route})
-        kept = (*ledger.history.get(route.model, ()), route)[-HISTORY_REVISIONS:]
-        ledger = msgspec.structs.replace(ledger, history={**ledger.history, route.model: kept})
+        present = serving.routes.get(route.model)
+        # An older revision was overtaken by one that could not be logged before it; the same one is read again.
+        if present is None or route.revision >= present.revision:
+            serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: route})
+            kept = tuple(r for r in ledger.history.get(route.model, ()) if r.revision < route.revision)
+            kept = (*kept, route)[-HISTORY_REVISIONS:]
+            ledger = msgspec.structs.replace(ledger, history={**ledger.history, route.model: kept})
     elif event.kind in {"load", "unload"} and event.after is not None:
         pair = (str(event.model), str(event.after["version"]))
         unloaded = tuple(p for p in ledger.unloaded if p != pair)
@@ -67,8 +71,18 @@ def applied(state: State, event: Control) -> State:
         else:
             loaded = (*loaded, pair)
         ledger = msgspec.structs.replace(ledger, unloaded=unloaded, loaded=loaded)
-    ledger = msgspec.structs.replace(ledger, last_event=event.id)
+    change = (event.kind, event.model, event.revision)
+    owed = tuple(d for d in ledger.unlogged if (d["kind"], d["model"], d["revision"]) != change)
+    ledger = msgspec.structs.replace(ledger, last_event=event.id, unlogged=owed)
     return State(serving, ledger)
+
+
+def forced(state: State, event: Control) -> State:
+    """The state after a change that could not be logged: it is owed to the log, whose last event stays."""
+    after = applied(state, event)
+    owed = (*state.ledger.unlogged, msgspec.to_builtins(event))
+    ledger = msgspec.structs.replace(after.ledger, last_event=state.ledger.last_event, unlogged=owed)
+    return State(after.serving, ledger)
 
 
 def rollback_target(ledger: Ledger, model: str) -> Route | None:

@@ -1,0 +1,256 @@
+"""When the log takes nothing: a hold and the way back go ahead, all else waits, and what is owed is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gateway.audit.event import Control
+from gateway.audit.source import claim_source
+from gateway.audit.spool_feed import SpoolFeed
+from gateway.audit.writer import Writer
+from gateway.control import engine as module
+from gateway.control import snapshot
+from gateway.control.engine import Engine, Outcome
+from gateway.control.state import State, applied, rollback_target, route_document
+from gateway.errors import AuditUnavailable
+from gateway.routing import Change, Route, Variant, rolled_back, set_frozen, shifted, with_variants
+from tests.gateway.control.plane import GATEWAY_ID, MODEL, WHY, Plane
+
+Body = Callable[[Engine], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOG_TIMEOUT_S", 0.05)
+
+
+def go(plane: Plane, body: Body) -> None:
+    """Run a body on a route at revision 2: a tenth for version 2."""
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            await plane.begin("1", "2")
+            await change(engine, "route", lambda r, c: with_variants(r, arms(1000), c))
+            await body(engine)
+
+    asyncio.run(run())
+
+
+def arms(weight_bp: int) -> tuple[Variant, ...]:
+    return (
+        Variant(name="primary", version="1", role="primary", weight_bp=10_000 - weight_bp),
+        Variant(name="canary", version="2", role="canary", weight_bp=weight_bp),
+    )
+
+
+async def change(engine: Engine, kind: str, make: Callable[[Route, Change], Route]) -> Outcome:
+    revision = engine.route(MODEL).revision
+    return await engine.change_route(MODEL, kind, WHY, make, expected_revision=revision)
+
+
+async def freeze(engine: Engine) -> Outcome:
+    return await change(engine, "freeze", lambda r, c: set_frozen(r, True, c))
+
+
+async def shift(engine: Engine, weight_bp: int) -> Outcome:
+    return await change(engine, "shift", lambda r, c: shifted(r, {"canary": weight_bp}, c))
+
+
+def refuse(plane: Plane, patch: pytest.MonkeyPatch) -> None:
+    """The ring has no room."""
+    patch.setattr(plane.writer, "append_events", lambda events: None)
+
+
+def logged(plane: Plane) -> list[tuple[str, int | None]]:
+    """Kind and revision of the route events in the spool, in order."""
+    events = SpoolFeed(plane.spool).read(100_000, 0).events
+    return [(e.kind, e.revision) for e in events if isinstance(e, Control) and e.model == MODEL]
+
+
+def succeed(plane: Plane) -> Engine:
+    """The process ends, the recorder drains what it left, a successor recovers."""
+    mapped = plane.writer.ring.memory.obj
+    plane.writer.ring.release()
+    mapped.close()
+    for fd in plane.writer.source.lock_fds:
+        os.close(fd)
+    assert plane.recorder is not None
+    for _ in range(8):
+        plane.recorder.step()
+    state = plane.recovered()
+    source = claim_source(plane.state_dir, GATEWAY_ID, "control", plane.ring_dir, 1 << 16)
+    plane.writer = Writer(source, GATEWAY_ID)
+    plane.engine = Engine(state, plane.writer, plane.fleet, plane.path)
+    plane.synced = True
+    return plane.engine
+
+
+def test_freeze_goes_ahead(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in effect in every worker, says that it is not logged, and stands in the snapshot as owed."""
+
+    async def body(engine: Engine) -> None:
+        refuse(plane, monkeypatch)
+        outcome = await freeze(engine)
+        assert outcome.applied is not None
+        assert (outcome.logged, outcome.applied.workers, outcome.applied.of) == (False, 2, 2)
+        serving, ledger = snapshot.decode(plane.path.read_bytes())
+        assert serving.routes[MODEL].frozen
+        assert [d["kind"] for d in ledger.unlogged] == ["freeze"]
+
+    go(plane, body)
+
+
+def test_way_back_goes_ahead(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback to the traffic before needs no log."""
+
+    async def body(engine: Engine) -> None:
+        refuse(plane, monkeypatch)
+        target = rollback_target(engine.state.ledger, MODEL)
+        assert target is not None
+        outcome = await change(engine, "rollback", lambda r, c: rolled_back(r, target, c))
+        assert not outcome.logged
+        assert engine.route(MODEL).weights_bp == {"primary": 10_000}
+
+    go(plane, body)
+
+
+def test_all_else_waits(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shift, a thaw and a rollback to somewhere else are refused; nothing of them stays."""
+
+    async def body(engine: Engine) -> None:
+        await shift(engine, 2000)
+        first = engine.state.ledger.history[MODEL][0]
+        refuse(plane, monkeypatch)
+        with pytest.raises(AuditUnavailable):
+            await shift(engine, 0)
+        with pytest.raises(AuditUnavailable):
+            await change(engine, "rollback", lambda r, c: rolled_back(r, first, c))
+        await freeze(engine)
+        with pytest.raises(AuditUnavailable):
+            await change(engine, "thaw", lambda r, c: set_frozen(r, False, c))
+        assert (engine.route(MODEL).revision, engine.route(MODEL).frozen) == (4, True)
+
+    go(plane, body)
+
+
+def test_owed_is_logged_first(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the log takes records, the owed change comes before the next one and gets its event's id."""
+    plane.record()
+
+    async def body(engine: Engine) -> None:
+        with monkeypatch.context() as patch:
+            refuse(plane, patch)
+            await freeze(engine)
+        assert engine.route(MODEL).changed.event is None
+        outcome = await change(engine, "thaw", lambda r, c: set_frozen(r, False, c))
+        assert outcome.logged
+        history = engine.state.ledger.history[MODEL]
+        assert [r.revision for r in history] == [1, 2, 3, 4]
+        assert all(r.changed.event for r in history)
+
+    go(plane, body)
+    assert logged(plane) == [("route", 1), ("route", 2), ("freeze", 3), ("thaw", 4)]
+
+
+def test_catch_up_needs_no_change(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises while the log takes nothing, then logs, and the snapshot owes nothing any more."""
+    plane.record()
+
+    async def body(engine: Engine) -> None:
+        with monkeypatch.context() as patch:
+            refuse(plane, patch)
+            await freeze(engine)
+            with pytest.raises(AuditUnavailable):
+                await engine.catch_up()
+        await engine.catch_up()
+        generation = plane.fleet.generation
+        await engine.catch_up()
+        assert plane.fleet.generation == generation
+
+    go(plane, body)
+    assert snapshot.decode(plane.path.read_bytes())[1].unlogged == ()
+    assert logged(plane)[-1] == ("freeze", 3)
+
+
+def test_appended_but_not_on_disk(plane: Plane) -> None:
+    """In the ring, in effect, and synced after all: the successor owes nothing and the log has it once."""
+    plane.record()
+
+    async def body(engine: Engine) -> None:
+        plane.synced = False
+        assert not (await freeze(engine)).logged
+        assert engine.must_restart
+
+    go(plane, body)
+    successor = succeed(plane)
+    assert (successor.route(MODEL).revision, successor.route(MODEL).frozen) == (3, True)
+    assert successor.state.ledger.unlogged == ()
+    assert logged(plane) == [("route", 1), ("route", 2), ("freeze", 3)]
+
+
+def test_hold_behind_a_change_of_unknown_fate(plane: Plane) -> None:
+    """The hold takes a number past it; what the log then says of the other does not undo the hold."""
+    plane.record()
+
+    async def body(engine: Engine) -> None:
+        plane.synced = False
+        with pytest.raises(AuditUnavailable):
+            await shift(engine, 5000)
+        outcome = await freeze(engine)
+        assert outcome.route is not None
+        assert (outcome.route.revision, outcome.logged) == (4, False)
+
+    go(plane, body)
+    successor = succeed(plane)
+    route = successor.route(MODEL)
+    assert (route.revision, route.frozen, route.weights_bp["canary"]) == (4, True, 1000)
+
+    async def repay() -> None:
+        async with plane.alive() as engine:
+            await engine.catch_up()
+
+    asyncio.run(repay())
+    assert logged(plane)[-2:] == [("shift", 3), ("freeze", 4)]
+    assert plane.recovered().serving.routes[MODEL].frozen
+
+
+def test_full_disk_is_told(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When not even the snapshot can be written nothing changes, and the answer says so."""
+
+    async def body(engine: Engine) -> None:
+        def full(path: object, content: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        refuse(plane, monkeypatch)
+        monkeypatch.setattr(snapshot, "write", full)
+        with pytest.raises(AuditUnavailable, match=r"could not be logged, .*No space left on device"):
+            await freeze(engine)
+        assert not engine.route(MODEL).frozen
+
+    go(plane, body)
+
+
+def test_reading_again_changes_nothing(plane: Plane) -> None:
+    """Any event read a second time, in any place behind its first, leaves routes and history as they are."""
+
+    async def body(engine: Engine) -> None:
+        await shift(engine, 2000)
+        await freeze(engine)
+
+    go(plane, body)
+    state: State = plane.engine.state
+    for route in state.ledger.history[MODEL]:
+        event = Control(
+            kind="route",
+            id=route.changed.event or "",
+            model=MODEL,
+            revision=route.revision,
+            after=route_document(route),
+        )
+        again = applied(state, event)
+        assert again.serving == state.serving
+        assert again.ledger.history == state.ledger.history
