@@ -129,6 +129,8 @@ class Worker:
         await self._settle()
         gc.collect()
         gc.freeze()
+        # Few cycles are made per request; the default would look for them every twenty requests.
+        gc.set_threshold(20_000, 10, 10)
         data = self.config.data
         door = FastProtocol.bind(self.core) if data.door == "fast" else "httptools"
         self.server = Server(
