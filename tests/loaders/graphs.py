@@ -71,6 +71,16 @@ def total() -> bytes:
     )
 
 
+def infecting() -> bytes:
+    """Y = X plus 0 times the run's largest value: only a row of NaN shows that rows meet."""
+    nodes = [
+        helper.make_node("ReduceMax", ["X"], ["most"], axes=[0], keepdims=1),
+        helper.make_node("Mul", ["most", "zero"], ["nothing"]),
+        helper.make_node("Add", ["X", "nothing"], ["Y"]),
+    ]
+    return model(nodes, weights={"zero": np.zeros(1, np.float32)})
+
+
 def echo_text() -> bytes:
     """Text in, text out."""
     return model([helper.make_node("Identity", ["X"], ["Y"])], (STRING, ("N", 2)), (STRING, ("N", 2)))

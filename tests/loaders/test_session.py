@@ -34,9 +34,11 @@ def test_loads_and_runs(tmp_path: Path) -> None:
     assert np.array_equal(session.run({"X": x}, ["Y"], session.new_run_options())[0], x + x)
 
 
-@pytest.mark.parametrize("make", [graphs.fixed, graphs.mixing, graphs.numbering, graphs.total])
+@pytest.mark.parametrize(
+    "make", [graphs.fixed, graphs.mixing, graphs.numbering, graphs.total, graphs.infecting]
+)
 def test_rows_that_must_stay_alone(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
-    """One fixed row, rows that see their company or place, fewer rows out than in: not batchable, but served."""
+    """One fixed row, rows that see their company, place or a NaN, fewer rows out: not batchable, but served."""
     graphs.put(tmp_path, make())
     session = load(tmp_path, "m", "1")
     assert not session.batchable
