@@ -7,6 +7,7 @@ are refused: a web page must not reach loopback through a rebound name.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.routing import Route as Address
 
 from gateway.api.bodies import (
@@ -27,10 +29,11 @@ from gateway.api.bodies import (
     ShiftBody,
     check_host,
     if_match,
+    is_dry_run,
     read_body,
 )
 from gateway.api.metrics import exposition
-from gateway.api.problems import problem
+from gateway.api.problems import problem, retry_after_s
 from gateway.audit import verify
 from gateway.control.engine import Engine, Outcome, changed_by
 from gateway.control.placement import Placement
@@ -247,7 +250,8 @@ class AdminApi:
 
     async def audit_status(self, request: Request) -> Response:
         """Where every source of the log stands."""
-        listed = verify.status(self._state_dir / "spool", self._ring_dir)
+        # On a thread: a spool of days is many files.
+        listed = await asyncio.to_thread(verify.status, self._state_dir / "spool", self._ring_dir)
         return _json({"sources": msgspec.to_builtins(listed)})
 
     async def _change(self, request: Request, kind: str, reason: str, make: Make) -> Response:
@@ -257,7 +261,7 @@ class AdminApi:
             changed_by("admin", reason),
             make,
             expected_revision=if_match(request),
-            dry_run=request.query_params.get("dry_run", "").lower() in {"true", "1", "yes"},
+            dry_run=is_dry_run(request),
         )
         return _outcome(outcome)
 
@@ -336,7 +340,10 @@ class AdminApi:
     async def _http_exception(self, request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101
         if exc.status_code == 405:
-            return _problem(MethodNotAllowed(f"method {request.method} is not allowed here"))
+            response = _problem(MethodNotAllowed(f"method {request.method} is not allowed here"))
+            found = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+            response.headers["allow"] = ", ".join(sorted({m for r in found for m in r.methods}))
+            return response
         return _problem(NotFound("no such address"))
 
     async def _refused(self, request: Request, exc: Exception) -> Response:
@@ -359,6 +366,8 @@ def _outcome(outcome: Outcome) -> Response:
         content["before_bp"] = before.weights_bp
         content["after_bp"] = after.weights_bp
         content["event"] = after.changed.event
+    if not outcome.logged:
+        content["logged"] = False
     if outcome.applied is None:
         content["dry_run"] = True
     else:
@@ -380,6 +389,9 @@ def _problem(exc: Exception) -> Response:
     status, body = problem(exc)
     response = Response(body, status_code=status)
     response.headers["content-type"] = "application/json"
+    wait_s = retry_after_s(exc)
+    if wait_s is not None:
+        response.headers["retry-after"] = str(wait_s)
     if status == 401:
         response.headers["www-authenticate"] = "Bearer"
     return response

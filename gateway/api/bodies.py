@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from gateway.errors import Forbidden, InvalidRequest, PreconditionRequired
+from gateway.errors import BodyTooLarge, Forbidden, InvalidRequest, PreconditionRequired
 from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Variant
 
 BODY_MAX_BYTES = 1_048_576
@@ -19,10 +19,13 @@ LOOPBACK = frozenset(("127.0.0.1", "localhost", "[::1]"))
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 VersionText = Annotated[str, Meta(pattern=VERSION_PATTERN)]
 Share = Annotated[int, Meta(ge=0, le=10_000)]
+Reason = Annotated[str, Meta(max_length=2000)]
+VARIANTS_MAX = 64
+"""An event holds a route twice, and must fit into an eighth of control's ring."""
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    reason: str = ""
+    reason: Reason = ""
 
 
 class ReasonBody(_Body):
@@ -76,7 +79,7 @@ class VariantBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class SetBody(_Body):
     """All variants of a route."""
 
-    variants: tuple[VariantBody, ...]
+    variants: Annotated[tuple[VariantBody, ...], Meta(max_length=VARIANTS_MAX)]
 
 
 def check_host(request: Request) -> None:
@@ -113,18 +116,36 @@ def if_match(request: Request) -> int:
     return int(digits)
 
 
+def is_dry_run(request: Request) -> bool:
+    """Whether the change is only to be shown. What is not understood is refused: a slip must not change traffic.
+
+    Raises:
+        InvalidRequest: another parameter, or a value that says neither yes nor no.
+    """
+    asked = request.query_params.multi_items()
+    if not asked:
+        return False
+    (name, value), *more = asked
+    text = value.lower()
+    if name != "dry_run" or more or text not in {"", "true", "1", "yes", "false", "0", "no"}:
+        msg = f"query {request.url.query[:80]!r}: a change takes dry_run=true or dry_run=false, once, and no other"
+        raise InvalidRequest(msg)
+    return text not in {"false", "0", "no"}
+
+
 async def read_body(request: Request, kind: type[Any], *, optional: bool = False) -> Any:
     """The body as `kind`; `optional` takes none for an empty one.
 
     Raises:
-        InvalidRequest: too large, not JSON, or not of that form.
+        BodyTooLarge: over 1 MiB.
+        InvalidRequest: not JSON, or not of that form.
     """
     content = b""
     async for chunk in request.stream():
         content += chunk
         if len(content) > BODY_MAX_BYTES:
             msg = f"body of more than {BODY_MAX_BYTES} bytes"
-            raise InvalidRequest(msg)
+            raise BodyTooLarge(msg)
     if optional and not content:
         return kind()
     try:

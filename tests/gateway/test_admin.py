@@ -234,7 +234,6 @@ def test_change_needs_a_reason(admin: Admin, reason: str | None) -> None:
         ("", "truncated"),
         ("{" * 100_000, "request body"),
         ('{"reason": "\\ud800", "weights_bp": {"canary": 1}}', "request body"),
-        ('{"reason": "' + "x" * 1_100_000 + '"}', "more than 1048576 bytes"),
     ],
     ids=str.__len__,
 )
