@@ -11,9 +11,11 @@ lane. `gateway.worker` composes the parts; this file knows no HTTP beyond reply 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -37,8 +39,11 @@ from gateway.errors import (
 from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
 from gateway.lanes import Lanes
 from gateway.recording import record_payloads, refused_event
+from gateway.replies import Appended, Problem, replies
 from gateway.serving import Models
 from gateway.version import Version
+
+log = logging.getLogger("tidegate.worker")
 
 
 class Core:
@@ -56,7 +61,7 @@ class Core:
         config: Config,
         models: Models,
         appender: Appender,
-        problem: Callable[[GatewayError], tuple[int, bytes, bytes]],
+        problem: Problem,
         prefix: str,
     ) -> None:
         self._loop = loop
@@ -97,10 +102,12 @@ class Core:
         try:
             self._admit(head, inference)
             self._decode(head, body, inference)
-            version = self._route(head, inference)
-            self._queue(version, inference)
+            self._queue(self._route(head, inference), inference)
         except GatewayError as exc:
             self.refuse(head, exc, sink, received_ns)
+        except Exception:
+            log.exception("request_not_taken")
+            self.refuse(head, GatewayError("internal error"), sink, received_ns)
 
     async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """The same for a body whose JSON would hold the loop up: decoded on a thread."""
@@ -218,7 +225,7 @@ class Core:
             )
             if not inline and not self.lanes.idle:
                 return
-            batch = queue.cut(now_ns, cut, lambda inf, expired: self._drop(version, inf, expired))
+            batch = queue.cut(now_ns, cut, self._dropper(version))
             if batch is None:
                 break
             if inline:
@@ -284,79 +291,42 @@ class Core:
             version.cost.learn(batch.rows, batch.cpu_ns)
         self._batch_id += 1
         error = batch.failure(version.model, version.version)
-        texts: list[list[bytes]] = []
-        if error is None:
-            texts = version.encoder.rows_json(batch.outputs, batch.rows)
         now_ns = time.perf_counter_ns()
+        try:
+            texts = [] if error is not None else version.encoder.rows_json(batch.outputs, batch.rows)
+            now_ns = time.perf_counter_ns()
+            frames = list(record_payloads(version, batch, self._batch_id, error, now_ns, self._limits))
+        except Exception:
+            # A defect of ours must not strand the requests: all are answered and logged, the plain way.
+            log.exception("run_not_recorded", extra={"model": version.model})
+            for inference in batch.inferences:
+                self._drop(version, inference, GatewayError("internal error"))
+            return
         row0 = 0
-        for payload, part in record_payloads(version, batch, self._batch_id, error, now_ns, self._limits):
-            first_row = row0
+        for payload, part in frames:
+            made = Appended(version, batch, part, None, "", row0, texts, error)
+            self.appender.submit(payload, len(part), partial(self._answer, made))
             row0 += sum(i.rows for i in part)
-
-            def release(
-                seq: int | None,
-                level: str,
-                part: list[Inference] = part,
-                first_row: int = first_row,
-            ) -> None:
-                self._answer(version, batch, part, (seq, level, first_row), texts, error)
-
-            self.appender.submit(payload, len(part), release)
         version.count(batch, now_ns, failed=error is not None)
 
-    def _answer(
-        self,
-        version: Version,
-        batch: Batch,
-        part: list[Inference],
-        where: tuple[int | None, str, int],
-        texts: list[list[bytes]],
-        error: GatewayError | None,
-    ) -> None:
+    def _answer(self, made: Appended, seq: int | None, level: str) -> None:
         """Build and write the replies of one appended frame."""
-        seq, level, row = where
-        self.inflight -= len(part)
-        version.recorded(len(part))
-        if seq is None:
-            error = AuditUnavailable("the audit log cannot be written at present; try again")
+        appended = made._replace(seq=seq, level=level)
+        self.inflight -= len(made.part)
+        made.version.recorded(len(made.part))
         late: list[tuple[Any, int, bytes, bytes]] = []
-        prefix, last_rows, last_wanted, literals = self._prefix, -1, None, []
-        plain = b"content-type: application/json\r\nx-tidegate-audit: " + level.encode()
-        for inference in part:
-            rows = inference.rows
-            sink = inference.sink
-            if inference.sink.disconnected:
-                row += rows
-                if seq is not None:
-                    seq += 1
-                continue
-            if error is not None:
-                status, fields, body = self._problem(error)
-                if seq is not None:
-                    fields += b"x-prediction-id: %b%016x\r\n" % (prefix, seq)
-            else:
-                assert seq is not None  # noqa: S101
-                status = 200
-                pid = b"%b%016x" % (prefix, seq)
-                id_json = inference.id_json or b'"%b"' % pid
-                if inference.binary_outputs is None:
-                    if rows != last_rows or inference.wanted is not last_wanted:
-                        last_rows, last_wanted = rows, inference.wanted
-                        literals = version.encoder.literals(rows, batch.outputs, last_wanted)
-                    body = version.json_body(inference, id_json, literals, texts, row)
-                    fields = b"%b\r\nx-prediction-id: %b\r\ncontent-length: %d\r\n" % (
-                        plain, pid, len(body),
-                    )  # fmt: skip
+        try:
+            for reply in replies(appended, self._prefix, self._problem):
+                inference, status, fields, body = reply
+                if inference.audit_level == "fsync" and status == 200 and level == "spool":
+                    late.append(reply)
                 else:
-                    body, fields = version.binary_body(inference, id_json, batch.outputs, row)
-                    fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b\r\n" % (level.encode(), pid)
-            if inference.audit_level == "fsync" and error is None and level == "spool":
-                late.append((inference, status, fields, body))
-            else:
-                sink.reply(status, fields, body)
-            row += rows
-            if seq is not None:
-                seq += 1
+                    inference.sink.reply(status, fields, body)
+        except Exception:
+            log.exception("reply_not_made", extra={"model": made.version.model})
+            for inference in made.part:
+                inference.sink.reply(*self._problem(GatewayError("internal error")))
+            return
         if late:
             self.appender.after_sync(lambda synced: self._answer_late(late, synced))
 
@@ -382,17 +352,25 @@ class Core:
             inference.sink.reply(status, fields, body)
         self.appender.flush()
 
-    def _drop(self, version: Version, inference: Inference, expired: bool) -> None:
-        """A request that was cut away before it ran: answered if anyone waits, logged, counted."""
+    def _drop(self, version: Version, inference: Inference, exc: GatewayError) -> None:
+        """A request without a run in the log: answered if anyone waits, logged, counted."""
         self.inflight -= 1
-        exc: GatewayError = RequestCancelled("the client went away")
-        if expired:
-            exc = DeadlineExceeded(f"no answer from model '{version.model}' before the deadline")
         status, fields, body = self._problem(exc)
-        if expired:
+        if not inference.sink.disconnected:
             inference.sink.reply(status, fields, body)
         self.appender.refuse(version.dropped_event(inference, exc.code, status))
-        version.count_dropped(expired=expired)
+        version.count_dropped(expired=isinstance(exc, DeadlineExceeded))
+
+    def _dropper(self, version: Version) -> Callable[[Inference, bool], None]:
+        """What a cut calls for requests that are gone or expired."""
+
+        def drop(inference: Inference, expired: bool) -> None:
+            exc: GatewayError = RequestCancelled("the client went away")
+            if expired:
+                exc = DeadlineExceeded(f"no answer from model '{version.model}' before the deadline")
+            self._drop(version, inference, exc)
+
+        return drop
 
 
 def _terminate(options: Any) -> None:

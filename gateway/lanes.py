@@ -53,8 +53,10 @@ class Lanes:
 
     def _freed(self, done: Callable[[], None]) -> None:
         self.idle += 1
-        done()
-        self._on_free()
+        try:
+            done()
+        finally:
+            self._on_free()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

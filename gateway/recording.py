@@ -247,7 +247,11 @@ def _same(values: list[Any]) -> list[Any]:
 
 def refused_event(head: Any, code: str, status: int, entry: Any, received_ns: int) -> Prediction:
     """The event of a request that was refused before it had a version."""
-    model = ModelFacts(name=head.model, version=head.version) if entry is not None else None
+    model = None
+    if entry is not None:
+        # Only versions that exist: a client that counts through others must not make events without end.
+        known = head.version if head.version in entry.states else None
+        model = ModelFacts(name=head.model, version=known)
     return Prediction(
         kind="refused",
         received_ns=wall_ns(received_ns),

@@ -197,7 +197,7 @@ class Models:
             serving = snapshot.decode_serving(self._path.read_bytes())
         except FileNotFoundError:
             return
-        except SnapshotCorrupt as exc:
+        except (SnapshotCorrupt, OSError) as exc:
             log.error("snapshot_unreadable", extra={"why": str(exc)})  # noqa: TRY400
             return
         self.serving = serving

@@ -46,9 +46,9 @@ def pack(spec: TensorSpec, values: Sequence[object], count: int) -> bytes:
     if len(values) != count:
         msg = f"input '{spec.name}' has {len(values)} elements; its shape takes {count}"
         raise InvalidRequest(msg)
-    if spec.datatype == "BYTES":
-        return pack_strings(values)  # type: ignore[arg-type]
     try:
+        if spec.datatype == "BYTES":
+            return pack_strings(values)  # type: ignore[arg-type]
         if count <= STRUCT_MAX_ELEMENTS:
             return packer(CODES[spec.datatype], count).pack(*values)
         return _pack_array(spec, values)

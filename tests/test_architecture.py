@@ -22,6 +22,7 @@ PARTS = {
     "append",
     "recording",
     "serving",
+    "replies",
     "version",
     "head",
 }
@@ -87,6 +88,7 @@ def allowed(module: str, imported: str) -> bool:
         "append",
         "recording",
         "serving",
+    "replies",
         "version",
         "head",
     }:

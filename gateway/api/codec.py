@@ -23,6 +23,8 @@ from gateway.errors import GatewayError, InvalidRequest
 from loaders.signature import Signature, TensorSpec
 
 DEPTH_MAX = 64
+ROWS_MAX = 1_048_576
+"""Rows of one request; tensors without elements could name any number."""
 Dim = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Scalar = str | int | float | bool
 
@@ -110,7 +112,8 @@ class Codec:
             blobs = memoryview(body)[json_bytes:]
             body = body[:json_bytes]
         request, raw = self._parse(body, blobs is not None)
-        into.parameters = request.parameters
+        if request.parameters is not None:
+            into.parameters = _checked(request.parameters)
         if request.id:
             into.request_id = request.id
             into.id_json = msgspec.json.encode(request.id)
@@ -122,7 +125,7 @@ class Codec:
         try:
             if not binary:
                 return self._decoder.decode(body), self._decoder is _RAW
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass
         try:
             return _RAW.decode(body), True
@@ -150,14 +153,14 @@ class Codec:
             found = self._inputs.get(tensor.name)
             if found is None:
                 names = ", ".join(self._inputs)
-                msg = f"unknown input '{tensor.name}' for model '{self.model}'; expected {names}"
+                msg = f"unknown input '{tensor.name[:100]}' for model '{self.model}'; expected {names}"
                 raise InvalidRequest(msg)
             i, spec = found
             if packed[i] is not None:
                 msg = f"input '{tensor.name}' is given twice"
                 raise InvalidRequest(msg)
             if tensor.datatype != spec.datatype:
-                msg = f"input '{spec.name}' has datatype {tensor.datatype}; expected {spec.datatype}"
+                msg = f"input '{spec.name}' has datatype {tensor.datatype[:20]}; expected {spec.datatype}"
                 raise InvalidRequest(msg)
             shape = tensor.shape
             fixed = self._fixed[i]
@@ -200,6 +203,9 @@ class Codec:
             )
             msg = f"inputs differ in rows (their first dimension): {found}"
             raise InvalidRequest(msg)
+        if rows > ROWS_MAX:
+            msg = f"{rows} rows in one request; at most {ROWS_MAX} are taken"
+            raise InvalidRequest(msg)
         into.rows = rows
         if rows == 0:
             into.key = object()
@@ -217,7 +223,7 @@ class Codec:
             i = self._output_index.get(output.name)
             if i is None:
                 names = ", ".join(self._output_index)
-                msg = f"unknown output '{output.name}' for model '{self.model}'; expected {names}"
+                msg = f"unknown output '{output.name[:100]}' for model '{self.model}'; expected {names}"
                 raise InvalidRequest(msg)
             if i in flags:
                 msg = f"output '{output.name}' is asked twice"
@@ -228,6 +234,19 @@ class Codec:
         into.wanted = tuple(sorted(flags))
         if any(flags.values()):
             into.binary_outputs = tuple(flags[i] for i in into.wanted)
+
+
+def _checked(parameters: dict[str, Scalar]) -> dict[str, Scalar]:
+    """Free parameters go into the log, whose integers have 64 bits.
+
+    Raises:
+        InvalidRequest: names the parameter.
+    """
+    for name, value in parameters.items():
+        if type(value) is int and not -(2**63) <= value < 2**64:
+            msg = f"parameter '{name[:100]}' is an integer beyond 64 bits"
+            raise InvalidRequest(msg)
+    return parameters
 
 
 def _fixed_tail(spec: TensorSpec, batchable: bool) -> tuple[int, list[int], int] | None:
@@ -243,7 +262,7 @@ def _check_shape(spec: TensorSpec, shape: list[int]) -> tuple[int, ...]:
         want in (-1, have) for want, have in zip(spec.shape, shape, strict=True)
     )
     if not fits:
-        msg = f"input '{spec.name}' has shape {shape}; expected {list(spec.shape)}"
+        msg = f"input '{spec.name}' has shape {shape[:16]}; expected {list(spec.shape)}"
         raise InvalidRequest(msg)
     return tuple(shape)
 
@@ -283,7 +302,7 @@ def _values(spec: TensorSpec, data: Any) -> Sequence[object]:
     if isinstance(data, msgspec.Raw):
         try:
             return _FLAT[kind].decode(data)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass
         try:
             data = orjson.loads(bytes(data))

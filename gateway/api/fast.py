@@ -21,6 +21,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from gateway.api.cycle import FastCycle
 from gateway.api.heads import (
     FAST_BODY_MAX_BYTES,
     HEADERS_MAX,
@@ -32,7 +33,6 @@ from gateway.api.heads import (
 from gateway.api.problems import reply_of
 from gateway.core import Core
 from gateway.errors import GatewayError
-from gateway.head import Head
 
 _MISSES_MAX = 8
 _SLOW_HEADERS = frozenset(
@@ -42,71 +42,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})(?=\r\n)", re.IGNOR
 _now = time.perf_counter_ns
 
 
-class _NoEvent:
-    """Stands where uvicorn's cycles have an asyncio.Event."""
-
-    def set(self) -> None:
-        """Nobody waits."""
-
-
-class FastCycle:
-    """A fast request on its connection: takes the body, then the reply.
-
-    Has the attributes of uvicorn's RequestResponseCycle that the parent protocol reads.
-    """
-
-    __slots__ = (
-        "body",
-        "disconnected",
-        "door",
-        "head",
-        "inference",
-        "keep_alive",
-        "more_body",
-        "received_ns",
-        "response_complete",
-        "started",
-    )
-    message_event = _NoEvent()
-
-    def __init__(self, door: FastProtocol) -> None:
-        self.door = door
-        self.disconnected = False
-        self.response_complete = False
-        self.keep_alive = True
-        self.more_body = True
-        self.started = False
-        self.body: Any = b""
-        self.head: Head | GatewayError
-        self.received_ns = 0
-
-    def reply(self, status: int, fields: bytes, body: bytes) -> None:
-        """Write the answer and let the connection's next request start; called once by the core."""
-        if self.response_complete:
-            return
-        self.response_complete = True
-        if self.disconnected:
-            return
-        door = self.door
-        default = door.server_state.default_headers
-        if default is not FastProtocol.prelude_of:
-            FastProtocol.prelude_of = default
-            FastProtocol.prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
-        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        door.transport.write(b"".join((STATUS_LINE[status], FastProtocol.prelude, fields, ending, body)))
-        if self.keep_alive and not door.pipeline:
-            door.replied += 1
-            return
-        door.after_reply(self)
-
-
 class FastProtocol(HttpToolsProtocol):
     """One connection of the data listener. `bind` makes the class that a worker uses."""
 
     core: Core
-    prelude_of: Any = None
-    prelude: bytes = b""
-    """uvicorn's default headers (the date), joined; made anew when uvicorn makes them anew."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,9 +62,14 @@ class FastProtocol(HttpToolsProtocol):
         self._hosts = 0
         self._content_bytes = -1
         self._slow = False
+        self._in_head = False
+        self._began_in: bytes | None = None
+        """The buffer in which the message began: a head split over two is never kept."""
+        self._running: FastCycle | None = None
         self._reading = False
         """A message has begun and is not whole."""
         self._active_s = 0.0
+        self._write_paused_s = 0.0
         self.replied = 0
         """Fast replies; with `_reaped` it tells whether an idle connection was used since the last look."""
         self._reaped = 0
@@ -174,7 +118,7 @@ class FastProtocol(HttpToolsProtocol):
         self._received_ns = received_ns
         if not self._reading:
             self._active_s = self.loop.time()
-        elif self._content_bytes < 0:
+        elif self._in_head:
             self._head_size += len(data)
             if self._head_size > HEADERS_MAX_BYTES + URL_MAX_BYTES:
                 self._refuse(431, "request head is too large")
@@ -185,7 +129,8 @@ class FastProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A message starts somewhere in the buffer."""
         super().on_message_begin()
-        self._reading = True
+        self._reading = self._in_head = True
+        self._began_in = self._buffer
         self._head_size = 0
         self._hosts = 0
         self._content_bytes = -1
@@ -214,6 +159,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Choose the door."""
+        self._in_head = False
         if self._dead:
             return
         version = self.parser.get_http_version()
@@ -274,6 +220,9 @@ class FastProtocol(HttpToolsProtocol):
             self._submit(cycle)
 
     def _submit(self, cycle: FastCycle) -> None:
+        if self._dead or self.transport.is_closing():
+            return
+        self._running = cycle
         head, body = cycle.head, bytes(cycle.body)
         if isinstance(head, GatewayError):
             cycle.reply(*reply_of(head))
@@ -286,6 +235,7 @@ class FastProtocol(HttpToolsProtocol):
         size = len(buffer) - len(cycle.body)
         if (
             not self._keeps_heads
+            or self._began_in is not buffer
             or self._messages != 1
             or not cycle.keep_alive
             or isinstance(cycle.head, GatewayError)
@@ -318,12 +268,16 @@ class FastProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """A pipelined request's turn has come."""
+        if self.pipeline:
+            # The parent resumed reading: not while others wait, or a pipeline could grow without end.
+            self.flow.pause_reading()
         if not isinstance(cycle, FastCycle):
             super()._start_asgi_task(cycle, app)
             return
         cycle.started = True
         if not cycle.more_body:
-            self._submit(cycle)
+            # Not from here: refusals answer at once, and a long pipeline of them would recurse.
+            self.loop.call_soon(self._submit, cycle)
 
     def _refuse(self, status: int, text: str) -> None:
         """A head that breaks a limit: answered at once, then closed."""
@@ -346,11 +300,24 @@ class FastProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: what it had in flight is not delivered."""
-        cycle = self.cycle
-        if isinstance(cycle, FastCycle) and not cycle.response_complete:
-            cycle.disconnected = True
+        for cycle in (self.cycle, self._running):
+            if isinstance(cycle, FastCycle) and not cycle.response_complete:
+                cycle.disconnected = True
         self._dead = True
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: no more requests are read from it either."""
+        super().pause_writing()
+        self._write_paused_s = self.loop.time()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        self._write_paused_s = 0.0
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     def shutdown(self) -> None:
         """Graceful end: idle connections close now, busy ones after their answer."""
@@ -362,6 +329,9 @@ class FastProtocol(HttpToolsProtocol):
 
     def reap(self, now_s: float, header_s: float, body_s: float, idle_s: float) -> None:
         """Close a connection that is too slow or too long idle. Called about once a second."""
+        if self._write_paused_s and now_s - self._write_paused_s > body_s:
+            self.transport.abort()
+            return
         cycle = self.cycle
         if self._reading:
             waiting_for_body = self._content_bytes >= 0 or (cycle is not None and cycle.more_body)

@@ -27,7 +27,7 @@ def test_the_protocol_has_the_hooks_we_override() -> None:
 
 def test_cycles_are_read_through_the_attributes_that_fast_cycles_have() -> None:
     """The parent touches only these attributes of `self.cycle`."""
-    from gateway.api.fast import FastCycle
+    from gateway.api.cycle import FastCycle
 
     source = inspect.getsource(HttpToolsProtocol)
     used = {

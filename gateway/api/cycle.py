@@ -1,0 +1,71 @@
+"""A request on its connection at the fast door: takes the body, then the reply. See `gateway.api.fast`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from gateway.errors import GatewayError
+from gateway.head import Head
+
+
+class _NoEvent:
+    """Stands where uvicorn's cycles have an asyncio.Event."""
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+class FastCycle:
+    """A fast request on its connection: takes the body, then the reply.
+
+    Has the attributes of uvicorn's RequestResponseCycle that the parent protocol reads.
+    """
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "door",
+        "head",
+        "inference",
+        "keep_alive",
+        "more_body",
+        "received_ns",
+        "response_complete",
+        "started",
+    )
+    message_event = _NoEvent()
+    prelude_of: ClassVar[Any] = None
+    prelude: ClassVar[bytes] = b""
+    """uvicorn's default headers (the date), joined; made anew when uvicorn makes them anew."""
+
+    def __init__(self, door: Any) -> None:
+        self.door = door
+        self.disconnected = False
+        self.response_complete = False
+        self.keep_alive = True
+        self.more_body = True
+        self.started = False
+        self.body: Any = b""
+        self.head: Head | GatewayError
+        self.received_ns = 0
+
+    def reply(self, status: int, fields: bytes, body: bytes) -> None:
+        """Write the answer and let the connection's next request start; called once by the core."""
+        if self.response_complete:
+            return
+        self.response_complete = True
+        if self.disconnected:
+            return
+        door = self.door
+        default = door.server_state.default_headers
+        if default is not FastCycle.prelude_of:
+            FastCycle.prelude_of = default
+            FastCycle.prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
+        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        door.transport.write(b"".join((STATUS_LINE[status], FastCycle.prelude, fields, ending, body)))
+        if self.keep_alive and not door.pipeline:
+            door.replied += 1
+            return
+        door.after_reply(self)
