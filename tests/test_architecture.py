@@ -88,7 +88,7 @@ def allowed(module: str, imported: str) -> bool:
         "append",
         "recording",
         "serving",
-    "replies",
+        "replies",
         "version",
         "head",
     }:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audit.event import EpochOpen, Event, Feedback, Gap
-from gateway.audit.feed import Delivery, Feed, Hole, Positions
+from gateway.audit.feed import Feed, Hole, Positions
 from gateway.audit.frame import Events, encoder, seal
 from gateway.audit.identity import parse_event_id
 from gateway.audit.spool_feed import SpoolFeed
@@ -21,8 +21,7 @@ from tests.gateway.audit.sim import Log, forget_owner, label, settle
 FeedMaker = Callable[[Path, Positions | None], Feed]
 
 FEEDS: dict[str, FeedMaker] = {"spool": SpoolFeed}
-WAIT_MS: dict[type, int] = {SpoolFeed: 0}
-"""How long a feed is given to find nothing; 2 s where it is not said."""
+WAIT_MS = 0
 
 
 @pytest.fixture(params=sorted(FEEDS))
@@ -37,17 +36,12 @@ def log(tmp_path: Path) -> Log:
     return Log(tmp_path / "state")
 
 
-def read(feed: Feed, step: int) -> Delivery:
-    """One read."""
-    return feed.read(step, WAIT_MS.get(type(feed), 2000))
-
-
 def drain(feed: Feed, step: int = 7) -> tuple[list[Event], list[Hole]]:
     """Everything a feed has, a few at a time."""
     events: list[Event] = []
     holes: list[Hole] = []
     while True:
-        delivery = read(feed, step)
+        delivery = feed.read(step, WAIT_MS)
         if not delivery.events and not delivery.holes:
             return events, holes
         events += delivery.events
@@ -117,7 +111,7 @@ def test_positions_resume_exactly_behind_what_was_returned(make_feed: FeedMaker,
     found: list[Event] = []
     while True:
         feed = make_feed(log.spool, positions)
-        delivery = read(feed, step)
+        delivery = feed.read(step, WAIT_MS)
         positions = feed.positions
         feed.close()
         if not delivery.events:

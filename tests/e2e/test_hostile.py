@@ -33,7 +33,9 @@ def connect(gateway: Gateway) -> socket.socket:
 
 
 def post(body: bytes, model: str = "linear", headers: str = "") -> bytes:
-    head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
@@ -140,7 +142,9 @@ def test_chunked_bodies_are_not_taken_for_heads(gateway: Gateway) -> None:
     """A hundred kilobytes in chunks are a body, not a head over its limit."""
     body = row(parameters={"pad": "x" * 100_000})
     with connect(gateway) as sock:
-        sock.sendall(b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sock.sendall(
+            b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for i in range(0, len(body), 8192):
             part = body[i : i + 8192]
             sock.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
