@@ -25,6 +25,7 @@ schema = 1
 owner = "examples@tidegate.invalid"
 tier = "low"
 task = "multiclass"
+card = "README.md"
 
 [inputs.X]
 features = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
@@ -33,6 +34,18 @@ features = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 kind = "probability"
 classes = ["small", "middle", "large"]
 """
+CARD = """# quickstart, version {version}
+
+Tells three kinds of flowers apart by four measures: {kind}. Trained by `examples/make_models.py` on 600 seeded,
+made-up rows; made for trying Tidegate out and for nothing else.
+
+| | tensor | datatype | shape | what |
+|---|---|---|---|---|
+| in | `X` | FP32 | [N, 4] | length and width of sepal, length and width of petal, in cm |
+| out | `label` | INT64 | [N] | the likeliest kind: 0 small, 1 middle, 2 large |
+| out | `probabilities` | FP32 | [N, 3] | of the three kinds; they sum to 1 |
+"""
+KINDS = {0: "a softmax regression", 8: "one hidden layer of 8"}
 
 
 def data() -> tuple[Any, Any]:
@@ -108,6 +121,8 @@ def files() -> dict[str, bytes]:
     for version, hidden in (("1", 0), ("2", 8)):
         out[f"models/quickstart/{version}/model.onnx"] = graph(train(hidden))
         out[f"models/quickstart/{version}/bundle.toml"] = BUNDLE.encode()
+        card = CARD.format(version=version, kind=KINDS[hidden])
+        out[f"models/quickstart/{version}/README.md"] = card.encode()
     return out
 
 

@@ -29,6 +29,12 @@ class ModelInvalid(ModelError):
     code = "model_invalid"
 
 
+class VersionChanged(ModelError):
+    """A version's files were written to while it was loaded: what was hashed is not what would run."""
+
+    code = "version_changed"
+
+
 class ProviderUnavailable(ModelError):
     """An execution provider was asked for that this build of ONNX Runtime does not have."""
 

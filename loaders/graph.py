@@ -1,46 +1,73 @@
-"""A look into an ONNX file without the onnx package: which operators does the graph use?
+"""A look into an ONNX file without the onnx package: which operators does it use, are weights elsewhere?
 
-The file is protobuf; four message types and five field numbers of onnx.proto are enough:
-ModelProto.graph = 7, GraphProto.node = 1, NodeProto.op_type = 4, NodeProto.attribute = 5,
-AttributeProto.g = 6 and .graphs = 11; ModelProto.functions = 25, FunctionProto.node = 7.
+The file is protobuf; a few field numbers of onnx.proto are enough: ModelProto.graph = 7, .functions = 25;
+GraphProto.node = 1, .initializer = 5; FunctionProto.node = 7; NodeProto.op_type = 4, .attribute = 5;
+AttributeProto.t = 5, .tensors = 10, .g = 6, .graphs = 11; TensorProto.external_data = 13.
+Not a step of its own: session looks before it gives the file to ONNX Runtime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 CONTROL_FLOW = frozenset(("Loop", "If", "Scan", "SequenceMap"))
 
 
-def operators(content: bytes) -> set[str]:
-    """The operator names of a graph and its subgraphs. Cost: one pass over the file's structure.
+class Seen(NamedTuple):
+    """Names of all operators, those of subgraphs and functions too; whether weights lie in other files."""
+
+    operators: frozenset[str]
+    external_data: bool
+
+
+def look(content: bytes) -> Seen:
+    """Look through a model file. Cost: one pass over its structure; weights are stepped over.
 
     Raises:
         ValueError: when the bytes are no protobuf message.
     """
-    names: set[str] = set()
+    pass_ = _Pass()
     for number, value in _fields(memoryview(content)):
         if number == 7:
-            _graph(value, names, 1)
+            pass_.graph(value)
         elif number == 25:
-            _graph(value, names, 7)
-    return names
+            pass_.function(value)
+    return Seen(frozenset(pass_.names), pass_.external_data)
 
 
-def _graph(message: memoryview, names: set[str], node_field: int) -> None:
-    for number, value in _fields(message):
-        if number == node_field:
-            _node(value, names)
+class _Pass:
+    """What one pass has seen so far."""
 
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.external_data = False
 
-def _node(message: memoryview, names: set[str]) -> None:
-    for number, value in _fields(message):
-        if number == 4:
-            names.add(bytes(value).decode("utf-8", "replace"))
-        elif number == 5:
-            for inner, subgraph in _fields(value):
-                if inner in {6, 11}:
-                    _graph(subgraph, names, 1)
+    def graph(self, message: memoryview) -> None:
+        for number, value in _fields(message):
+            if number == 1:
+                self._node(value)
+            elif number == 5:
+                self._tensor(value)
+
+    def function(self, message: memoryview) -> None:
+        for number, value in _fields(message):
+            if number == 7:
+                self._node(value)
+
+    def _node(self, message: memoryview) -> None:
+        for number, value in _fields(message):
+            if number == 4:
+                self.names.add(bytes(value).decode("utf-8", "replace"))
+            elif number == 5:
+                for inner, part in _fields(value):
+                    if inner in {6, 11}:
+                        self.graph(part)
+                    elif inner in {5, 10}:
+                        self._tensor(part)
+
+    def _tensor(self, message: memoryview) -> None:
+        self.external_data |= any(number == 13 for number, _ in _fields(message))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -37,6 +37,7 @@ class Registry:
         self._sessions: dict[Key, Session] = {}
         self._states: dict[Key, tuple[str, str | None]] = {}
         self._wanted: frozenset[Key] = frozenset()
+        self._closing = False
         self._work: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
@@ -67,10 +68,11 @@ class Registry:
 
     def close(self) -> None:
         """End the loader thread after the version it is at."""
+        self._closing = True
         self._work.put(None)
 
     def _run(self) -> None:
-        while (key := self._work.get()) is not None:
+        while (key := self._work.get()) is not None and not self._closing:
             if key in self._wanted:
                 if key not in self._sessions and self._states.get(key, ("", None))[0] != FAILED:
                     self._load_one(key)

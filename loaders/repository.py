@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 
 def scan(root: Path) -> Found:
-    """Look at the repository. Cost: two directory levels, no file is read.
+    """Look at the repository. Cost: two directory levels, no file is read. Links must stay inside of it.
 
     Raises:
         RepositoryMissing: there is no such directory.
@@ -60,6 +60,8 @@ def scan(root: Path) -> Found:
             continue
         if versions:
             models[entry.name] = versions
+        elif not any(problem.startswith(f"{entry.name}/") for problem in problems):
+            problems.append(f"{entry.name}: has no version: put a model at {entry.name}/1/{MODEL_FILE}")
     return Found(models, tuple(problems))
 
 
@@ -76,11 +78,17 @@ def _versions(directory: Path, base: Path, problems: list[str]) -> tuple[str, ..
                 problems.append(f"{directory.name}/{entry.name}: put it at {directory.name}/1/{MODEL_FILE}")
             continue
         if _VERSION.fullmatch(entry.name) is None:
-            problems.append(f"{directory.name}/{entry.name}: versions are positive integers")
+            problems.append(
+                f"{directory.name}/{entry.name}: versions are positive integers without leading zeros"
+            )
         elif not entry.resolve().is_relative_to(base):
             problems.append(f"{directory.name}/{entry.name}: a link that leaves the repository")
         elif not (entry / MODEL_FILE).is_file():
             problems.append(f"{directory.name}/{entry.name}: has no {MODEL_FILE}")
+        elif not (entry / MODEL_FILE).resolve().is_relative_to(base):
+            problems.append(
+                f"{directory.name}/{entry.name}: {MODEL_FILE} is a link that leaves the repository"
+            )
         else:
             found.append(entry.name)
     return tuple(sorted(found, key=int))

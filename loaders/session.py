@@ -1,7 +1,7 @@
 """Sessions: one loaded version, ready to run. bundle -> **session** -> registry.
 
-The file is read once, hashed and looked through, then given to ONNX Runtime as bytes (unless it has
-external data), so that what was hashed is what runs.
+What was hashed is what runs: the file is read once, looked through, hashed and given to ONNX Runtime as
+bytes. A model with external data must be loaded by its path; its files are hashed again afterwards.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import onnxruntime
 
 from loaders import graph, probe
-from loaders.bundle import Bundle, read_bundle
+from loaders.bundle import Bundle, read_bundle, tree_sha256
 from loaders.datatypes import FROM_ORT, NUMPY
-from loaders.errors import ModelInvalid, ProviderUnavailable
+from loaders.errors import ModelError, ModelInvalid, ProviderUnavailable, VersionChanged
 from loaders.repository import MODEL_FILE, version_directory
 from loaders.signature import Signature, TensorSpec
 
@@ -29,7 +29,8 @@ class Session:
 
     Attributes:
         batchable: rows of different requests may share a run.
-        inline_allowed: cost is predictable from the rows: no Loop, If or Scan in the graph.
+        inline_allowed: cost is predictable from the rows: no Loop, If or Scan in the graph, and no
+            dimension varies but the batch's.
         warm_cost_ns: rows to the time of a warm run, as a first guess of cost.
 
     Threading: `run` is safe from any thread and releases the GIL.
@@ -45,9 +46,9 @@ class Session:
         self.runtime = ""
         self.load_ms = 0
         self.warm_cost_ns: dict[int, int] = {1: 1_000_000}
-        self._session = session
         self._output_names = [spec.name for spec in self.signature.outputs]
-        # Skips the wrapper's checks of names and kinds; ours stand before it (tensors, codec).
+        # Skips the wrapper's checks of names and kinds (4 us a run); ours stand before it (tensors, codec).
+        # The wrapper itself is let go: it would keep the whole file's bytes beside the model.
         self._run = session._sess.run  # noqa: SLF001
 
     def run(
@@ -74,7 +75,6 @@ class Session:
     def close(self) -> None:
         """Let go of the memory."""
         self._run = None
-        self._session = None
 
 
 def load(
@@ -88,44 +88,64 @@ def load(
     """Load, probe and warm a version. Blocking; releases the GIL while ONNX Runtime loads.
 
     Raises:
-        BundleInvalid, ModelInvalid, ProviderUnavailable: with what to do.
+        BundleInvalid, ModelInvalid, ProviderUnavailable, VersionChanged: with what to do.
     """
     started = time.monotonic_ns()
     check_providers(providers)
+    where = f"{model}/{version}"
     directory = version_directory(root, model, version)
     try:
-        bundle = read_bundle(directory)
+        content = (directory / MODEL_FILE).read_bytes()
     except OSError as exc:
-        msg = f"{model}/{version}: its files cannot be read: {exc.strerror}"
+        msg = f"{where}: {MODEL_FILE}: {exc.strerror}"
         raise ModelInvalid(msg) from exc
-    path = directory / MODEL_FILE
+    try:
+        bundle = read_bundle(directory, {MODEL_FILE: content})
+        raw, seen = _open(directory, content, providers, intra_op_threads)
+        unchanged = not seen.external_data or tree_sha256(directory) == bundle.tree_sha256
+    except OSError as exc:
+        msg = f"{where}: its files cannot be read: {exc.strerror}"
+        raise ModelInvalid(msg) from exc
+    except ModelError:
+        raise
+    except Exception as exc:
+        text = (str(exc).splitlines() or [type(exc).__name__])[0].replace(str(root), "…")[:300]
+        msg = f"{where}: ONNX Runtime cannot load {MODEL_FILE}: {text}"
+        raise ModelInvalid(msg) from exc
+    if not unchanged:
+        msg = f"{where}: its files changed while it was loaded: put them there whole, then load it again"
+        raise VersionChanged(msg)
+    session = Session(model, version, raw, bundle)
+    provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
+    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op_threads}"
+    if probe.has_batch_dimension(session.signature):
+        session.batchable = probe.rows_are_independent(session.signature, session.run)
+    session.inline_allowed = not seen.operators & graph.CONTROL_FLOW and not _varies(session)
+    _warm(session)
+    session.load_ms = (time.monotonic_ns() - started) // 1_000_000
+    return session
+
+
+def _open(
+    directory: Path, content: bytes, providers: Sequence[str], intra_op_threads: int
+) -> tuple[Any, graph.Seen]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SEVERITY_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    external = any(p.is_file() and p.suffix in {".data", ".bin"} for p in directory.iterdir())
-    try:
-        content = path.read_bytes()
-        used = graph.operators(content)
-        source = str(path) if external else content
-        raw = onnxruntime.InferenceSession(source, options, providers=list(providers))
-    except OSError as exc:
-        msg = f"{model}/{version}: {MODEL_FILE}: {exc.strerror}"
-        raise ModelInvalid(msg) from exc
-    except Exception as exc:
-        text = (str(exc).splitlines() or [type(exc).__name__])[0].replace(str(root), "…")[:300]
-        msg = f"{model}/{version}: ONNX Runtime cannot load {MODEL_FILE}: {text}"
-        raise ModelInvalid(msg) from exc
-    session = Session(model, version, raw, bundle)
-    session.inline_allowed = not used & graph.CONTROL_FLOW
-    provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
-    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op_threads}"
-    if probe.has_batch_dimension(session.signature):
-        session.batchable = probe.rows_are_independent(session.signature, session.run)
-    _warm(session)
-    session.load_ms = (time.monotonic_ns() - started) // 1_000_000
-    return session
+    seen = graph.look(content)
+    source = str(directory / MODEL_FILE) if seen.external_data else content
+    # No fallback: it prints, and goes on with a provider that was not asked for.
+    raw = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
+    return raw, seen
+
+
+def _varies(session: Session) -> bool:
+    """Whether a run's cost may depend on more than the rows that batching counts."""
+    first = 1 if session.batchable else 0
+    specs = (*session.signature.inputs, *session.signature.outputs)
+    return any(-1 in spec.shape[first:] for spec in specs)
 
 
 def check_providers(providers: Sequence[str]) -> None:

@@ -86,7 +86,7 @@ def echo_text() -> bytes:
     return model([helper.make_node("Identity", ["X"], ["Y"])], (STRING, ("N", 2)), (STRING, ("N", 2)))
 
 
-def complex_numbers() -> bytes:
+def short_floats() -> bytes:
     """A datatype that no protocol of ours has."""
     kind = TensorProto.BFLOAT16
     return model([helper.make_node("Identity", ["X"], ["Y"])], (kind, ("N",)), (kind, ("N",)))
@@ -109,6 +109,32 @@ def choosing(wrapped: str = "") -> bytes:
     )
     call = helper.make_node(wrapped, ["X", "yes"], ["Y"], domain="own")
     return model([call], weights={"yes": np.array(True)}, functions=[function])
+
+
+def open_ended() -> bytes:
+    """Y = X + X, of rows of any length."""
+    return model([helper.make_node("Add", ["X", "X"], ["Y"])], (FLOAT, ("N", "L")), (FLOAT, ("N", "L")))
+
+
+def adding_weights(location: str) -> bytes:
+    """Y = X plus four floats that lie in another file."""
+    made = onnx.load_from_string(
+        model([helper.make_node("Add", ["X", "w"], ["Y"])], weights={"w": np.zeros(4, np.float32)})
+    )
+    weights = made.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        weights.external_data.add(key=key, value=value)
+    return bytes(made.SerializeToString())
+
+
+def containing(operator: str) -> bytes:
+    """A graph, not a valid one, with this operator in a branch of a branch."""
+    inner = helper.make_graph([helper.make_node(operator, ["a"], ["b"])], "inner", [], [])
+    outer = helper.make_graph([helper.make_node("Wrap", [], ["c"], body=inner)], "outer", [], [])
+    graph = helper.make_graph([helper.make_node("Wrap", [], ["d"], bodies=[outer])], "g", [], [])
+    return bytes(helper.make_model(graph).SerializeToString())
 
 
 def put(root: Path, content: bytes, name: str = "m", version: str = "1", bundle: str | None = None) -> Path:

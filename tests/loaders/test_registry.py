@@ -167,3 +167,16 @@ def test_want_back_while_it_waits_to_go(bench: Bench) -> None:
     bench.gate.set()
     bench.until(("3", READY))
     assert bench.registry.get("m", "1") is kept
+
+
+def test_close_ends_what_waits(bench: Bench) -> None:
+    """After `close` the version at work is finished, and none behind it is begun."""
+    bench.gate.clear()
+    bench.want("1", "2")
+    bench.until(("1", LOADING))
+    bench.registry.close()
+    bench.gate.set()
+    bench.until(("1", READY))
+    bench.registry._thread.join(WITHIN_S)
+    assert not bench.registry._thread.is_alive()
+    assert bench.registry.get("m", "2") is None

@@ -36,6 +36,7 @@ def test_versions_are_numbers(tmp_path: Path) -> None:
         ("m/0/model.onnx", "m/0: versions are positive integers"),
         ("m/01/model.onnx", "m/01: versions are positive integers"),
         ("m/\u0661/model.onnx", "versions are positive integers"),
+        ("m/config.pbtxt", "m: has no version: put a model at m/1/model.onnx"),
         ("m/1/net.onnx", "m/1: has no model.onnx"),
         ("m/1/model.onnx/x", "m/1: has no model.onnx"),
     ],
@@ -70,6 +71,18 @@ def test_links_that_leave_the_repository(tmp_path: Path, link: str) -> None:
     found = scan(root)
     assert set(found.models) == {"real", "alias"}
     assert found.problems == (f"{link}: a link that leaves the repository",)
+
+
+def test_file_that_leaves_the_repository(tmp_path: Path) -> None:
+    """A model file that is a link to elsewhere is refused; one within the repository is not."""
+    root = tmp_path / "models"
+    touch(tmp_path, "secret.onnx")
+    touch(root, "m/1/model.onnx")
+    for version, target in (("2", tmp_path / "secret.onnx"), ("3", root / "m/1/model.onnx")):
+        (root / "m" / version).mkdir()
+        (root / "m" / version / "model.onnx").symlink_to(target)
+    problem = "m/2: model.onnx is a link that leaves the repository"
+    assert scan(root) == ({"m": ("1", "3")}, (problem,))
 
 
 def test_missing_repository(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import onnxruntime
 import pytest
 
 from loaders import graph
-from loaders.errors import BundleInvalid, ModelInvalid, ProviderUnavailable
+from loaders import session as session_module
+from loaders.errors import BundleInvalid, ModelInvalid, ProviderUnavailable, VersionChanged
 from loaders.session import load
 from loaders.signature import Signature, TensorSpec
 from tests.loaders import graphs
@@ -42,6 +45,8 @@ def test_rows_that_must_stay_alone(tmp_path: Path, make) -> None:  # type: ignor
     graphs.put(tmp_path, make())
     session = load(tmp_path, "m", "1")
     assert not session.batchable
+    # Its cost follows the rows only where their number is fixed.
+    assert session.inline_allowed == (make is graphs.fixed)
     assert session.run({"X": np.ones((1, 4), np.float32)})[0].shape == (1, 4)
 
 
@@ -59,16 +64,101 @@ def test_text_runs_and_is_batchable(tmp_path: Path) -> None:
 def test_control_flow_is_not_run_inline(tmp_path: Path, wrapped: str) -> None:
     """If, Loop and Scan make cost unpredictable, in a function of the model too."""
     content = graphs.choosing(wrapped)
-    assert "If" in graph.operators(content)
+    assert "If" in graph.look(content).operators
     graphs.put(tmp_path, content)
     session = load(tmp_path, "m", "1")
     assert (session.inline_allowed, session.batchable) == (False, True)
 
 
+def test_open_dimensions_are_not_run_inline(tmp_path: Path) -> None:
+    """Rows of any length: their number does not tell the cost."""
+    graphs.put(tmp_path, graphs.open_ended())
+    session = load(tmp_path, "m", "1")
+    assert (session.inline_allowed, session.batchable) == (False, True)
+
+
+@pytest.mark.parametrize("operator", sorted(graph.CONTROL_FLOW))
+def test_control_flow_is_found_at_any_depth(operator: str) -> None:
+    """In a branch of a branch, too."""
+    assert graph.look(graphs.containing(operator)) == ({"Wrap", operator}, False)
+
+
+@pytest.mark.parametrize("name", ["model.onnx_data", "weights", "model.data"])
+def test_weights_in_another_file(tmp_path: Path, name: str) -> None:
+    """External data load under any name, and are part of the version's digest."""
+    directory = graphs.put(tmp_path, graphs.adding_weights(name))
+    (directory / name).write_bytes(np.arange(4, dtype="<f4").tobytes())
+    session = load(tmp_path, "m", "1")
+    assert session.run({"X": np.ones((1, 4), np.float32)})[0].tolist() == [[1, 2, 3, 4]]
+    (directory / name).write_bytes(bytes(16))
+    assert load(tmp_path, "m", "1").bundle.tree_sha256 != session.bundle.tree_sha256
+
+
+@pytest.mark.parametrize("location", ["../secret", "gone"])
+def test_weights_that_are_not_there(tmp_path: Path, location: str) -> None:
+    """Weights outside of the version, or missing, refuse it in one line without a path."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "secret").write_bytes(bytes(16))
+    graphs.put(tmp_path, graphs.adding_weights(location))
+    with pytest.raises(ModelInvalid, match=r"^m/1: ") as wrong:
+        load(tmp_path, "m", "1")
+    assert str(tmp_path) not in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+
+
+def test_files_that_change_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were written to between hash and load refuse the version: it is not what its digest says."""
+    weights = graphs.put(tmp_path, graphs.adding_weights("w")) / "w"
+    weights.write_bytes(bytes(16))
+    opened = onnxruntime.InferenceSession
+
+    def late(*args, **kwargs):  # type: ignore[no-untyped-def]
+        weights.write_bytes(bytes(15) + b"x")
+        return opened(*args, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", late)
+    with pytest.raises(VersionChanged, match=r"^m/1: its files changed while it was loaded"):
+        load(tmp_path, "m", "1")
+
+
+def test_model_that_changes_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed is what runs, whatever is written to the file meanwhile."""
+    path = graphs.put(tmp_path, graphs.double()) / "model.onnx"
+    before = load(tmp_path, "m", "1").bundle
+    hashed = session_module.read_bundle
+
+    def late(*args, **kwargs):  # type: ignore[no-untyped-def]
+        path.write_bytes(graphs.mixing())
+        return hashed(*args, **kwargs)
+
+    monkeypatch.setattr(session_module, "read_bundle", late)
+    session = load(tmp_path, "m", "1")
+    assert session.bundle == before
+    assert session.run({"X": np.ones((1, 4), np.float32)})[0].tolist() == [[2, 2, 2, 2]]
+
+
+def test_file_is_not_kept_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's wrapper keeps the file's bytes; it goes once the model is loaded."""
+    kept: list[weakref.ref[object]] = []
+    opened = onnxruntime.InferenceSession
+
+    def noted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        made = opened(*args, **kwargs)
+        kept.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    graphs.put(tmp_path, graphs.double())
+    session = load(tmp_path, "m", "1")
+    gc.collect()
+    assert kept[0]() is None
+    assert session.run({"X": np.ones((1, 4), np.float32)})[0].tolist() == [[2, 2, 2, 2]]
+
+
 def test_operators_are_found_in_branches() -> None:
     """Subgraphs are looked through; without control flow there is none."""
-    assert graph.operators(graphs.choosing()) == {"If", "Add", "Identity"}
-    assert not graph.operators(graphs.mixing()) & graph.CONTROL_FLOW
+    assert graph.look(graphs.choosing()).operators == {"If", "Add", "Identity"}
+    assert not graph.look(graphs.mixing()).operators & graph.CONTROL_FLOW
 
 
 @pytest.mark.parametrize(
@@ -94,8 +184,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_datatype_that_is_not_served(tmp_path: Path) -> None:
     """Refused with the tensor's name and type."""
-    graphs.put(tmp_path, graphs.complex_numbers())
-    with pytest.raises(ModelInvalid, match=r"m/1: .*(bfloat16|BFLOAT16)"):
+    graphs.put(tmp_path, graphs.short_floats())
+    with pytest.raises(ModelInvalid, match=r"m/1: input 'X' is tensor\(bfloat16\), which is not served"):
         load(tmp_path, "m", "1")
 
 
@@ -117,4 +207,4 @@ def test_provider_that_this_build_lacks(tmp_path: Path) -> None:
 def test_structure_that_is_none(content: bytes) -> None:
     """Cut or odd bytes end the look into a file, quickly and as an error of their own."""
     with pytest.raises(ValueError, match="not an ONNX file"):
-        graph.operators(content)
+        graph.look(content)
