@@ -78,20 +78,7 @@ def allowed(module: str, imported: str) -> bool:
         return there not in {"api", "core", "batching", "serving", "worker", "cli"}
     if here == "core":
         return there not in {"api", "worker", "cli", "supervisor"}
-    if here in {
-        "routing",
-        "batching",
-        "lanes",
-        "tensors",
-        "stages",
-        "errors",
-        "append",
-        "recording",
-        "serving",
-        "replies",
-        "version",
-        "head",
-    }:
+    if here in PARTS:
         return there not in {"api", "core", "worker", "cli", "supervisor"}
     if here in {"supervisor", "announce", "process", "claims"}:
         return there in {"claims", "fleet", "logs", "process", "gateway"}
