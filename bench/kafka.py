@@ -1,6 +1,7 @@
 """A real Apache Kafka for tests and for `make kafka`: one KRaft node from its Maven artifacts, on loopback.
 
-    python -m bench.kafka start [--port 9092] [--dir .kafka]      in the foreground, until Ctrl-C
+    python -m bench.kafka start [--port 9092] [--dir .kafka]      in the foreground, until Ctrl-C or SIGTERM
+    python -m bench.kafka stop|status [--dir .kafka]              from elsewhere; status ends 1 when none runs
 
 Needs Java 17 and, the first time, Maven. The jars (about 45 MB) are kept outside of the repository, in the directory
 that KAFKA_JARS names, by default the user's cache.
@@ -9,6 +10,7 @@ that KAFKA_JARS names, by default the user's cache.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -31,6 +33,8 @@ POM = f"""<project><modelVersion>4.0.0</modelVersion>
 """
 HEAP = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 START_TIMEOUT_S = 60.0
+_TERMINATED = 128 + signal.SIGTERM
+"""How a JVM ends that was told to."""
 
 
 class KafkaAbsent(Exception):
@@ -76,6 +80,24 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def cluster_id() -> str:
+    """A random one. Never with a dash in front: the tool that takes it would read an option."""
+    while True:
+        made = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not made.startswith("-"):
+            return made
+
+
+def running(directory: Path) -> int | None:
+    """The pid of the broker that runs on a data directory, or None."""
+    try:
+        pid = int((directory / "kafka.pid").read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(directory / "server.properties") in command else None
+
+
 class Broker:
     """One KRaft node (broker and controller) with its own data directory.
 
@@ -101,14 +123,22 @@ class Broker:
         """Format when new, start, and wait until it answers.
 
         Raises:
+            KafkaAbsent: the port or the directory is in use, or the directory cannot be formatted.
             TimeoutError: not up within a minute; its last lines are in the message.
         """
+        other = running(self._directory)
+        if other is not None:
+            msg = f"a broker runs on this directory already (pid {other})"
+            raise KafkaAbsent(msg)
+        self._check_port()
         config = self._write_config()
         if not (self._directory / "data" / "meta.properties").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            command = self._java("kafka.tools.StorageTool", "format", "-t", cluster)
+            command = self._java("kafka.tools.StorageTool", "format", "-t", cluster_id())
             command += ["-c", str(config)]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode:
+                msg = f"Kafka cannot format its directory: {(done.stdout + done.stderr).strip()[-300:]}"
+                raise KafkaAbsent(msg)
         with (self._directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._java("kafka.Kafka", str(config)),
@@ -117,6 +147,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        (self._directory / "kafka.pid").write_text(f"{self._process.pid}\n")
         self._await_ready()
         return self
 
@@ -153,7 +184,10 @@ class Broker:
 
     def _end(self, number: int) -> None:
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
+        if process is None:
+            return
+        (self._directory / "kafka.pid").unlink(missing_ok=True)
+        if process.poll() is not None:
             return
         process.send_signal(number)
         try:
@@ -183,6 +217,9 @@ class Broker:
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
+            # After a kill -9 the controller lets the node back only when its old session is over (9 s by default).
+            "broker.session.timeout.ms": "1500",
+            "broker.heartbeat.interval.ms": "300",
             "log.cleaner.dedupe.buffer.size": "4194304",
             "num.network.threads": "2",
             "num.io.threads": "2",
@@ -191,6 +228,16 @@ class Broker:
         path = self._directory / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
         return path
+
+    def _check_port(self) -> None:
+        """Somebody else's listener would look like a broker that answers."""
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", self.port))
+            except OSError:
+                msg = f"port {self.port} is in use: stop what listens there, or give another with --port"
+                raise KafkaAbsent(msg) from None
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -209,28 +256,62 @@ class Broker:
         raise TimeoutError(msg)
 
 
-def main() -> int:
-    """`make kafka`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kafka", description=__doc__)
-    parser.add_argument("command", choices=["start"])
-    parser.add_argument("--port", type=int, default=9092)
-    parser.add_argument("--dir", type=Path, default=Path(".kafka"))
-    given = parser.parse_args()
+def _serve(directory: Path, port: int) -> int:
+    """In the foreground until told to stop, by Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    broker: Broker | None = None
     try:
-        broker = Broker(given.dir.resolve(), given.port).start()
+        broker = Broker(directory, port)
+        broker.start()
+        sys.stdout.write(
+            f"Kafka {KAFKA_VERSION} answers on {broker.bootstrap}; Ctrl-C stops it\n"
+            f"  tidegate serve --set kafka.bootstrap_servers={broker.bootstrap}\n"
+        )
+        sys.stdout.flush()
+        status = broker.wait()
+        return 0 if status == _TERMINATED else status
     except (KafkaAbsent, TimeoutError) as exc:
         sys.stderr.write(f"kafka: {exc}\n")
         return 2
-    sys.stdout.write(
-        f"Kafka {KAFKA_VERSION} answers on {broker.bootstrap}; Ctrl-C stops it\n"
-        f"  tidegate serve --set kafka.bootstrap_servers={broker.bootstrap}\n"
-    )
-    sys.stdout.flush()
-    try:
-        return broker.wait()
     except KeyboardInterrupt:
-        broker.stop()
         return 0
+    finally:
+        if broker is not None:
+            broker.stop()
+
+
+def _stop(directory: Path) -> int:
+    """End the broker of a directory; 1 when none runs."""
+    pid = running(directory)
+    if pid is None:
+        sys.stdout.write("no broker runs here\n")
+        return 1
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while running(directory) == pid and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if running(directory) == pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    sys.stdout.write("stopped\n")
+    return 0
+
+
+def main() -> int:
+    """`make kafka`."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kafka", description=__doc__)
+    parser.add_argument("command", choices=["start", "stop", "status"])
+    parser.add_argument("--port", type=int, default=9092)
+    parser.add_argument("--dir", type=Path, default=Path(".kafka"))
+    given = parser.parse_args()
+    directory = given.dir.resolve()
+    if given.command == "start":
+        return _serve(directory, given.port)
+    if given.command == "stop":
+        return _stop(directory)
+    pid = running(directory)
+    sys.stdout.write("no broker runs here\n" if pid is None else f"a broker runs here (pid {pid})\n")
+    return 1 if pid is None else 0
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 aiokafka's consumer is asynchronous, a feed is not: it runs on a private event loop, moved only inside `read`. Besides
 the marks per (source, epoch), `positions` holds a "kafka/<partition>" offset each, so that a resumed feed does not read
-the topic from its beginning.
+the topic from its beginning. No consumer group: a consumer keeps its positions together with its own state.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Set
 
 import msgspec
 from aiokafka import AIOKafkaConsumer
@@ -20,7 +21,11 @@ from gateway.audit.feed import Delivery, HighWater, Positions
 from gateway.audit.identity import parse_event_id
 from gateway.errors import FeedUnreachable
 
+METADATA_AGE_MS = 30_000
+"""Partitions that were added to the topic are found within."""
 _OFFSET = "kafka/"
+_VISIBLE_S = 1.0
+_ANSWER_S = 15.0
 
 
 class KafkaFeed:
@@ -38,11 +43,12 @@ class KafkaFeed:
         self._offsets = {k: v for k, v in given.items() if k.startswith(_OFFSET)}
         self._marks = HighWater({k: v for k, v in given.items() if not k.startswith(_OFFSET)})
         self._topic = topic
+        self._assigned: frozenset[int] = frozenset()
         self._loop = asyncio.new_event_loop()
         self.unreadable = 0
         try:
             self._consumer = self._loop.run_until_complete(self._start(bootstrap_servers))
-        except KafkaError as exc:
+        except (KafkaError, TimeoutError) as exc:
             self._loop.close()
             msg = f"Kafka at {bootstrap_servers} cannot be read: {type(exc).__name__}"
             raise FeedUnreachable(msg) from exc
@@ -74,32 +80,45 @@ class KafkaFeed:
             auto_offset_reset="earliest",
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=4 * 1024 * 1024,
+            metadata_max_age_ms=METADATA_AGE_MS,
         )
         try:
-            await consumer.start()
-            partitions = await self._partitions(consumer)
-            consumer.assign(partitions)
-            for partition in partitions:
-                offset = self._offsets.get(f"{_OFFSET}{partition.partition}")
-                if offset is None:
-                    await consumer.seek_to_beginning(partition)
-                else:
-                    consumer.seek(partition, offset)
+            async with asyncio.timeout(_ANSWER_S):
+                await consumer.start()
+                await self._subscribe(consumer)
         except BaseException:
             await consumer.stop()
             raise
         return consumer
 
-    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
-        for _ in range(50):
-            await consumer._client.force_metadata_update()  # noqa: SLF001
-            found = consumer._client.cluster.partitions_for_topic(self._topic)  # noqa: SLF001
-            if found:
-                return [TopicPartition(self._topic, p) for p in sorted(found)]
-            consumer._client.add_topic(self._topic)  # noqa: SLF001
+    async def _subscribe(self, consumer: AIOKafkaConsumer) -> None:
+        """All partitions of the topic, also those that come later; a topic made just now may take a moment."""
+        deadline_s = self._loop.time() + _VISIBLE_S
+        while self._topic not in await consumer.topics():
+            if self._loop.time() > deadline_s:
+                msg = f"topic {self._topic} is not there"
+                raise FeedUnreachable(msg)
             await asyncio.sleep(0.1)
-        msg = f"topic {self._topic} is not there"
-        raise FeedUnreachable(msg)
+        # One partition makes the client ask for the topic's metadata, which tells the others.
+        self._assign(consumer, {0})
+        while not consumer.partitions_for_topic(self._topic):
+            await asyncio.sleep(0.005)
+        self._follow(consumer)
+
+    def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        """Read partitions that were added, too."""
+        found = consumer.partitions_for_topic(self._topic) or set()
+        if not found <= self._assigned:
+            self._assign(consumer, found | self._assigned)
+
+    def _assign(self, consumer: AIOKafkaConsumer, partitions: Set[int]) -> None:
+        """Assigned by hand and placed at once: what aiokafka assigns by itself begins at the start again."""
+        self._assigned = frozenset(partitions)
+        consumer.assign([TopicPartition(self._topic, number) for number in sorted(partitions)])
+        for number in partitions:
+            offset = self._offsets.get(f"{_OFFSET}{number}")
+            if offset is not None:
+                consumer.seek(TopicPartition(self._topic, number), offset)
 
     async def _read(self, max_events: int, wait_ms: int) -> Delivery:
         deadline_s = self._loop.time() + wait_ms / 1000
@@ -112,6 +131,7 @@ class KafkaFeed:
 
     async def _fetch(self, max_events: int, wait_ms: int) -> Delivery:
         delivery = Delivery([], [])
+        self._follow(self._consumer)
         fetched = await self._consumer.getmany(timeout_ms=wait_ms, max_records=max_events)
         for partition, records in fetched.items():
             for record in records:

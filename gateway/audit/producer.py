@@ -1,4 +1,4 @@
-"""The producer: one idempotent connection to the topic, and the way to abandon it.
+"""The producer: one idempotent connection to the topic, what it sends, and the way to abandon it.
 
 forwarder -> **producer** -> Kafka. aiokafka 0.14 cannot be trusted with its own recovery: a batch that expires
 without a leader leaves a hole in its sequence that the broker refuses for ever, and `stop` hangs while no
@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
+
+from gateway.audit.event import Event, encode_event
+
+RENEW_RECORDS = 1_000_000_000
+"""A producer takes this many, then is renewed: aiokafka's sequence turns negative at 2^31 in a partition."""
 
 
 class Record(NamedTuple):
@@ -25,11 +31,46 @@ class Record(NamedTuple):
     headers: list[tuple[str, bytes]]
 
 
+def made_ms(event: Event) -> int:
+    """An event's own time, Unix ms."""
+    return (getattr(event, "done_ns", 0) or getattr(event, "at_ns", 0) or time.time_ns()) // 1_000_000
+
+
+class Envelope:
+    """Makes events of one source into records (CloudEvents, binary mode).
+
+    Args:
+        encoding: of values, "msgpack" or "json".
+    """
+
+    def __init__(self, gateway_id: str, source: int, encoding: str) -> None:
+        self._encoding = encoding
+        self._types: dict[type, tuple[str, bytes]] = {}
+        self._version = ("ce_specversion", b"1.0")
+        self._source = ("ce_source", f"/tidegate/{gateway_id}/{source:016x}".encode())
+        self._content = ("content-type", f"application/{encoding}".encode())
+
+    def record(self, event: Event) -> Record:
+        """One event as it goes to the topic, stamped with its own time."""
+        kind = type(event)
+        type_header = self._types.get(kind)
+        if type_header is None:
+            type_header = ("ce_type", f"tidegate.{kind.__struct_config__.tag}".encode())
+            self._types[kind] = type_header
+        key = event.id.encode()
+        return Record(
+            key,
+            encode_event(event, self._encoding),
+            made_ms(event),
+            [self._version, ("ce_id", key), type_header, self._source, self._content],
+        )
+
+
 class TopicProducer:
     """One life of a producer.
 
     Args:
-        batch_bytes: the largest produce batch before compression.
+        batch_bytes: the largest produce batch before compression; a single larger record goes alone.
 
     Threading: one event loop.
     """
@@ -37,11 +78,11 @@ class TopicProducer:
     def __init__(self, bootstrap_servers: str, topic: str, batch_bytes: int, request_timeout_ms: int) -> None:
         self._topic = topic
         self._deadline_s = request_timeout_ms / 1000 * 1.5
+        self._sent = 0
         self._producer = AIOKafkaProducer(
             bootstrap_servers=bootstrap_servers,
             enable_idempotence=True,
             max_batch_size=batch_bytes,
-            max_request_size=4 * batch_bytes,
             linger_ms=0,
             request_timeout_ms=request_timeout_ms,
             retry_backoff_ms=250,
@@ -50,11 +91,16 @@ class TopicProducer:
         )
         self._futures: set[asyncio.Future[object]] = set()
 
+    @property
+    def spent(self) -> bool:
+        """It has sent so much that a new one should take over."""
+        return self._sent >= RENEW_RECORDS
+
     async def start(self) -> None:
         """Connect.
 
         Raises:
-            aiokafka.errors.KafkaError: no broker answers; call `abandon`.
+            aiokafka.errors.KafkaError, TimeoutError: no broker answers; call `abandon`.
         """
         async with asyncio.timeout(self._deadline_s):
             await self._producer.start()
@@ -67,50 +113,57 @@ class TopicProducer:
             Exception: whatever went wrong; the fate of the batch is unknown. Call `abandon`.
         """
         batch = self._producer.create_batch()
+        append = batch.append
         count = 0
-        for record in records:
-            added = batch.append(
-                key=record.key,
-                value=record.value,
-                timestamp=record.timestamp_ms,
-                headers=record.headers,
-            )
-            if added is None:
+        for key, value, timestamp_ms, headers in records:
+            if append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
                 break
             count += 1
-        if not count:
-            return 0
         batch.close()
         async with asyncio.timeout(self._deadline_s):
             future = await self._producer.send_batch(batch, self._topic, partition=partition)
             self._futures.add(future)
-            try:
-                await asyncio.shield(future)
-            finally:
-                if future.done():
-                    self._futures.discard(future)
+            # aiokafka does not expect its future to be cancelled.
+            await asyncio.shield(future)
+            self._futures.discard(future)
+        self._sent += count
         return count
 
     async def abandon(self) -> None:
-        """Drop the producer with all that it holds, at once, whatever state it is in."""
+        """Drop the producer with all that it holds, whatever state it is in; takes a second at most, or
+        two where a connection does not close."""
         producer = self._producer
         producer._closed = True  # noqa: SLF001
-        producer._message_accumulator.fail_all(ConnectionError("abandoned"))  # noqa: SLF001
+        accumulator = producer._message_accumulator  # noqa: SLF001
+        # A batch that was put back for a retry is not pending any more, and its callback would fail on that.
+        accumulator._pending_batches = _Forgiving(accumulator._pending_batches)  # noqa: SLF001
+        queued = [batch for batches in accumulator._batches.values() for batch in batches]  # noqa: SLF001
+        for batch in (*queued, *accumulator._pending_batches):  # noqa: SLF001
+            self._futures.add(batch.future)
+            batch._drain_waiter.add_done_callback(_consume)  # noqa: SLF001
+        for future in self._futures:
+            future.add_done_callback(_consume)
+        accumulator.fail_all(ConnectionError("abandoned"))
         task = getattr(producer._sender, "_sender_task", None)  # noqa: SLF001
         if task is not None:
             # It would tell a transaction that is not there, and log a traceback.
             task.remove_done_callback(producer._sender._fail_all)  # noqa: SLF001
             task.add_done_callback(_consume)
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await asyncio.wait([task], timeout=2)
-        for future in self._futures:
-            if future.done() and not future.cancelled():
-                future.exception()
-            future.add_done_callback(_consume)
+        # Closed while the sender ends: it waits for requests that only a closed connection ends.
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(1):
                 await producer.client.close()
+        if task is not None:
+            _, alive = await asyncio.wait([task], timeout=1)
+            for one in alive:
+                one.cancel()
+
+
+class _Forgiving(set):  # type: ignore[type-arg]
+    """A set whose members may be removed twice."""
+
+    remove = set.discard
 
 
 def _consume(future: asyncio.Future[object]) -> None:

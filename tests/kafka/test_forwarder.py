@@ -6,79 +6,18 @@ import asyncio
 import json
 import logging
 import time
-import uuid
-from collections import defaultdict
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from bench.kafka import Broker
-from gateway.audit.forwarder import Forwarder
-from gateway.audit.recorder import Recorder
-from gateway.audit.spool import epochs, segments
-from gateway.audit.writer import Writer
-from gateway.config import Kafka
-from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, forget_recorder, label, settle
-
-
-class Lived:
-    """A log with one living writer, drained on request, and forwarders to one topic of its own."""
-
-    def __init__(self, directory: Path, bootstrap: str, **settings: Any) -> None:
-        self.log = Log(directory)
-        self.recorder: Recorder = self.log.recorder()
-        self.writer: Writer = self.log.owner(ring_bytes=1 << 20)
-        self.kafka = Kafka(bootstrap_servers=bootstrap, topic=f"t-{uuid.uuid4().hex[:12]}", **settings)
-        self.directory = self.log.state_dir / "forwarder"
-
-    def append(self, *values: int, pad_bytes: int = 0) -> None:
-        """Labels, on disk."""
-        assert self.writer.append_events([label(value, pad_bytes) for value in values]) is not None
-        settle(self.recorder)
-
-    def forwarder(self) -> Forwarder:
-        """A new one, as after a start."""
-        return Forwarder(self.log.spool, self.directory, GATEWAY_ID, self.kafka)
-
-    def forward(self) -> Forwarder:
-        """Send what is there and end."""
-        forwarder = self.forwarder()
-
-        async def send() -> None:
-            task = asyncio.create_task(forwarder.run())
-            await until(lambda: self.behind(forwarder) == 0)
-            forwarder.stop()
-            await task
-
-        asyncio.run(send())
-        return forwarder
-
-    def behind(self, forwarder: Forwarder) -> int:
-        """Events on disk that are not acknowledged."""
-        at = forwarder._positions.entries
-        return sum(
-            int.from_bytes((epoch.path / "synced").read_bytes(), "little")
-            - at.get(epoch.key, {"next_seq": 0})["next_seq"]
-            for epoch in epochs(self.log.spool)
-        )
-
-    def close(self) -> None:
-        """Let go of the rings."""
-        forget_owner(self.writer)
-        forget_recorder(self.recorder)
-
-
-async def until(condition: Callable[[], bool], wait_s: float = 90.0) -> None:
-    """Wait for processes of others."""
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        await asyncio.sleep(0.02)
+from gateway.audit.frame import seal
+from gateway.audit.spool import epoch_path, epochs, segments, write_closed
+from tests.gateway.audit.sim import GATEWAY_ID
+from tests.kafka.lived import Lived, check_contiguous, labels, read_topic, run_with, until
 
 
 @pytest.fixture
@@ -93,49 +32,6 @@ def lived(tmp_path: Path, kafka_bootstrap: str):
     yield make
     for one in made:
         one.close()
-
-
-def read_topic(bootstrap: str, topic: str) -> list[Message]:
-    """The whole topic, partition by partition."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reads", "enable.auto.commit": False})
-    try:
-        found = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in found}
-        consumer.assign([TopicPartition(topic, p, 0) for p in found])
-        messages: list[Message] = []
-        deadline = time.monotonic() + 60
-        while len(messages) < sum(ends.values()):
-            assert time.monotonic() < deadline, "the topic does not come to its end"
-            messages += [m for m in consumer.consume(500, timeout=0.5) if m.error() is None]
-        return messages
-    finally:
-        consumer.close()
-
-
-def check_contiguous(messages: list[Message], decode: Callable[[bytes], Any]) -> dict[str, list[dict]]:
-    """Each epoch in one partition, in order without a hole once doubles are dropped; its events."""
-    partitions = defaultdict(set)
-    events: dict[str, list[dict]] = defaultdict(list)
-    for message in messages:
-        event = decode(message.value())
-        assert message.key().decode() == event["id"]
-        key, seq = event["id"][:25], int(event["id"][26:], 16)
-        partitions[key].add(message.partition())
-        assert seq <= len(events[key]), f"{key}: {seq} came, {len(events[key])} was next"
-        if seq == len(events[key]):
-            events[key].append(event)
-    assert all(len(found) == 1 for found in partitions.values())
-    return events
-
-
-def labels(events: dict[str, list[dict]]) -> list[int]:
-    """Values of the label events."""
-    return [
-        event["labels"][0]["value"]
-        for of_epoch in events.values()
-        for event in of_epoch
-        if event["type"] == "feedback"
-    ]
 
 
 @pytest.mark.parametrize("encoding", ["msgpack", "json"])
@@ -192,10 +88,7 @@ def test_the_topic_is_made_for_an_audit(lived):
 def test_a_topic_with_other_settings_is_told_and_used(lived, caplog):
     """A topic that is there keeps its settings; the difference is logged once and records are sent."""
     one = lived(partitions=2)
-    admin = AdminClient({"bootstrap.servers": one.kafka.bootstrap_servers})
-    new = NewTopic(one.kafka.topic, 1, 1, config={"retention.ms": "86400000"})
-    (future,) = admin.create_topics([new]).values()
-    future.result(timeout=10)
+    one.make_topic(retention_ms="86400000")
     one.append(1, 2)
     with caplog.at_level(logging.WARNING, logger="tidegate.forwarder"):
         one.forward()
@@ -203,6 +96,7 @@ def test_a_topic_with_other_settings_is_told_and_used(lived, caplog):
     assert [line for line in told if "retention.ms" in line] == [
         f"topic {one.kafka.topic}: retention.ms is '86400000', expected '-1'"
     ]
+    assert f"topic {one.kafka.topic}: it has 1 partitions, expected 2" in told
     assert len(told) == len(set(told))
     messages = read_topic(one.kafka.bootstrap_servers, one.kafka.topic)
     assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == [1, 2]
@@ -210,7 +104,8 @@ def test_a_topic_with_other_settings_is_told_and_used(lived, caplog):
 
 def test_an_oversized_event_is_told_by_a_gap(lived):
     """An event that the topic cannot take: a gap of its number stands in its place, the rest goes on."""
-    one = lived(partitions=1, batch_bytes=16_384)
+    one = lived(partitions=1)
+    one.make_topic(max_message_bytes="20000")
     one.append(1)
     one.append(2, pad_bytes=20_000)
     one.append(3)
@@ -226,6 +121,46 @@ def test_an_oversized_event_is_told_by_a_gap(lived):
     assert gap["from_seq"] == gap["to_seq"] == int(gap["id"][26:], 16)
     (line,) = (one.directory / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == gap["id"]
+
+
+def test_a_topic_that_takes_little_is_sent_little_batches(lived):
+    """Batches keep to the topic's own max.message.bytes, not to ours: nothing is refused for ever."""
+    one = lived(partitions=1)
+    one.make_topic(max_message_bytes="20000")
+    for i in range(10):
+        one.append(*range(10 * i, 10 * i + 10), pad_bytes=900)
+    forwarder = one.forward()
+    assert (forwarder.retries, forwarder.quarantined) == (0, 0)
+    messages = read_topic(one.kafka.bootstrap_servers, one.kafka.topic)
+    assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == list(range(100))
+
+
+def test_a_record_larger_than_a_batch_goes_alone(lived):
+    """`batch_bytes` limits batches, only the topic limits a record."""
+    one = lived(partitions=1, batch_bytes=16_384)
+    one.append(1)
+    one.append(2, pad_bytes=50_000)
+    one.append(3)
+    assert one.forward().quarantined == 0
+    messages = read_topic(one.kafka.bootstrap_servers, one.kafka.topic)
+    assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == [1, 2, 3]
+
+
+def test_an_unreadable_frame_is_told_by_a_gap(lived):
+    """A whole frame whose content we cannot read: a gap of its numbers, and no source waits behind it."""
+    one = lived(partitions=1)
+    one.append(1)
+    path = epoch_path(one.log.spool, 7, 1).path
+    path.mkdir(parents=True)
+    (path / f"{0:020d}.log").write_bytes(seal(0, 3, b"\xc1 of another format"))
+    (path / "synced").write_bytes((3).to_bytes(8, "little"))
+    forwarder = one.forward()
+    assert (forwarder.quarantined, forwarder.retries) == (1, 0)
+    messages = read_topic(one.kafka.bootstrap_servers, one.kafka.topic)
+    events = check_contiguous(messages, msgspec.msgpack.decode)
+    assert labels(events) == [1]
+    (gap,) = events[f"{7:016x}-{1:08x}"]
+    assert (gap["type"], gap["cause"], gap["from_seq"], gap["to_seq"]) == ("gap", "corrupt", 0, 2)
 
 
 def test_a_damaged_segment_holds_up_nothing_else(lived):
@@ -255,20 +190,6 @@ def test_a_damaged_segment_holds_up_nothing_else(lived):
     assert asyncio.run(send()) < 0.2
     messages = read_topic(one.kafka.bootstrap_servers, one.kafka.topic)
     assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == [1]
-
-
-def run_with(forwarder: Forwarder, drive: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Forward while `drive` does something, then stop."""
-
-    async def both() -> None:
-        task = asyncio.create_task(forwarder.run())
-        try:
-            await drive()
-        finally:
-            forwarder.stop()
-            await task
-
-    asyncio.run(both())
 
 
 def test_a_broker_killed_in_the_middle_loses_nothing(tmp_path: Path, kafka_broker: Broker):
@@ -312,5 +233,114 @@ def test_without_a_broker_it_stops_when_told(tmp_path: Path):
         assert time.monotonic() - started < 10
         status = json.loads((one.directory / "status.json").read_bytes())
         assert status["lag_events"] == one.behind(forwarder) > 0
+        assert status["lag_bytes"] > 0
+        assert 0 <= status["oldest_age_ms"] < 60_000
+        assert status["quarantined"] == 0
+    finally:
+        one.close()
+
+
+def test_a_frozen_broker_is_left_and_found_again(tmp_path: Path, kafka_broker: Broker, monkeypatch, caplog):
+    """A broker that stops answering: the producer is abandoned without a trace, doubles are all that comes of
+    it, and a stop does not wait for an answer."""
+    monkeypatch.setattr("gateway.audit.forwarder.STOP_S", 0.5)
+    one = Lived(tmp_path / "state", kafka_broker.bootstrap, partitions=1, request_timeout_ms=500)
+    forwarder = one.forwarder()
+    stopped_s = 0.0
+
+    async def drive() -> None:
+        nonlocal stopped_s
+        one.append(1)
+        await until(lambda: one.behind(forwarder) == 0)
+        kafka_broker.freeze()
+        one.append(2)
+        await until(lambda: forwarder.retries > 0)
+        kafka_broker.thaw()
+        await until(lambda: one.behind(forwarder) == 0)
+        kafka_broker.freeze()
+        one.append(3)
+        stopped_s = time.monotonic()
+
+    try:
+        run_with(forwarder, drive)
+        assert time.monotonic() - stopped_s < 4
+        kafka_broker.thaw()
+        one.forward()
+        messages = read_topic(kafka_broker.bootstrap, one.kafka.topic)
+        assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == [1, 2, 3]
+        assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+    finally:
+        one.close()
+
+
+def test_a_killed_forwarder_goes_on_when_it_is_back(tmp_path: Path, kafka_broker: Broker):
+    """The real process: started without a broker, killed -9 while it sends, told to stop; nothing is lost."""
+    kafka_broker.stop()
+    one = Lived(tmp_path / "state", kafka_broker.bootstrap, partitions=1, request_timeout_ms=2000)
+    for i in range(100):
+        one.append(*range(100 * i, 100 * i + 100), pad_bytes=300)
+    process = one.process()
+
+    def sent() -> int:
+        try:
+            found = json.loads((one.directory / "positions.json").read_bytes())
+        except FileNotFoundError:
+            return 0
+        return sum(entry["next_seq"] for entry in found.values())
+
+    async def drive() -> None:
+        nonlocal process
+        await until(lambda: "kafka_not_reachable" in one.said())
+        await asyncio.to_thread(kafka_broker.restart)
+        await until(lambda: sent() > 0)
+        process.kill()
+        process.wait()
+        one.append(10_000)
+        process = one.process()
+        await until(lambda: one.behind(one.forwarder()) == 0)
+        process.terminate()
+
+    try:
+        asyncio.run(drive())
+        assert process.wait(timeout=10) == 0
+        assert one.said().count("kafka_not_reachable") == 1
+        assert "Traceback" not in one.said()
+        messages = read_topic(kafka_broker.bootstrap, one.kafka.topic)
+        assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == list(range(10_001))
+    finally:
+        process.kill()
+        process.wait()
+        one.close()
+
+
+def test_epochs_that_are_over_cost_nothing(tmp_path: Path):
+    """An epoch that is closed and sent is not looked at again; one that is gone is forgotten, on disk too."""
+    one = Lived(tmp_path / "state", "127.0.0.1:1")
+    epoch = epoch_path(one.log.spool, 7, 1)
+    epoch.path.mkdir(parents=True)
+    (epoch.path / "synced").write_bytes((3).to_bytes(8, "little"))
+    forwarder = one.forwarder()
+    forwarder.stop()  # looks each time
+    forwarder._positions.entry(epoch.key, 1)["next_seq"] = 3
+    try:
+        assert epoch in forwarder._look()
+        write_closed(epoch, 3, "closed")
+        assert epoch not in forwarder._look()
+        epoch.path.rename(tmp_path / "gone")
+        forwarder._look()
+        forwarder._positions.flush()
+        assert epoch.key not in json.loads((one.directory / "positions.json").read_bytes())
+    finally:
+        one.close()
+
+
+def test_unreadable_positions_are_told(tmp_path: Path, caplog):
+    """A damaged position file: everything is sent again, and the log says why."""
+    one = Lived(tmp_path / "state", "127.0.0.1:1")
+    one.directory.mkdir()
+    (one.directory / "positions.json").write_bytes(b'{"a": 3}')
+    try:
+        assert one.forwarder()._positions.entries == {}
+        assert "positions_unreadable" in [record.message for record in caplog.records]
     finally:
         one.close()
