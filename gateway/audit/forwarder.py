@@ -193,6 +193,7 @@ class Forwarder:
             elif self._stopping:
                 return
             else:
+                self._positions.save_due()
                 await asyncio.sleep(IDLE_S)
             self._write_status()
 

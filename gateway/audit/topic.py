@@ -174,7 +174,12 @@ class Positions:
     def moved(self) -> None:
         """A position moved; saved now and then."""
         self._dirty = True
-        if time.monotonic() - self._saved_s >= SAVE_S:
+        self.save_due()
+
+    def save_due(self) -> None:
+        """Save what moved, once the last save is `SAVE_S` ago; also for a forwarder with nothing to send, or
+        the last positions of a burst would stay in memory alone."""
+        if self._dirty and time.monotonic() - self._saved_s >= SAVE_S:
             self.flush()
 
     def save(self) -> None:

@@ -344,3 +344,23 @@ def test_unreadable_positions_are_told(tmp_path: Path, caplog):
         assert "positions_unreadable" in [record.message for record in caplog.records]
     finally:
         one.close()
+
+
+def test_the_last_positions_of_a_burst_are_saved_while_idle(tmp_path: Path, kafka_bootstrap: str):
+    """Two quick batches, then nothing: what was acknowledged stands on disk without a stop or a further send."""
+    one = Lived(tmp_path / "state", kafka_bootstrap, partitions=1, batch_bytes=16_384)
+    one.make_topic()
+    one.append(*range(200), pad_bytes=300)
+    forwarder = one.forwarder()
+
+    async def drive() -> None:
+        task = asyncio.create_task(forwarder.run())
+        await until(lambda: one.behind(forwarder) == 0)
+        await until(lambda: one.behind(one.forwarder()) == 0, wait_s=5)
+        forwarder.stop()
+        await task
+
+    try:
+        asyncio.run(drive())
+    finally:
+        one.close()
