@@ -1,154 +1,249 @@
-"""What every feed holds, over the spool and over any other place: one suite, a parameter a feed.
-
-A test makes a log through rings and a recorder, then reads it. To add a feed, add its name to `FEEDS` and an
-entry that takes (spool, positions) and returns a feed of what that spool holds.
-"""
+"""What every feed guarantees, held over the spool and over a real Kafka alike: one log, read through both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from gateway.audit.event import EpochOpen, Event, Feedback, Gap
+from gateway.audit.event import Event, Gap
 from gateway.audit.feed import Feed, Hole, Positions
-from gateway.audit.frame import Events, encoder, seal
+from gateway.audit.forwarder import Forwarder
 from gateway.audit.identity import parse_event_id
+from gateway.audit.kafka_feed import KafkaFeed
+from gateway.audit.spool import EpochPath, epochs, segments
 from gateway.audit.spool_feed import SpoolFeed
-from tests.gateway.audit.sim import Log, forget_owner, label, settle
+from gateway.audit.writer import Writer
+from gateway.config import Kafka
+from gateway.errors import FeedUnreachable
+from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, label, settle, stop
 
-FeedMaker = Callable[[Path, Positions | None], Feed]
-
-FEEDS: dict[str, FeedMaker] = {"spool": SpoolFeed}
-WAIT_MS = 0
-
-
-@pytest.fixture(params=sorted(FEEDS))
-def make_feed(request: pytest.FixtureRequest) -> FeedMaker:
-    """Makes a feed over a spool, from positions."""
-    return FEEDS[request.param]
+Fill = Callable[[list[Writer], Callable[[], int]], object]
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Log:
-    """An empty log."""
-    return Log(tmp_path / "state")
+class SpoolSide:
+    """The spool itself."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def publish(self) -> None:
+        """Nothing to do."""
+
+    def publish_twice(self) -> None:
+        """Frames stand in a segment and at the start of the next: a cut that did not get to disk."""
+        first, second, *_ = segments(self.busiest())
+        first[1].write_bytes(first[1].read_bytes() + second[1].read_bytes())
+
+    def busiest(self) -> EpochPath:
+        """The epoch with the most segments."""
+        return max(epochs(self.log.spool), key=lambda epoch: len(segments(epoch)))
+
+    def feed(self, positions: Positions | None = None) -> Feed:
+        """A new feed."""
+        return SpoolFeed(self.log.spool, positions)
 
 
-def drain(feed: Feed, step: int = 7) -> tuple[list[Event], list[Hole]]:
-    """Everything a feed has, a few at a time."""
+class TopicSide(SpoolSide):
+    """The same spool, sent to a topic of this test's own."""
+
+    def __init__(self, log: Log, bootstrap: str) -> None:
+        super().__init__(log)
+        self.kafka = Kafka(bootstrap_servers=bootstrap, topic=f"feeds-{uuid.uuid4().hex[:12]}", partitions=3)
+
+    def publish(self) -> None:
+        """Forward what is in the spool."""
+
+        async def forward() -> int:
+            forwarder = Forwarder(self.log.spool, self.log.state_dir / "forwarder", GATEWAY_ID, self.kafka)
+            forwarder.stop()
+            await forwarder.run()
+            return forwarder.retries
+
+        assert any(asyncio.run(forward()) == 0 for _ in range(5))
+
+    def publish_twice(self) -> None:
+        """The acknowledgement was lost: everything is sent again."""
+        self.publish()
+        (self.log.state_dir / "forwarder" / "positions.json").unlink()
+        self.publish()
+
+    def feed(self, positions: Positions | None = None) -> Feed:
+        """A new feed."""
+        return KafkaFeed(self.kafka.bootstrap_servers, self.kafka.topic, positions)
+
+
+@pytest.fixture(params=["spool", "topic"])
+def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SpoolSide]:
+    """An empty log behind either feed."""
+    log = Log(tmp_path / "state")
+    if request.param == "spool":
+        yield SpoolSide(log)
+    else:
+        yield TopicSide(log, request.getfixturevalue("kafka_bootstrap"))
+
+
+def record(log: Log, fill: Fill) -> None:
+    """Two workers live, `fill` appends, all end and everything is on disk."""
+    recorder = log.recorder()
+    writers = [log.owner(), log.owner()]
+    fill(writers, recorder.step)
+    for writer in writers:
+        writer.close()
+        forget_owner(writer)
+    settle(recorder)
+    stop(recorder)
+
+
+def interleaved(writers: list[Writer], step: Callable[[], int]) -> None:
+    """Labels from two writers in turn, in frames of one to three events and in several segments."""
+    for i in range(15):
+        for which, writer in enumerate(writers):
+            values = [1000 * which + 10 * i + k for k in range(1 + i % 5 % 3)]
+            assert writer.append_events([label(value, pad_bytes=800) for value in values]) is not None
+        step()
+
+
+def read_all(feed: Feed, quiet_ms: int = 500) -> tuple[list[Event], list[Hole]]:
+    """Read until nothing comes any more."""
     events: list[Event] = []
     holes: list[Hole] = []
-    while True:
-        delivery = feed.read(step, WAIT_MS)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        delivery = feed.read(7, quiet_ms)
         if not delivery.events and not delivery.holes:
             return events, holes
         events += delivery.events
         holes += delivery.holes
+    raise AssertionError("the feed does not come to an end")
 
 
-def two_sources(log: Log) -> None:
-    """Two owners, one with two epochs and a gap, told by a recorder that still runs."""
-    recorder = log.recorder(segment_bytes=400)
-    first, second = log.owner(), log.owner()
-    for value in range(30):
-        first.append_events([label(value), label(1000 + value)])
-        second.append_events([label(2000 + value)])
-        if value == 15:
-            first.lose(3)
-        recorder.step()
-    first.close()
-    forget_owner(first)
-    settle(recorder)
-    again = log.owner()
-    again.append_events([label(3000)])
-    settle(recorder)
-
-
-def numbers(events: list[Event]) -> dict[tuple[int, int], list[int]]:
-    """seq per (source, epoch), as they came."""
-    found: dict[tuple[int, int], list[int]] = {}
+def by_epoch(events: list[Event]) -> dict[str, list[int]]:
+    """Numbers as they came, an epoch a list."""
+    found = defaultdict(list)
     for event in events:
-        which = parse_event_id(event.id)
-        found.setdefault((which.source, which.epoch), []).append(which.seq)
-    return found
+        found[event.id[:25]].append(parse_event_id(event.id).seq)
+    return dict(found)
 
 
-def test_each_epoch_comes_in_order_and_once(make_feed: FeedMaker, log: Log):
-    """Events of one (source, epoch) come in order of seq, each once; an epoch begins with its opening."""
-    two_sources(log)
-    feed = make_feed(log.spool, None)
-    events, _ = drain(feed)
-    of_epoch = numbers(events)
-    assert len(of_epoch) == 4
-    assert all(seqs == sorted(set(seqs)) for seqs in of_epoch.values())
-    assert all(isinstance(e, EpochOpen) for e in events if e.id.endswith(f"-{0:016x}"))
-    assert sum(isinstance(e, Feedback) for e in events) == 91
-    feed.close()
-
-
-def test_a_hole_is_reported_and_its_gap_arrives(make_feed: FeedMaker, log: Log):
-    """Numbers that no event has are a hole, and the gap event says the same numbers."""
-    two_sources(log)
-    feed = make_feed(log.spool, None)
-    events, holes = drain(feed)
-    (gap,) = [e for e in events if isinstance(e, Gap)]
-    assert [(f"{h.source:016x}", h.epoch, h.from_seq, h.to_seq) for h in holes] == [
-        (gap.source, gap.epoch, gap.from_seq, gap.to_seq)
-    ]
-    feed.close()
-
-
-@pytest.mark.parametrize("step", [1, 5, 1000])
-def test_positions_resume_exactly_behind_what_was_returned(make_feed: FeedMaker, log: Log, step: int):
-    """However often a reader is cut off and made anew, it reads each event once."""
-    two_sources(log)
-    whole = make_feed(log.spool, None)
-    expected, _ = drain(whole)
-    whole.close()
-    positions: Positions | None = None
-    found: list[Event] = []
-    while True:
-        feed = make_feed(log.spool, positions)
-        delivery = feed.read(step, WAIT_MS)
+def test_each_epoch_in_order_and_once(side: SpoolSide):
+    """Events of an epoch come in order of seq from 0 without a hole; positions stand behind them."""
+    record(side.log, interleaved)
+    side.publish()
+    with closing(side.feed()) as feed:
+        events, holes = read_all(feed)
         positions = feed.positions
-        feed.close()
-        if not delivery.events:
-            break
-        found += delivery.events
-    assert numbers(found) == numbers(expected)
+    numbers = by_epoch(events)
+    assert len(numbers) == 3
+    assert all(seqs == list(range(len(seqs))) for seqs in numbers.values())
+    assert not holes
+    assert {key: positions[key] for key in numbers} == {key: len(seqs) for key, seqs in numbers.items()}
+    labels = [event.labels[0]["value"] for event in events if event.__struct_config__.tag == "feedback"]
+    assert len(labels) == len(set(labels)) == 2 * sum(1 + i % 5 % 3 for i in range(15))
 
 
-def test_a_feed_at_the_end_gets_what_comes_later(make_feed: FeedMaker, log: Log):
-    """New events, new epochs and new sources are found on the go; nothing is told again."""
-    recorder = log.recorder()
-    settle(recorder)
-    feed = make_feed(log.spool, None)
-    drain(feed)
-    writer = log.owner()
-    writer.append_events([label(1)])
-    settle(recorder)
-    events, holes = drain(feed)
-    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [1]
-    writer.append_events([label(2)])
-    settle(recorder)
-    events, more = drain(feed)
-    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [2]
-    assert holes + more == []
-    feed.close()
+def test_resumes_from_positions(side: SpoolSide):
+    """A feed made with another's positions goes on exactly behind what that one returned."""
+    record(side.log, interleaved)
+    side.publish()
+    parts, positions = [], None
+    for step in (9, 1, 5, 2):
+        with closing(side.feed(positions)) as feed:
+            delivery = feed.read(step, 3000)
+            positions = feed.positions
+        assert not delivery.holes
+        assert delivery.events
+        parts += delivery.events
+    with closing(side.feed(positions)) as feed:
+        rest, holes = read_all(feed)
+    assert not holes
+    assert rest
+    numbers = by_epoch([*parts, *rest])
+    assert all(seqs == list(range(len(seqs))) for seqs in numbers.values())
+    with closing(side.feed()) as feed:
+        whole, _ = read_all(feed)
+    assert by_epoch(whole) == numbers
 
 
-def test_resent_records_are_seen_once(make_feed: FeedMaker, log: Log):
-    """Frames that stand twice in an epoch are told once."""
-    epoch = log.spool / f"{1:016x}" / f"{2:08x}"
-    epoch.mkdir(parents=True)
-    frames = [seal(n, 1, encoder.encode(Events([label(n)]))) for n in range(4)]
-    (epoch / f"{0:020d}.log").write_bytes(frames[0] + frames[1] + frames[2] + frames[1])
-    (epoch / f"{2:020d}.log").write_bytes(frames[2] + frames[2] + frames[3])
-    (epoch / "synced").write_bytes((4).to_bytes(8, "little"))
-    feed = make_feed(log.spool, None)
-    events, holes = drain(feed, 1)
-    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [0, 1, 2, 3]
-    assert holes == []
-    feed.close()
+def test_what_comes_twice_is_dropped(side: SpoolSide):
+    """Records that stand twice are returned once, and do not look like the end."""
+    record(side.log, interleaved)
+    with closing(SpoolFeed(side.log.spool)) as feed:
+        wanted, _ = read_all(feed, 0)
+    side.publish_twice()
+    with closing(side.feed()) as feed:
+        events, holes = read_all(feed)
+    assert by_epoch(events) == by_epoch(wanted)
+    assert not holes
+
+
+def test_a_hole_is_reported_once_with_its_numbers(side: SpoolSide):
+    """A segment is gone: the feed says which numbers are missing and goes on behind them."""
+    record(side.log, interleaved)
+    epoch = side.busiest()
+    (_, _), (from_seq, lost), (next_seq, _), *_ = segments(epoch)
+    lost.unlink()
+    side.publish()
+    with closing(side.feed()) as feed:
+        events, holes = read_all(feed)
+    assert holes == [Hole(epoch.source, epoch.epoch, from_seq, next_seq - 1)]
+    seqs = by_epoch(events)[epoch.key]
+    assert seqs == sorted(set(range(seqs[-1] + 1)) - set(range(from_seq, next_seq)))
+
+
+def test_a_logged_gap_covers_its_hole(side: SpoolSide):
+    """Numbers lost to a full ring are a hole with a gap event of the same numbers."""
+
+    def lose(writers: list[Writer], _step: object) -> None:
+        writers[0].append_events([label(1)])
+        writers[0].lose(4)
+        writers[0].append_events([label(2)])
+
+    record(side.log, lose)
+    side.publish()
+    with closing(side.feed()) as feed:
+        events, holes = read_all(feed)
+    (gap,) = [event for event in events if isinstance(event, Gap)]
+    assert holes == [Hole(int(gap.source, 16), gap.epoch, gap.from_seq, gap.to_seq)]
+    assert (gap.from_seq, gap.to_seq) == (2, 5)
+
+
+def test_an_open_feed_sees_what_comes_later(side: SpoolSide):
+    """New events and new epochs arrive in a feed that has read everything before."""
+    record(side.log, lambda writers, _: writers[0].append_events([label(1)]))
+    side.publish()
+    with closing(side.feed()) as feed:
+        before, _ = read_all(feed)
+        record(side.log, interleaved)
+        side.publish()
+        after, holes = read_all(feed)
+    assert not holes
+    assert len(by_epoch(before)) == 3
+    assert by_epoch(after).keys().isdisjoint(by_epoch(before))
+    assert all(seqs == list(range(len(seqs))) for seqs in by_epoch(after).values())
+
+
+def test_waits_no_longer_than_asked(side: SpoolSide):
+    """With nothing to read a feed returns empty after about `wait_ms`."""
+    record(side.log, lambda *_: None)
+    side.publish()
+    with closing(side.feed()) as feed:
+        read_all(feed)
+        start = time.monotonic()
+        delivery = feed.read(10, 100)
+        assert not delivery.events
+        assert 0.05 < time.monotonic() - start < 5
+
+
+def test_a_topic_that_cannot_be_read_says_so(kafka_bootstrap: str):
+    """No such topic, or no broker: FeedUnreachable, and nothing is left open."""
+    with pytest.raises(FeedUnreachable, match="is not there"):
+        KafkaFeed(kafka_bootstrap, "no-such-topic")
+    with pytest.raises(FeedUnreachable, match="cannot be read"):
+        KafkaFeed("127.0.0.1:1", "any")
