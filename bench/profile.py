@@ -139,7 +139,7 @@ class Rig:
         settings.load()
         state = ServerState()
         state.default_headers = [(b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")]
-        door = FastProtocol.bind(self.core)
+        door = FastProtocol.bind(self.core, takes_fast=True, connections_max=CONNECTIONS)
         self.doors = [door(settings, state, {}, _loop=stand_in) for _ in range(CONNECTIONS)]
         for one in self.doors:
             transport: Any = _Transport()

@@ -44,7 +44,8 @@ class Appender:
         self._clock_ns = clock_ns
         self._append_timeout_ns = audit.append_timeout_ms * 1_000_000
         self._sync_timeout_ns = audit.sync_timeout_ms * 1_000_000
-        self._fail = audit.on_unavailable == "fail"
+        self.fails = audit.on_unavailable == "fail"
+        """The policy: nothing unlogged leaves."""
         self._held: deque[tuple[bytes, int, int, Release]] = deque()
         self._held_bytes = 0
         self._syncing: deque[tuple[int, int, Callable[[bool], None]]] = deque()
@@ -54,7 +55,6 @@ class Appender:
         self._second = 0
         self._second_count = 0
         self.gaps = 0
-        self.fails = self._fail
 
     @property
     def held(self) -> int:
@@ -69,15 +69,23 @@ class Appender:
     @property
     def refuses(self) -> bool:
         """Records cannot be kept at present and the policy is `fail`: refuse at admission."""
-        return self._fail and (self._ring.unavailable or self._held_bytes > self.max_frame_bytes)
+        return self.fails and (self._ring.unavailable or self._held_bytes > self.max_frame_bytes)
 
-    def submit(self, payload: bytes, count: int, release: Release) -> None:
-        """Append a frame and release its replies, now or when there is room, in order."""
+    def submit(self, payload: bytes, count: int, release: Release, *, waits: bool = True) -> None:
+        """Append a frame and release its replies, now or when there is room, in order.
+
+        Args:
+            waits: False for a frame that no one asked to be kept (level none): without room it becomes
+                part of a gap and is answered at once, whatever the policy.
+        """
         if not self._held:
             first_seq = self._writer.append_run(payload, count)
             if first_seq is not None:
                 release(first_seq, "spool")
                 return
+        if not waits:
+            self._lose(count, release)
+            return
         if self._held_bytes > self.max_frame_bytes:
             self._give_up(count, release)
             return
@@ -128,9 +136,12 @@ class Appender:
         self.flush()
 
     def _give_up(self, count: int, release: Release) -> None:
-        if self._fail:
+        if self.fails:
             release(None, "")
             return
+        self._lose(count, release)
+
+    def _lose(self, count: int, release: Release) -> None:
         self.gaps += count
         release(self._writer.lose(count), "none")
 

@@ -37,7 +37,6 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     wanted: tuple[int, ...] | None = None
     binary_outputs: tuple[bool, ...] | None = None
     key: Any = None
-    first_try: Any = None
     rows: int = 1
     unit: int | None = None
     assignment: Any = None

@@ -42,9 +42,6 @@ class Data(_Section):
     body_timeout_s: Annotated[int, Meta(ge=1, description="a request's body must be there in")] = 10
     connections_max: Annotated[int, Meta(ge=1, description="connections a worker holds")] = 4096
     inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
-    model_control: Annotated[bool, Meta(description="repository load and unload on the data listener")] = (
-        False
-    )
 
 
 class Admin(_Section):
@@ -132,12 +129,6 @@ class Config(_Section):
 
 ENV_PREFIX = "TIDEGATE_"
 DEFAULT_FILE = "tidegate.toml"
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where a value came from: a file, a variable or a flag."""
-
-    text: str
 
 
 def load(

@@ -78,7 +78,6 @@ class Core:
         self.lanes = Lanes(loop, config.batch.lanes, self._lane_free)
         self._callers: dict[tuple[str, str, str | None], msgspec.Raw] = {}
         self._dirty: dict[Version, None] = {}
-        self._arrived: list[tuple[Version, int]] = []
         self._scheduled = False
         self.inflight = 0
         self.refused = 0
@@ -101,8 +100,12 @@ class Core:
         inference = Inference(sink, received_ns)
         try:
             self._admit(head, inference)
-            self._decode(head, body, inference)
-            self._queue(self._route(head, inference), inference)
+            codec = self._decode(head, body, inference)
+            version = self._route(head, inference)
+            if version.codec is not codec:
+                # Another signature than the primary's: its own order, names and shapes count.
+                version.codec.decode(body, head.json_bytes, inference)
+            self._queue(version, inference)
         except GatewayError as exc:
             self.refuse(head, exc, sink, received_ns)
         except Exception:
@@ -114,8 +117,11 @@ class Core:
         inference = Inference(sink, received_ns)
         try:
             self._admit(head, inference)
-            await asyncio.to_thread(self._decode, head, body, inference)
-            self._queue(self._route(head, inference), inference)
+            codec = await asyncio.to_thread(self._decode, head, body, inference)
+            version = self._route(head, inference)
+            if version.codec is not codec:
+                await asyncio.to_thread(version.codec.decode, body, head.json_bytes, inference)
+            self._queue(version, inference)
         except GatewayError as exc:
             self.refuse(head, exc, sink, received_ns)
 
@@ -123,24 +129,26 @@ class Core:
         if self.inflight >= self._inflight_max:
             msg = f"{self.inflight} requests are in flight; try again shortly"
             raise Overloaded(msg)
-        if self.appender.refuses:
-            msg = "the audit log cannot be written at present; nothing is answered unlogged"
-            raise AuditUnavailable(msg)
         level: str = self._level
         if head.audit_level is not None and LEVELS.index(head.audit_level) > LEVELS.index(level):
             level = head.audit_level
+        if level != "none" and self.appender.refuses:
+            msg = "the audit log cannot be written at present; nothing is answered unlogged"
+            raise AuditUnavailable(msg)
         inference.audit_level = level
         inference.caller = head.caller
         inference.traceparent = head.traceparent
         inference.admitted_ns = time.perf_counter_ns()
 
-    def _decode(self, head: Head, body: bytes, inference: Inference) -> None:
+    def _decode(self, head: Head, body: bytes, inference: Inference) -> Any:
+        """Decode with the codec of the version named, or the primary's; returns that codec."""
         entry = self.models.get(head.model)
         if entry is None:
             raise UnknownModel(head.model, head.version)
         codec = entry.codec_of(head.version)
         codec.decode(body, head.json_bytes, inference)
         inference.decoded_ns = time.perf_counter_ns()
+        return codec
 
     def _route(self, head: Head, inference: Inference) -> Version:
         entry = self.models.get(head.model)
@@ -167,7 +175,7 @@ class Core:
             timeout_ns = head.timeout_ms * 1_000_000
         if inference.parameters is not None:
             asked_us = inference.parameters.get("timeout")
-            if isinstance(asked_us, int) and asked_us > 0:
+            if type(asked_us) is int and asked_us > 0:
                 timeout_ns = asked_us * 1000
         inference.deadline_ns = inference.received_ns + min(timeout_ns, TIMEOUT_MAX_MS * 1_000_000)
         inference.routed_ns = time.perf_counter_ns()
@@ -305,7 +313,8 @@ class Core:
         row0 = 0
         for payload, part in frames:
             made = Appended(version, batch, part, None, "", row0, texts, error)
-            self.appender.submit(payload, len(part), partial(self._answer, made))
+            waits = any(i.audit_level != "none" for i in part)
+            self.appender.submit(payload, len(part), partial(self._answer, made), waits=waits)
             row0 += sum(i.rows for i in part)
         version.count(batch, now_ns, failed=error is not None)
 
@@ -359,7 +368,7 @@ class Core:
         if not inference.sink.disconnected:
             inference.sink.reply(status, fields, body)
         self.appender.refuse(version.dropped_event(inference, exc.code, status))
-        version.count_dropped(expired=isinstance(exc, DeadlineExceeded))
+        version.count_dropped(exc.code)
 
     def _dropper(self, version: Version) -> Callable[[Inference, bool], None]:
         """What a cut calls for requests that are gone or expired."""

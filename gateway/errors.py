@@ -200,12 +200,6 @@ class FrameTooLarge(LogError):
     code = "frame_too_large"
 
 
-class SourceGap(LogError):
-    """Numbers are missing in a source's sequence and no gap record covers them."""
-
-    code = "source_gap"
-
-
 class FeedUnreachable(LogError):
     """The topic cannot be read: no broker answers, or it is not there."""
 

@@ -66,7 +66,6 @@ TOTAL_NS = 11
 QUEUED = 12
 """Gauge: requests waiting."""
 LOAD_MS = 13
-BATCH_ROWS_MAX = 14
 LATENCY0 = 16
 """The first of the latency histogram's counts, one a bound in LATENCY_BOUNDS_NS plus +Inf."""
 SLOT_WORDS = 64

@@ -42,17 +42,21 @@ def route_raw(assignment: Assignment) -> msgspec.Raw:
         return kept[1]
     if len(_route_raw) >= 4096:
         _route_raw.clear()
-    facts = RouteFacts(
+    raw = msgspec.Raw(encoder.encode(_route_facts(assignment, None)))
+    _route_raw[id(assignment)] = (assignment, raw)
+    return raw
+
+
+def _route_facts(assignment: Assignment, unit: int | None) -> RouteFacts:
+    return RouteFacts(
         revision=assignment.revision,
         generation=assignment.generation,
         assigned=assignment.assigned,
         served=assignment.served,
         weight_bp=assignment.weight_bp,
         reason=assignment.reason,
+        unit_hash=None if unit is None else f"{unit:016x}",
     )
-    raw = msgspec.Raw(encoder.encode(facts))
-    _route_raw[id(assignment)] = (assignment, raw)
-    return raw
 
 
 def record_payloads(
@@ -266,7 +270,6 @@ def refused_event(head: Any, code: str, status: int, entry: Any, received_ns: in
 
 def dropped_event(inference: Inference, model: ModelFacts, code: str, status: int) -> Prediction:
     """The event of a request that was admitted and never ran (client gone, deadline over)."""
-    a = inference.assignment
     return Prediction(
         kind="cancelled" if code == "cancelled" else "failed",
         received_ns=wall_ns(inference.received_ns),
@@ -274,15 +277,7 @@ def dropped_event(inference: Inference, model: ModelFacts, code: str, status: in
         request_id=inference.request_id,
         traceparent=inference.traceparent,
         rows=inference.rows,
-        route=RouteFacts(
-            revision=a.revision,
-            generation=a.generation,
-            assigned=a.assigned,
-            served=a.served,
-            weight_bp=a.weight_bp,
-            reason=a.reason,
-            unit_hash=None if inference.unit is None else f"{inference.unit:016x}",
-        ),
+        route=_route_facts(inference.assignment, inference.unit),
         model=model,
         status=status,
         code=code,

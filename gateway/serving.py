@@ -18,7 +18,7 @@ from gateway.audit.event import Model as ModelEvent
 from gateway.audit.event import ModelFacts, Prediction
 from gateway.config import Batch as BatchConfig
 from gateway.control import snapshot
-from gateway.errors import GatewayError, ModelNotReady, SnapshotCorrupt, UnknownModel
+from gateway.errors import GatewayError, ModelNotReady, SnapshotCorrupt, StateFormatNewer, UnknownModel
 from gateway.fleet import Fleet
 from gateway.routing import Assignment, RouteTable, compile_route, pinned
 from gateway.version import Version
@@ -131,6 +131,10 @@ class Models:
         self._slots: dict[tuple[str, str], int] = {}
         self.serving: snapshot.Serving | None = None
         self.generation = 0
+        self._asked: dict[tuple[str, str], str | None] = {}
+        """The last load that an operator asked for, by version."""
+        self._unreadable = False
+        """The newest snapshot cannot be used; the tables before it stay, and it is tried again."""
         self.registry: Any = None
         self.log_event: Callable[[Any], None] = lambda event: None
 
@@ -197,9 +201,12 @@ class Models:
             serving = snapshot.decode_serving(self._path.read_bytes())
         except FileNotFoundError:
             return
-        except (SnapshotCorrupt, OSError) as exc:
-            log.error("snapshot_unreadable", extra={"why": str(exc)})  # noqa: TRY400
+        except (SnapshotCorrupt, StateFormatNewer, OSError) as exc:
+            if not self._unreadable:
+                log.error("snapshot_unreadable", extra={"why": str(exc)})  # noqa: TRY400
+            self._unreadable = True
             return
+        self._unreadable = False
         self.serving = serving
         before, self._slots = self._slots, {(d.model, d.version): d.slot for d in serving.versions}
         for key in self._slots:
@@ -214,6 +221,10 @@ class Models:
                 del self._entries[name]
         if self.registry is not None:
             self.registry.want(list(self._slots))
+        asked, self._asked = self._asked, {(d.model, d.version): d.load_event for d in serving.versions}
+        for key, event in self._asked.items():
+            if key in asked and asked[key] != event:
+                self.registry.retry(*key)
         self._compile()
         for key, slot in before.items():
             if self._slots.get(key) == slot:

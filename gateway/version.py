@@ -85,9 +85,10 @@ class Version:
                 w[LATENCY0 + bisect_left(LATENCY_BOUNDS_NS, now_ns - inference.received_ns)] += 1
         w[fleet_words.QUEUED] = self.queue.rows
 
-    def count_dropped(self, *, expired: bool) -> None:
-        """A request that was cut away before it ran."""
-        self._words[fleet_words.EXPIRED if expired else fleet_words.CANCELLED] += 1
+    def count_dropped(self, code: str) -> None:
+        """A request without a run in the log, by the code of its event."""
+        words = {"deadline_exceeded": fleet_words.EXPIRED, "cancelled": fleet_words.CANCELLED}
+        self._words[words.get(code, fleet_words.FAILED)] += 1
         self.recorded(1)
 
     def dropped_event(self, inference: Inference, code: str, status: int) -> Prediction:

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -32,6 +31,7 @@ from gateway.api.encode import RunEncoder
 from gateway.api.fast import FastProtocol
 from gateway.api.infer import DataApi
 from gateway.api.problems import reply_of, status_of
+from gateway.api.server import Server
 from gateway.append import Appender
 from gateway.audit.event import ModelFacts, Prediction
 from gateway.audit.source import claim_source
@@ -51,15 +51,6 @@ SETTLE_S = 60.0
 """Loading at start may take this long before the worker accepts anyway."""
 ROUTE_S = 5.0
 """And so long may the first route of a new model take."""
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: ours say when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing to capture."""
-        yield
 
 
 class Worker:
@@ -132,7 +123,9 @@ class Worker:
         # Few cycles are made per request; the default would look for them every twenty requests.
         gc.set_threshold(20_000, 10, 10)
         data = self.config.data
-        door = FastProtocol.bind(self.core) if data.door == "fast" else "httptools"
+        door = FastProtocol.bind(
+            self.core, takes_fast=data.door == "fast", connections_max=data.connections_max
+        )
         self.server = Server(
             uvicorn.Config(
                 DataApi(self.core, data.body_max_bytes).app(),

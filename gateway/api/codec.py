@@ -104,6 +104,7 @@ class Codec:
         Raises:
             InvalidRequest: naming the tensor, what was found and what was expected.
         """
+        into.key = into.wanted = into.binary_outputs = None
         blobs = None
         if json_bytes is not None and json_bytes != len(body):
             if not 0 < json_bytes < len(body):

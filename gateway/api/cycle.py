@@ -28,7 +28,6 @@ class FastCycle:
         "disconnected",
         "door",
         "head",
-        "inference",
         "keep_alive",
         "more_body",
         "received_ns",

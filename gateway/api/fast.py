@@ -35,6 +35,8 @@ from gateway.core import Core
 from gateway.errors import GatewayError
 
 _MISSES_MAX = 8
+BODY_MIN_BYTES_PER_S = 16_384
+"""A body that comes slower than this is not waited for beyond its timeout."""
 _SLOW_HEADERS = frozenset(
     (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"authorization")
 )
@@ -46,6 +48,8 @@ class FastProtocol(HttpToolsProtocol):
     """One connection of the data listener. `bind` makes the class that a worker uses."""
 
     core: Core
+    takes_fast: bool
+    connections_max: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -69,6 +73,8 @@ class FastProtocol(HttpToolsProtocol):
         self._reading = False
         """A message has begun and is not whole."""
         self._active_s = 0.0
+        self._body_bytes = 0
+        self._draining = False
         self._write_paused_s = 0.0
         self.replied = 0
         """Fast replies; with `_reaped` it tells whether an idle connection was used since the last look."""
@@ -76,9 +82,17 @@ class FastProtocol(HttpToolsProtocol):
         self._dead = False
 
     @classmethod
-    def bind(cls, core: Core) -> type[FastProtocol]:
-        """A class whose connections talk to `core`."""
-        return type("BoundFastProtocol", (cls,), {"core": core})
+    def bind(cls, core: Core, *, takes_fast: bool, connections_max: int) -> type[FastProtocol]:
+        """A class whose connections talk to `core`; with `takes_fast` False all requests go to Starlette, within
+        the same limits."""
+        bound = {"core": core, "takes_fast": takes_fast, "connections_max": connections_max}
+        return type("BoundFastProtocol", (cls,), bound)
+
+    def connection_made(self, transport: Any) -> None:
+        """A client; one too many is told so and left."""
+        super().connection_made(transport)
+        if len(self.connections) > self.connections_max:
+            self._refuse(503, "too many connections", code="overloaded")
 
     # --- bytes in --------------------------------------------------------------------------
 
@@ -118,7 +132,10 @@ class FastProtocol(HttpToolsProtocol):
         self._received_ns = received_ns
         if not self._reading:
             self._active_s = self.loop.time()
-        elif self._in_head:
+            self._body_bytes = 0
+        elif not self._in_head:
+            self._body_bytes += len(data)
+        else:
             self._head_size += len(data)
             if self._head_size > HEADERS_MAX_BYTES + URL_MAX_BYTES:
                 self._refuse(431, "request head is too large")
@@ -168,7 +185,8 @@ class FastProtocol(HttpToolsProtocol):
             return
         method = self.parser.get_method()
         fast = (
-            method == b"POST"
+            self.takes_fast
+            and method == b"POST"
             and not self._slow
             and 0 <= self._content_bytes <= FAST_BODY_MAX_BYTES
             and version == "1.1"
@@ -181,7 +199,7 @@ class FastProtocol(HttpToolsProtocol):
         existing = self.cycle
         cycle = FastCycle(self)
         cycle.body = bytearray()
-        cycle.keep_alive = self.parser.should_keep_alive()
+        cycle.keep_alive = self.parser.should_keep_alive() and not self._draining
         try:
             cycle.head = make_head(self.core.caller, self.url, self.headers)
         except GatewayError as exc:
@@ -279,12 +297,12 @@ class FastProtocol(HttpToolsProtocol):
             # Not from here: refusals answer at once, and a long pipeline of them would recurse.
             self.loop.call_soon(self._submit, cycle)
 
-    def _refuse(self, status: int, text: str) -> None:
+    def _refuse(self, status: int, text: str, *, code: str = "invalid_request") -> None:
         """A head that breaks a limit: answered at once, then closed."""
         if self._dead:
             return
         self._dead = True
-        body = b'{"error":"%b","code":"invalid_request"}' % text.encode()
+        body = b'{"error":"%b","code":"%b"}' % (text.encode(), code.encode())
         self.transport.write(
             STATUS_LINE[status]
             + b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
@@ -321,6 +339,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Graceful end: idle connections close now, busy ones after their answer."""
+        self._draining = True
         cycle = self.cycle
         if cycle is None or (cycle.response_complete and not self._reading):
             self.transport.close()
@@ -334,8 +353,12 @@ class FastProtocol(HttpToolsProtocol):
             return
         cycle = self.cycle
         if self._reading:
-            waiting_for_body = self._content_bytes >= 0 or (cycle is not None and cycle.more_body)
-            if now_s - self._active_s > (body_s if waiting_for_body else header_s):
+            # A body may take longer the more of it has come: the rate counts, not the size.
+            allowed_s = header_s if self._in_head else body_s + self._body_bytes / BODY_MIN_BYTES_PER_S
+            if self.flow.read_paused:
+                # Our own doing, not the client's.
+                self._active_s = now_s
+            elif now_s - self._active_s > allowed_s:
                 self.transport.close()
             return
         if self.replied != self._reaped or not self._active_s:

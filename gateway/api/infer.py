@@ -164,6 +164,8 @@ class DataApi:
             path = request.scope.get("raw_path") or request.url.path.encode()
             head = make_head(core.caller, path, request.scope["headers"])
             body = await self._body(request)
+            # As at the fast door: a request is received when all of it is here; the upload has limits of its own.
+            received_ns = time.perf_counter_ns()
         except GatewayError as exc:
             if head is None:
                 return _problem(exc)

@@ -40,13 +40,6 @@ class Source(NamedTuple):
     lock_fds: tuple[int, int]
 
 
-def ring_directory(state_dir: Path, gateway_id: str, place: str) -> Path:
-    """Where rings live; made when missing (0700). `place` is `audit.ring`."""
-    path = Path(f"/dev/shm/tidegate-{gateway_id}") if place == "memory" else state_dir / "ring"  # noqa: S108
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
-
-
 def source_directory(state_dir: Path, source: int) -> Path:
     """`spool/<source hex>`."""
     return state_dir / "spool" / f"{source:016x}"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from gateway import __version__
 from gateway.audit.event import EpochClose, EpochOpen, Event, Gap, Heartbeat
 from gateway.audit.frame import Events, encoder
-from gateway.audit.identity import EventId, id_prefix
+from gateway.audit.identity import id_prefix
 from gateway.audit.source import Source
 
 HEARTBEAT_NS = 1_000_000_000
@@ -97,10 +97,6 @@ class Writer:
                 )
             ]
         )
-
-    def last_id(self) -> EventId:
-        """The newest number drawn."""
-        return EventId(self.source.source, self.source.epoch, self.ring.assigned - 1)
 
     def _log_pending(self) -> bool:
         pending = self.ring.pending_gap

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
@@ -11,13 +10,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
 
 from gateway import logs, process
 from gateway.api.admin import AdminApi
+from gateway.api.server import Server
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.writer import Writer
 from gateway.control.engine import Engine
@@ -32,15 +31,6 @@ log = logging.getLogger("tidegate.control")
 
 ROUTES_S = 86_400.0
 AGAIN_S = 5.0
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing to capture."""
-        yield
 
 
 async def _serve(context: process.Context) -> int:

@@ -33,6 +33,8 @@ class DesiredVersion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: str
     slot: int
+    load_event: str | None = None
+    """The last `load` of an operator: a worker in which the version failed tries again when it changes."""
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,6 +70,11 @@ def applied(state: State, event: Control) -> State:
             unloaded = (*unloaded, pair)
         else:
             loaded = (*loaded, pair)
+            again = tuple(
+                msgspec.structs.replace(d, load_event=event.id) if (d.model, d.version) == pair else d
+                for d in serving.versions
+            )
+            serving = msgspec.structs.replace(serving, versions=again)
         ledger = msgspec.structs.replace(ledger, unloaded=unloaded, loaded=loaded)
     change = (event.kind, event.model, event.revision)
     owed = tuple(d for d in ledger.unlogged if (d["kind"], d["model"], d["revision"]) != change)
@@ -118,17 +123,18 @@ def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
             # No route yet: every version is a candidate for first sight.
             versions = {v for v in on_disk if (model, v) not in state.ledger.unloaded}
         wanted.extend((model, v) for v in sorted(versions, key=int))
-    slots = {(d.model, d.version): d.slot for d in state.serving.versions}
+    held = {(d.model, d.version): d for d in state.serving.versions}
     next_slot = state.ledger.next_slot
     desired = []
     for model, version in wanted:
-        slot = slots.get((model, version))
-        if slot is None:
-            slot, next_slot = next_slot, next_slot + 1
-        if slot >= SLOTS:
+        one = held.get((model, version))
+        if one is None:
+            one = DesiredVersion(model=model, version=version, slot=next_slot)
+            next_slot += 1
+        if one.slot >= SLOTS:
             msg = f"{SLOTS} versions were loaded since the start; restart to load more"
             raise StateConflict(msg)
-        desired.append(DesiredVersion(model=model, version=version, slot=slot))
+        desired.append(one)
     serving = msgspec.structs.replace(state.serving, versions=tuple(desired))
     return State(serving, msgspec.structs.replace(state.ledger, next_slot=next_slot))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from bench.serving import Gateway, cpu_s
 from tests.e2e.onnx_models import write_linear, write_turns
+from tests.e2e.test_hostile import connect, post, reply, row
 from tests.e2e.wire import Wire, infer
 
 MOST_TURNS = 4000
@@ -87,3 +90,26 @@ def test_a_restart_on_the_same_state_serves_again(tmp_path: Path) -> None:
     later_source, later_epoch, _ = ids[1].split("-")
     assert source == later_source
     assert int(later_epoch, 16) > int(epoch, 16)
+
+
+def test_sigterm_in_the_middle_of_a_request_answers_it_and_closes(tmp_path: Path) -> None:
+    """A request of which half has come is answered, and its connection does not hold the drain."""
+    write_linear(tmp_path / "models")
+    gateway = Gateway(tmp_path / "models", tmp_path / "state").start()
+    try:
+        message = post(row())
+        with connect(gateway) as sock:
+            sock.sendall(message)
+            assert b"200" in reply(sock)
+            sock.sendall(message[:-5])
+            time.sleep(0.1)
+            started = time.monotonic()
+            os.kill(gateway.pid, signal.SIGTERM)
+            time.sleep(0.3)
+            sock.sendall(message[-5:])
+            assert b"200" in reply(sock)
+            assert sock.recv(10) == b""
+        assert gateway.wait(15) == 0, gateway.said()
+        assert time.monotonic() - started < 8
+    finally:
+        gateway.kill9_all()

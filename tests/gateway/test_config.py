@@ -48,11 +48,11 @@ def test_file_of_the_directory_is_found(tmp_path: Path) -> None:
 def test_lists_and_numbers_from_text() -> None:
     """Texts of the environment and of --set become what the key is."""
     loaded, _ = config.load(
-        overrides=['session.providers=["A","B"]', "batch.linger_ms=1.5", "data.model_control=true"],
+        overrides=['session.providers=["A","B"]', "batch.linger_ms=1.5"],
         environ={},
     )
     assert loaded.session.providers == ("A", "B")
-    assert (loaded.batch.linger_ms, loaded.data.model_control) == (1.5, True)
+    assert loaded.batch.linger_ms == 1.5
 
 
 def test_children_read_what_was_written() -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.api.codec import Codec
 from gateway.stages import TIMED_STAGES
-from tests.gateway.path import Path_, Sink, SumSession, until
+from loaders.signature import Signature, TensorSpec
+from tests.gateway.path import SIGNATURE, Path_, Sink, SumSession, until
 
 
 def run(main) -> None:
@@ -300,8 +304,6 @@ def test_large_bodies_are_decoded_off_the_loop(tmp_path: Path) -> None:
     """JSON over 256 KiB is decoded on a thread; the answer is the same."""
 
     async def main() -> None:
-        import time
-
         path = Path_(tmp_path)
         seen: list[str] = []
         decode = path.models.get("sum").codec_of(None).decode
@@ -322,6 +324,107 @@ def test_large_bodies_are_decoded_off_the_loop(tmp_path: Path) -> None:
         assert sink.body["outputs"][0]["data"] == [10.0] * rows
         assert seen != []
         assert seen[0] != threading.main_thread().name
+        path.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_request_is_decoded_by_the_version_that_answers_it(tmp_path: Path, large: bool) -> None:
+    """Versions whose inputs differ in order: each gets the tensors under its own names, whoever is primary."""
+
+    class Difference(SumSession):
+        def __init__(self, version: str, order: str) -> None:
+            specs = tuple(TensorSpec(name, "FP32", (-1, 1)) for name in order)
+            super().__init__(Signature(specs, (TensorSpec("Y", "FP32", (-1, 1)),)))
+            self.version = version
+
+        def run(self, feeds, names=None, options=None):
+            return [feeds["A"] - feeds["B"]]
+
+    async def main() -> None:
+        import msgspec
+
+        from gateway.control import snapshot
+        from gateway.routing import Change, Variant, with_variants
+
+        sessions = {"1": Difference("1", "AB"), "2": Difference("2", "BA")}
+        path = Path_(tmp_path, session=sessions["2"])
+        path.models.registry.get = lambda model, version: sessions[version]
+        serving, ledger = snapshot.decode(path.snapshot_path.read_bytes())
+        variants = (
+            Variant(name="primary", version="2", role="primary", weight_bp=5000),
+            Variant(name="canary", version="1", role="canary", weight_bp=5000),
+        )
+        route = with_variants(serving.routes["sum"], variants, Change(by="test", reason="test"))
+        versions = tuple(
+            snapshot.DesiredVersion(model="sum", version=v, slot=slot) for slot, v in enumerate("12")
+        )
+        after = msgspec.structs.replace(serving, generation=2, routes={"sum": route}, versions=versions)
+        snapshot.write(path.snapshot_path, snapshot.encode(after, ledger))
+        path.fleet.publish_generation(2)
+        path.models.poll()
+        for version in sessions:
+            path.models.on_change("sum", version, "ready", None)
+        tensors = [
+            {"name": name, "datatype": "FP32", "shape": [1, 1], "data": [value]}
+            for name, value in (("A", 5), ("B", 3))
+        ]
+        body = orjson.dumps({"inputs": tensors, "id": "r"})
+        sinks = [Sink() for _ in range(60)]
+        for sink in sinks:
+            if large:
+                await path.core.receive_large(path.head(), body, sink, time.perf_counter_ns())
+            else:
+                path.send_body(body, sink)
+        await until(lambda: all(sink.status for sink in sinks))
+        assert {sink.body["model_version"] for sink in sinks} == {"1", "2"}
+        assert {sink.body["outputs"][0]["data"][0] for sink in sinks} == {2.0}
+        five = np.array([5], "<f4").tobytes()
+        for event in path.predictions():
+            assert {t.name: t.data == five for t in event.inputs} == {"A": True, "B": False}
+        path.close()
+
+    run(main())
+
+
+def test_a_version_that_takes_another_tensor_refuses_by_its_own_name(tmp_path: Path) -> None:
+    """What the answering version cannot take is a 400 of that version, not a run on wrong bytes."""
+
+    async def main() -> None:
+        path = Path_(tmp_path)
+        version = path.models.get("sum").version("1")
+        other = Signature((TensorSpec("Z", "FP32", (-1, 4)),), SIGNATURE.outputs)
+        version.codec = Codec("sum", other, batchable=True)
+        sink = path.send([1, 2, 3, 4])
+        assert (sink.status, sink.body["code"]) == (400, "invalid_request")
+        assert "'X'" in sink.body["error"]
+        assert path.session.runs == []
+        path.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("policy", ["degrade", "fail"])
+def test_level_none_never_waits_for_room(tmp_path: Path, policy: str) -> None:
+    """Level none is recorded when there is room; without room it is part of a gap and answered at once."""
+
+    async def main() -> None:
+        path = Path_(tmp_path, "audit.level=none", f"audit.on_unavailable={policy}", ring_bytes=64 * 1024)
+        sinks = []
+        for i in range(400):
+            sinks.append(path.send([i, 0, 0, 0]))
+            await asyncio.sleep(0)
+            assert path.appender.held == 0
+        await until(lambda: all(sink.status for sink in sinks))
+        assert {sink.status for sink in sinks} == {200}
+        logged = path.events()
+        path.send([1, 1, 1, 1])
+        path.core.turn()
+        logged += path.events()
+        gaps = [event for event in logged if type(event).__name__ == "Gap"]
+        lost = [sink for sink in sinks if sink.fields["x-tidegate-audit"] == "none"]
+        assert sum(gap.to_seq - gap.from_seq + 1 for gap in gaps) == len(lost) > 0
         path.close()
 
     run(main())
