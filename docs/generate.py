@@ -37,6 +37,15 @@ level = "fsync"
 tidegate serve --set audit.level=fsync
 ```
 
+Where `<model>` stands, a model's name does; a name with a dot goes into quotes in the file, and has no form in the
+environment or in `--set`:
+
+```toml
+[policy.flights]
+ramp = "auto"
+max_shift_sd = {{ probabilities = 0.3 }}           # version 2 was trained on another season
+```
+
 A key that is not here refuses the start, naming its origin. `tidegate config check` says whether a file is right,
 `tidegate config show` prints what holds and where each value came from.
 """
@@ -54,13 +63,27 @@ def settings(section: type[msgspec.Struct]) -> Iterator[tuple[str, inspect.Field
     info = inspect.type_info(section)
     assert isinstance(info, inspect.StructType)
     for field in info.fields:
-        if struct_of(field) is None:
+        if struct_of(field) is None and named_struct_of(field) is None:
             yield field.name, field
 
 
 def struct_of(field: inspect.Field) -> type[msgspec.Struct] | None:
     """The section that a field holds, if it holds one."""
-    options = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+    return _struct_in(_plain(field.type))
+
+
+def named_struct_of(field: inspect.Field) -> type[msgspec.Struct] | None:
+    """The section that a field holds by names that the user chooses, if it holds such."""
+    kind = _plain(field.type)
+    return _struct_in(_plain(kind.value_type)) if isinstance(kind, inspect.DictType) else None
+
+
+def _plain(kind: inspect.Type) -> inspect.Type:
+    return _plain(kind.type) if isinstance(kind, inspect.Metadata) else kind
+
+
+def _struct_in(kind: inspect.Type) -> type[msgspec.Struct] | None:
+    options = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
     return next((option.cls for option in options if isinstance(option, inspect.StructType)), None)
 
 
@@ -79,9 +102,13 @@ def values_text(kind: inspect.Type) -> str:
             noun = "integer" if isinstance(kind, inspect.IntType) else "number"
             if kind.ge is not None and kind.le is not None:
                 return f"{noun}, {kind.ge} to {kind.le}"
+            if kind.gt is not None:
+                return f"{noun} above {kind.gt}" + (f", to {kind.le}" if kind.le is not None else "")
             return f"{noun} from {kind.ge}" if kind.ge is not None else noun
         case inspect.VarTupleType():
             return "list of texts"
+        case inspect.DictType():
+            return f"`{{ name = {values_text(kind.value_type)} }}`"
         case _:
             return "text"
 
@@ -98,19 +125,30 @@ def description(kind: inspect.Type) -> str:
 def default_text(field: inspect.Field) -> str:
     """A default as TOML has it."""
     default: Any = field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{msgspec.json.encode(field.default_factory()).decode()}`"
     if default is msgspec.NODEFAULT:
         return "required"
     return "" if default is None else f"`{msgspec.json.encode(default).decode()}`"
 
 
+def sections_of(section: type[msgspec.Struct], name: str = "") -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """A section and those in it, with their names in TOML; `<...>` stands where the user chooses one."""
+    yield name, section
+    info = inspect.type_info(section)
+    assert isinstance(info, inspect.StructType)
+    for field in info.fields:
+        full = f"{name}.{field.name}" if name else field.name
+        if (one := struct_of(field)) is not None:
+            yield from sections_of(one, full)
+        elif (named := named_struct_of(field)) is not None:
+            yield from sections_of(named, f"{full}.<{description(field.type).removeprefix('by ')}>")
+
+
 def config_page() -> str:
     """docs/config.md."""
-    info = inspect.type_info(Config)
-    assert isinstance(info, inspect.StructType)
-    sections: list[tuple[str, type[msgspec.Struct]]] = [("", Config)]
-    sections += [(f.name, cls) for f in info.fields if (cls := struct_of(f)) is not None]
     out = [_CONFIG_HEAD]
-    for name, section in sections:
+    for name, section in sections_of(Config):
         title = f"`[{name}]`" if name else "Top level"
         says = (section.__doc__ or "").splitlines()[0] if name else "The gateway as a whole."
         out += [f"## {title}\n", f"{says}\n", "| key | default | accepts | what it is |", "|---|---|---|---|"]

@@ -8,6 +8,7 @@ bounds only when it converts; nothing else reads the environment. Objects get th
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,13 @@ import msgspec
 from msgspec import Meta
 
 from gateway.errors import ConfigInvalid
+from gateway.routing import NAME_PATTERN, VERSION_PATTERN
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Answer = Literal["rollback", "hold", "alert"]
+ShiftSd = Annotated[float, Meta(gt=0, le=100)]
+SHIFT_SD = 0.05
+"""What an output may shift without being declared: canary against concurrent control, in standard deviations."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,6 +117,70 @@ class Kafka(_Section):
     request_timeout_ms: Annotated[int, Meta(ge=500, description="a produce request")] = 10_000
 
 
+class Sidecar(_Section):
+    """What follows the log: labels, drift, harm, and the way back of traffic."""
+
+    enabled: Annotated[bool, Meta(description="the gateway starts a sidecar")] = True
+    clock: Annotated[
+        Literal["log", "event"],
+        Meta(description="time of a prediction: of its record, or its parameter `event_time_ns`"),
+    ] = "log"
+    tick_s: Annotated[float, Meta(ge=0.1, le=3600, description="evidence is judged once in so long")] = 10.0
+    source: Annotated[
+        Literal["spool", "kafka"], Meta(description="where sidecar and mirror read the log")
+    ] = "spool"
+
+
+class VersionPolicy(_Section):
+    """What was declared of one version before it was trained; the rest is the model's."""
+
+    max_shift_sd: Annotated[
+        dict[str, ShiftSd], Meta(description="expected shift by output name, in standard deviations")
+    ] = {}
+
+
+class Policy(_Section):
+    """What may move the weights of one model."""
+
+    ramp: Annotated[
+        Literal["manual", "auto", "dry-run"],
+        Meta(description="auto: canaries hold a lease, which the sidecar renews"),
+    ] = "manual"
+    on_harm: Annotated[Answer, Meta(description="a canary fails or errs more often than the primary")] = (
+        "rollback"
+    )
+    on_relative_drift: Annotated[
+        Answer, Meta(description="a canary's outputs are off the primary's by more than `max_shift_sd`")
+    ] = "rollback"
+    max_shift_sd: Annotated[
+        dict[str, ShiftSd],
+        Meta(
+            description=f"expected shift by output name, in standard deviations; {SHIFT_SD} where not named"
+        ),
+    ] = {}
+    harm_margin: Annotated[
+        float,
+        Meta(ge=0, le=10, description="more bad events than the primary has, as a share, that is no harm"),
+    ] = 0.10
+    alpha: Annotated[
+        float, Meta(gt=0, le=0.5, description="chance that a harmless rollout is rolled back")
+    ] = 0.01
+    lease_s: Annotated[
+        int,
+        Meta(ge=1, le=3600, description="a canary of an automatic ramp keeps its traffic without renewal"),
+    ] = 15
+    max_staleness_s: Annotated[int, Meta(ge=1, le=86_400, description="older evidence moves no weight")] = 60
+    versions: Annotated[
+        dict[Annotated[str, Meta(pattern=VERSION_PATTERN)], VersionPolicy],
+        Meta(description="by version"),
+    ] = {}
+
+    def shift_sd(self, version: str, output: str) -> float:
+        """How far an output of a version may be off the primary's: declared for it, for the model, or the default."""
+        declared = self.versions.get(version, VersionPolicy()).max_shift_sd
+        return declared.get(output, self.max_shift_sd.get(output, SHIFT_SD))
+
+
 class Config(_Section):
     """Everything. Paths are as given; relative ones count from the working directory."""
 
@@ -125,8 +195,17 @@ class Config(_Section):
     session: Session = Session()
     audit: Audit = Audit()
     kafka: Kafka | None = None
+    sidecar: Sidecar = Sidecar()
+    policy: Annotated[
+        dict[Annotated[str, Meta(pattern=NAME_PATTERN)], Policy], Meta(description="by model")
+    ] = {}
+
+    def policy_of(self, model: str) -> Policy:
+        """A model's policy; the default where the configuration names none."""
+        return self.policy.get(model, _DEFAULT_POLICY)
 
 
+_DEFAULT_POLICY = Policy()
 ENV_PREFIX = "TIDEGATE_"
 DEFAULT_FILE = "tidegate.toml"
 
@@ -152,29 +231,40 @@ def load(
     if file is None and Path(DEFAULT_FILE).is_file():
         file = Path(DEFAULT_FILE)
     if file is not None:
-        for key, value in _leaves(_read(file)):
-            _put(tree, key, value, str(file))
-            origins[key] = str(file)
+        for path, value in _leaves(_read(file)):
+            _put(tree, path, value, str(file))
+            origins[".".join(path)] = str(file)
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX):
             key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
-            _put(tree, key, _parsed(environ[name]), name)
+            _put(tree, key.split("."), _parsed(environ[name]), name)
             origins[key] = name
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             msg = f"--set {text}: expected key=value, as in audit.level=fsync"
             raise ConfigInvalid(msg)
-        _put(tree, key.strip(), _parsed(value), f"--set {key}")
+        _put(tree, key.strip().split("."), _parsed(value), f"--set {key}")
         origins[key.strip()] = "--set"
     try:
         config = msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as exc:
         raise ConfigInvalid(_explain(str(exc), origins)) from None
+    _check_across(config)
+    return config, origins
+
+
+def _check_across(config: Config) -> None:
+    """What one key says of another."""
     if config.admin.host not in {"127.0.0.1", "::1", "localhost"}:
         msg = f"admin.host is {config.admin.host!r}: only loopback addresses are served without TLS"
         raise ConfigInvalid(msg)
-    return config, origins
+    if config.sidecar.source == "kafka" and config.kafka is None:
+        msg = (
+            "sidecar.source is 'kafka', and there is no [kafka] section: set kafka.bootstrap_servers,"
+            ' or sidecar.source = "spool"'
+        )
+        raise ConfigInvalid(msg)
 
 
 def encode(config: Config) -> str:
@@ -198,11 +288,12 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigInvalid(msg) from exc
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
+def _leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    # Paths, not dotted texts: names of models and outputs may have dots.
+    out: list[tuple[tuple[str, ...], Any]] = []
     for name, value in tree.items():
-        key = f"{prefix}{name}"
-        out.extend(_leaves(value, key + ".") if isinstance(value, dict) else [(key, value)])
+        path = (*above, name)
+        out.extend(_leaves(value, path) if isinstance(value, dict) else [(path, value)])
     return out
 
 
@@ -215,23 +306,27 @@ def _parsed(text: str) -> Any:
     return text
 
 
-def _put(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
-    *parents, leaf = key.split(".")
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> None:
+    *parents, leaf = path
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            msg = f"{origin}: {key}: {parent} is a value, not a section"
+            msg = f"{origin}: {'.'.join(path)}: {parent} is a value, not a section"
             raise ConfigInvalid(msg)
     tree[leaf] = value
 
 
 def _explain(text: str, origins: dict[str, str]) -> str:
     path = text.rpartition("`$.")[2].rstrip("`") if "`$." in text else ""
-    origin = origins.get(path)
-    if origin is None:
-        unknown = text.partition("unknown field `")[2].partition("`")[0]
-        for key, where in origins.items():
-            if (unknown and key.split(".")[-1] == unknown) or key.startswith(f"{unknown}."):
-                origin = where
-                break
-    return f"{origin or 'config'}: {text.replace('`$.', '`')}"
+    unknown = text.partition("unknown field `")[2].partition("`")[0]
+    found = next(
+        (key for key in origins if unknown and unknown in (key.split(".")[-1], key.split(".")[0])), None
+    )
+    # Names that a user chose (of models, versions, outputs) are `[...]` in what msgspec says.
+    form = re.escape(path).replace(re.escape("[...]"), r"\..+")
+    for pattern in (form, rf"{form}\..+", form.removesuffix(r"\..+")) if path else ():
+        found = found or next((key for key in origins if re.fullmatch(pattern, key)), None)
+    if found is None:
+        return f"config: {text.replace('`$.', '`')}"
+    shown = found if "[...]" in path else path
+    return f"{origins[found]}: {text.replace(f'`$.{path}`', f'`{shown}`')}"

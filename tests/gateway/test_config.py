@@ -72,6 +72,16 @@ def test_children_read_what_was_written() -> None:
         ("nothing", "expected key=value"),
         ("workers.x=1", None),
         ("kafka.topic=t", "bootstrap_servers"),
+        ("policy.flights.ramp=automatic", r"--set: .*automatic.*policy\.flights\.ramp"),
+        ("policy.flights.rmap=auto", r"--set: .*unknown field `rmap` - at `policy\.flights\.rmap`"),
+        ("policy.f.versions.v2.max_shift_sd.p=1", r"--set: .*regex.*versions"),
+        ("policy.f.versions.2.max_shift=1", "--set: .*unknown field `max_shift`"),
+        ("policy.f.max_shift_sd.p=0", r"--set: .*> 0.*policy\.f\.max_shift_sd\.p"),
+        ('policy.f.max_shift_sd={"p":-1}', r"--set: .*> 0.*policy\.f\.max_shift_sd"),
+        ("policy.a b.ramp=auto", "--set: .*regex"),
+        ("policy.f.alpha=0.6", r"--set: .*<= 0\.5.*policy\.f\.alpha"),
+        ("sidecar.clock=wall", r"--set: .*wall.*sidecar\.clock"),
+        ("sidecar.source=kafka", r"no \[kafka\] section: set kafka\.bootstrap_servers, or sidecar\.source"),
         ("admin.host=0.0.0.0", "admin.host is '0.0.0.0': only loopback"),
     ],
 )
@@ -80,6 +90,33 @@ def test_wrong_values_are_told(text: str, said: str | None) -> None:
     with pytest.raises(ConfigInvalid, match=said) as wrong:
         config.load(overrides=[text], environ={})
     assert "\n" not in str(wrong.value)
+
+
+def test_policy_of_a_model(tmp_path: Path) -> None:
+    """A model without a policy has the default one; names with dots come from the file whole."""
+    file = tmp_path / "t.toml"
+    file.write_text('[policy."a.b"]\nramp = "auto"\nmax_shift_sd = { "out.1" = 0.3 }\n')
+    loaded, origins = config.load(file, ["policy.c.lease_s=3"], {})
+    assert loaded.policy_of("nobody") == config.Policy()
+    assert (loaded.policy_of("a.b").ramp, loaded.policy_of("a.b").max_shift_sd) == ("auto", {"out.1": 0.3})
+    assert (loaded.policy_of("c").ramp, loaded.policy_of("c").lease_s) == ("manual", 3)
+    assert origins["policy.a.b.max_shift_sd.out.1"] == str(file)
+    assert config.decode(config.encode(loaded)) == loaded
+
+
+def test_expected_shift_is_the_nearest_declared() -> None:
+    """Of the version, else of the model, else the default."""
+    made = config.Policy(
+        max_shift_sd={"p": 0.3, "q": 0.2}, versions={"2": config.VersionPolicy(max_shift_sd={"p": 0.4})}
+    )
+    asked = (("2", "p"), ("2", "q"), ("1", "p"), ("1", "other"))
+    assert [made.shift_sd(*pair) for pair in asked] == [0.4, 0.2, 0.3, config.SHIFT_SD]
+
+
+def test_sidecar_may_follow_the_topic() -> None:
+    """With a [kafka] section, sidecar and mirror may read from it."""
+    given = ["sidecar.source=kafka", "kafka.bootstrap_servers=127.0.0.1:9092"]
+    assert config.load(overrides=given, environ={})[0].sidecar.source == "kafka"
 
 
 def test_value_where_a_section_stands(tmp_path: Path) -> None:
