@@ -1,0 +1,157 @@
+"""What versions say of themselves, for readers of the log: bundle.toml and reference, held against the log's digest.
+
+log (model, version, tree digest) -> **bundles** -> outputs, labels, drift. A record names the files that answered it;
+meaning read from other files would be wrong without anyone seeing it. So whatever does not match is refused with a
+reason, and the reader goes on without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loaders.bundle import Bundle, BundleSettings, read_bundle
+from loaders.errors import ModelError
+from loaders.repository import MODEL_FILE, version_directory
+
+_ARRAYS = {"scores": "f", "labels": "iub", "times_ns": "iu"}
+"""What a reference must hold, and the kinds of numbers that are taken."""
+
+
+class Reference(NamedTuple):
+    """What a version did on the rows that it was accepted with; all of one length."""
+
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    times_ns: NDArray[np.int64]
+
+
+class Bundles:
+    """Bundles of one repository, each version read once per digest asked for.
+
+    Args:
+        models: the repository.
+
+    Threading: one thread. Cost: the first question about a version reads all its files, about 1 GB/s; later ones
+    read nothing. A version that does not match is not looked at again until `forget`.
+    """
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+        self._read: dict[tuple[str, str, str], Bundle | str] = {}
+        self._references: dict[tuple[str, str, str], Reference | str] = {}
+
+    def directory(self, model: str, version: str) -> Path:
+        """Where a version lies, whether or not it is there."""
+        return version_directory(self._models, model, version)
+
+    def settings(self, model: str, version: str, tree_sha256: str | None) -> BundleSettings | None:
+        """bundle.toml of the version that the log names; None when these are not its files (see `reason`)."""
+        found = self._bundle(model, version, tree_sha256)
+        return None if isinstance(found, str) else found.settings
+
+    def reason(self, model: str, version: str, tree_sha256: str | None) -> str | None:
+        """Why `settings` gives None, in words; None when it does not."""
+        found = self._bundle(model, version, tree_sha256)
+        return found if isinstance(found, str) else None
+
+    def reference(self, model: str, version: str, tree_sha256: str | None) -> Reference | None:
+        """The version's reference; None when it has none or a broken one (see `reference_reason`)."""
+        found = self._reference(model, version, tree_sha256)
+        return None if isinstance(found, str) else found
+
+    def reference_reason(self, model: str, version: str, tree_sha256: str | None) -> str | None:
+        """Why `reference` gives None, in words; None when it does not."""
+        found = self._reference(model, version, tree_sha256)
+        return found if isinstance(found, str) else None
+
+    def forget(self) -> None:
+        """Look at every version anew when it is asked for again."""
+        self._read.clear()
+        self._references.clear()
+
+    def _bundle(self, model: str, version: str, tree_sha256: str | None) -> Bundle | str:
+        key = (model, version, tree_sha256 or "")
+        if key not in self._read:
+            self._read[key] = self._load(*key)
+        return self._read[key]
+
+    def _load(self, model: str, version: str, tree_sha256: str) -> Bundle | str:
+        directory = self.directory(model, version)
+        base = self._models.resolve()
+        if not directory.resolve().is_relative_to(base) or not (directory / MODEL_FILE).is_file():
+            return f"{model}/{version} is not there"
+        try:
+            bundle = read_bundle(directory)
+        except ModelError as exc:
+            return str(exc)
+        except OSError as exc:
+            return f"{model}/{version} cannot be read: {exc.strerror}"
+        if bundle.tree_sha256 != tree_sha256:
+            return (
+                f"{model}/{version}: files changed: the record names {tree_sha256[:12] or 'none'},"
+                f" they are {bundle.tree_sha256[:12]} now"
+            )
+        return bundle
+
+    def _reference(self, model: str, version: str, tree_sha256: str | None) -> Reference | str:
+        key = (model, version, tree_sha256 or "")
+        if key not in self._references:
+            self._references[key] = self._load_reference(*key)
+        return self._references[key]
+
+    def _load_reference(self, model: str, version: str, tree_sha256: str) -> Reference | str:
+        bundle = self._bundle(model, version, tree_sha256)
+        if isinstance(bundle, str):
+            return bundle
+        name = bundle.settings.reference
+        if name is None:
+            return f"{model}/{version} has no reference: name one in bundle.toml"
+        where = f"{model}/{version}/{name}"
+        try:
+            content = (self.directory(model, version) / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != bundle.reference_sha256:
+                return f"{where}: files changed while they were read"
+            return read_reference(content)
+        except OSError as exc:
+            return f"{where} cannot be read: {exc.strerror}"
+        except ValueError as exc:
+            return f"{where}: {exc}"
+
+
+def read_reference(content: bytes) -> Reference:
+    """Arrays of a reference file; nothing in it is executed.
+
+    Raises:
+        ValueError: no .npz, an array missing, of another kind or length, or pickled objects; says which.
+    """
+    arrays: dict[str, NDArray[np.generic]] = {}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            for name, kinds in _ARRAYS.items():
+                if name not in file:
+                    msg = f"has no array {name!r}; expected {', '.join(_ARRAYS)}"
+                    raise ValueError(msg)
+                arrays[name] = file[name]
+                if arrays[name].ndim != 1 or arrays[name].dtype.kind not in kinds:
+                    msg = f"array {name!r} is {arrays[name].dtype} with shape {arrays[name].shape}"
+                    raise ValueError(msg)
+    except ValueError:
+        raise
+    except Exception as exc:  # a file of others: zip, zlib and NumPy each fail in ways of their own
+        msg = "not an .npz file that can be read"
+        raise ValueError(msg) from exc
+    if len({len(array) for array in arrays.values()}) != 1:
+        sizes = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+        msg = f"its arrays differ in length: {sizes}"
+        raise ValueError(msg)
+    return Reference(
+        arrays["scores"].astype(np.float64),
+        arrays["labels"].astype(np.int64),
+        arrays["times_ns"].astype(np.int64),
+    )

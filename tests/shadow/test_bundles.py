@@ -1,0 +1,128 @@
+"""Bundles for readers of the log: only files that the record names give meaning to it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loaders.bundle import tree_sha256
+from shadow.bundles import Bundles, read_reference
+
+
+def npz(**arrays: Any) -> bytes:
+    """A reference file's bytes."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+GOOD = {"scores": np.float32([0.5, 0.25]), "labels": np.int64([1, 0]), "times_ns": np.int64([7, 8])}
+
+
+def write_version(models: Path, text: str = "", reference: bytes | None = None) -> str:
+    """flights/2 with these files; returns its digest."""
+    directory = models / "flights" / "2"
+    directory.mkdir(parents=True)
+    (directory / "model.onnx").write_bytes(b"graph")
+    if reference is not None:
+        (directory / "reference.npz").write_bytes(reference)
+        text += '\nreference = "reference.npz"\n'
+    (directory / "bundle.toml").write_text(text)
+    return tree_sha256(directory)
+
+
+def test_the_records_files_are_read_once(tmp_path: Path):
+    """Settings of the digest that the log names; the disk is asked once."""
+    tree = write_version(tmp_path, 'task = "binary"')
+    bundles = Bundles(tmp_path)
+    found = bundles.settings("flights", "2", tree)
+    assert found is not None
+    assert found.task == "binary"
+    assert bundles.reason("flights", "2", tree) is None
+    (tmp_path / "flights" / "2" / "bundle.toml").write_text('task = "regression"')
+    assert bundles.settings("flights", "2", tree) is found
+    bundles.forget()
+    assert bundles.settings("flights", "2", tree) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "tree", "says"),
+    [
+        ("flights", "2", "ab" * 32, "files changed: the record names abababababab"),
+        ("flights", "2", None, "files changed: the record names none"),
+        ("flights", "9", "ab" * 32, "flights/9 is not there"),
+        ("..", "2", "ab" * 32, "is not there"),
+    ],
+)
+def test_what_does_not_match_is_refused_with_a_reason(
+    tmp_path: Path, model: str, version: str, tree: str | None, says: str
+):
+    """Other files, no digest, no directory, and a name that leads out of the repository."""
+    outside = tmp_path / "2"
+    outside.mkdir()
+    (outside / "model.onnx").write_bytes(b"graph")
+    models = tmp_path / "models"
+    write_version(models)
+    bundles = Bundles(models)
+    assert bundles.settings(model, version, tree) is None
+    assert says in (bundles.reason(model, version, tree) or "")
+    assert bundles.reference(model, version, tree) is None
+    assert says in (bundles.reference_reason(model, version, tree) or "")
+
+
+def test_a_broken_bundle_says_what_is_wrong(tmp_path: Path):
+    """The reader goes on; the reason names file and key."""
+    tree = write_version(tmp_path, "tasks = 1")
+    assert "flights/2/bundle.toml" in (Bundles(tmp_path).reason("flights", "2", tree) or "")
+
+
+def test_a_reference_is_read(tmp_path: Path):
+    """Three arrays of one length, in the types that statistics take."""
+    tree = write_version(tmp_path, reference=npz(rows=np.zeros((2, 3), np.float32), **GOOD))
+    found = Bundles(tmp_path).reference("flights", "2", tree)
+    assert found is not None
+    assert (found.scores.tolist(), found.labels.tolist(), found.times_ns.tolist()) == (
+        [0.5, 0.25],
+        [1, 0],
+        [7, 8],
+    )
+    assert [array.dtype.name for array in found] == ["float64", "int64", "int64"]
+
+
+def test_no_reference_says_how_to_name_one(tmp_path: Path):
+    """A version without one is no mistake, and the reason says so."""
+    tree = write_version(tmp_path)
+    assert "name one in bundle.toml" in (Bundles(tmp_path).reference_reason("flights", "2", tree) or "")
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("a reference was executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"not a zip", "npz|pickle"),
+        (npz(**GOOD)[:-40], "npz"),
+        (npz(scores=np.float32([1])), "has no array 'labels'"),
+        (npz(**{**GOOD, "labels": np.array([Payload(), Payload()], dtype=object)}), "allow_pickle"),
+        (npz(**{**GOOD, "labels": np.array(["a", "b"])}), "'labels' is <U1"),
+        (npz(**{**GOOD, "scores": np.zeros((2, 2), np.float32)}), "'scores' is float32 with shape"),
+        (npz(**{**GOOD, "times_ns": np.int64([1])}), "differ in length: scores 2, labels 2, times_ns 1"),
+    ],
+)
+def test_a_broken_reference_is_refused(tmp_path: Path, content: bytes, says: str):
+    """Whatever is in the file: nothing is executed, and the reason says what was found."""
+    with pytest.raises(ValueError, match=says):
+        read_reference(content)
+    tree = write_version(tmp_path, reference=content)
+    bundles = Bundles(tmp_path)
+    assert bundles.reference("flights", "2", tree) is None
+    assert "flights/2/reference.npz: " in (bundles.reference_reason("flights", "2", tree) or "")
