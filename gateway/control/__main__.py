@@ -17,11 +17,12 @@ import uvicorn
 from gateway import logs, process
 from gateway.api.admin import AdminApi
 from gateway.api.server import Server
+from gateway.audit.drained import sources_of, wait_drained
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.writer import Writer
 from gateway.control.engine import Engine
 from gateway.control.placement import Placement
-from gateway.control.recovery import recover, sources_of, wait_drained
+from gateway.control.recovery import recover
 from gateway.control.state import renumbered
 from gateway.control.tokens import ensure_token
 from gateway.errors import GatewayError
@@ -41,7 +42,7 @@ async def _serve(context: process.Context) -> int:
     token = ensure_token(state_dir)
     fleet = Fleet.open(Path(context.fleet_path))
     source = claim_source(state_dir, context.gateway_id, "control", ring_dir, SMALL_RING_BYTES)
-    if not wait_drained(ring_dir, sources_of(context.gateway_id), source.ring_path.name):
+    if not wait_drained(ring_dir, sources_of(context.gateway_id, "control"), source.ring_path.name):
         log.warning("predecessor_not_drained")
         return 1
     path = state_dir / "control" / "snapshot"

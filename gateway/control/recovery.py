@@ -8,47 +8,17 @@ would have written.
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
+from gateway.audit.drained import sources_of
 from gateway.audit.event import Control
 from gateway.audit.frame import expand
-from gateway.audit.identity import EventId, parse_event_id, source_of
+from gateway.audit.identity import EventId, parse_event_id
 from gateway.audit.spool import epochs, read_epoch
 from gateway.control import snapshot
 from gateway.control.state import State, applied
 
 log = logging.getLogger("tidegate.control")
-
-WAIT_S = 10.0
-INDICES = range(4)
-"""Control processes that ever lived side by side (one, but for a hand-over)."""
-
-
-def sources_of(gateway_id: str) -> tuple[int, ...]:
-    """Control's own sources, in order of index."""
-    return tuple(source_of(gateway_id, "control", index) for index in INDICES)
-
-
-def wait_drained(ring_dir: Path, sources: tuple[int, ...], own_ring: str) -> bool:
-    """Wait until the recorder is done with the rings of predecessors; False when that takes over 10 s.
-
-    It removes a ring once its owner is dead and all of it can be read. An empty ring is not enough: its marks move
-    just before the spool's.
-    """
-    prefixes = tuple(f"{source:016x}-" for source in sources)
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        left = [
-            path.name
-            for path in ring_dir.iterdir()
-            # Those that are set aside or half made have longer names.
-            if path.name.startswith(prefixes) and len(path.name) == len(own_ring) and path.name != own_ring
-        ]
-        if not left:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def recover(path: Path, spool: Path, gateway_id: str) -> State:
@@ -63,7 +33,7 @@ def recover(path: Path, spool: Path, gateway_id: str) -> State:
         serving, ledger = snapshot.Serving(gateway_id=gateway_id, generation=0), snapshot.Ledger()
     state = State(serving, ledger)
     last = parse_event_id(ledger.last_event) if ledger.last_event else None
-    sources = sources_of(gateway_id)
+    sources = sources_of(gateway_id, "control")
     for event in later_events(spool, sources, last):
         state = applied(state, event)
         log.info("change_recovered", extra={"kind": event.kind, "model": event.model})

@@ -1,6 +1,6 @@
 """A process that appends labels as fast as its ring takes them. Run as a script:
 
-    appender.py STATE_DIR RING_DIR RING_BYTES LIMIT
+    appender.py STATE_DIR RING_DIR RING_BYTES LIMIT [ROLE]
 
 It prints the last value published, a line each, once it is in the ring; a reply would leave only then.
 """
@@ -19,8 +19,9 @@ GATEWAY_ID = "00112233aabbccdd"
 
 
 def main() -> None:
-    state_dir, ring_dir, ring_bytes, limit = sys.argv[1:]
-    source = claim_source(Path(state_dir), GATEWAY_ID, "worker", Path(ring_dir), int(ring_bytes))
+    state_dir, ring_dir, ring_bytes, limit, *roles = sys.argv[1:]
+    role = roles[0] if roles else "worker"
+    source = claim_source(Path(state_dir), GATEWAY_ID, role, Path(ring_dir), int(ring_bytes))
     writer = Writer(source, GATEWAY_ID)
     value = 0
     refused = 0

@@ -7,14 +7,21 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.gateway.audit.sim import Log, until
+import pytest
+
+from gateway.audit.event import EpochClose
+from gateway.audit.identity import source_of
+from gateway.audit.verify import status
+from tests.gateway.audit.sim import GATEWAY_ID, Log, until
 
 APPENDER = str(Path(__file__).with_name("appender.py"))
 
 
-def appender(log: Log, ring_bytes: int = 65536, limit: int = 10**9) -> subprocess.Popen[bytes]:
+def appender(
+    log: Log, ring_bytes: int = 65536, limit: int = 10**9, role: str = "worker"
+) -> subprocess.Popen[bytes]:
     """A child that appends."""
-    return log.child(APPENDER, str(log.state_dir), str(log.ring_dir), str(ring_bytes), str(limit))
+    return log.child(APPENDER, str(log.state_dir), str(log.ring_dir), str(ring_bytes), str(limit), role)
 
 
 def published(log: Log, child: subprocess.Popen[bytes]) -> int:
@@ -69,6 +76,31 @@ def test_an_owner_is_killed(log: Log):
     for values, child in zip(found, children, strict=True):
         assert values == list(range(len(values)))
         assert len(values) > published(log, child)
+
+
+@pytest.mark.parametrize("role", ["sidecar", "mirror"])
+def test_those_who_follow_the_log_are_sources_like_workers(log: Log, role: str):
+    """Killed, two of a role at once and a successor: all is on disk, the recorder tells each epoch's end."""
+    recorder = log.real_recorder()
+    pair = [appender(log, role=role) for _ in range(2)]
+    for child in pair:
+        until(lambda child=child: published(log, child) > 100)
+    for child in pair:
+        kill9(child)
+    successor = appender(log, limit=100, role=role)
+    assert successor.wait(20) == 0
+    ended(log, recorder)
+    children = (*pair, successor)
+    assert sorted(map(len, values_per_epoch(log)))[0] == 100
+    assert all(values == list(range(len(values))) for values in values_per_epoch(log))
+    assert sum(map(len, values_per_epoch(log))) >= sum(published(log, child) + 1 for child in children)
+    epochs = [epoch for epoch in log.verify().epochs if epoch.role == role]
+    assert sorted(epoch.closed for epoch in epochs) == ["closed", "owner_died", "owner_died"]
+    indices = {source_of(GATEWAY_ID, role, index): index for index in range(3)}
+    assert sorted(indices[int(epoch.source, 16)] for epoch in epochs) == [0, 0, 1]
+    told = {(e.source, e.epoch) for e in log.read() if isinstance(e, EpochClose) and e.cause == "owner_died"}
+    assert told == {(e.source, e.epoch) for e in epochs if e.closed == "owner_died"}
+    assert {s.source for s in status(log.spool, log.ring_dir)} >= {e.source for e in epochs}
 
 
 def test_the_recorder_is_killed_again_and_again(log: Log):

@@ -220,18 +220,3 @@ def test_newer_snapshot_is_refused() -> None:
     content = snapshot.encode(snapshot.Serving(gateway_id=GATEWAY_ID, generation=7), snapshot.Ledger())
     with pytest.raises(StateFormatNewer, match="has format 9, this Tidegate knows 1"):
         snapshot.decode(content.replace(b'"format":1', b'"format":9'))
-
-
-def test_predecessors_ring_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ring on which the recorder is not done yet holds the start up; those set aside or of others do not."""
-    monkeypatch.setattr(recovery, "WAIT_S", 0.03)
-    begin(plane)
-    name = plane.writer.source.ring_path.name
-    sources = recovery.sources_of(GATEWAY_ID)
-    assert recovery.wait_drained(plane.ring_dir, sources, name)
-    own = name[:-8] + "ffffffff"
-    assert not recovery.wait_drained(plane.ring_dir, sources, own)
-    forget(plane)
-    drain(plane)
-    (plane.ring_dir / f"{name}.bad").write_bytes(b"\1" * 8192)
-    assert recovery.wait_drained(plane.ring_dir, sources, own)
