@@ -7,6 +7,7 @@ variable, and listening sockets as inherited descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 CONTEXT_VARIABLE = "TG_CONTEXT"
 _PR_SET_PDEATHSIG = 1
+LOW_NICE, LOWEST_NICE = 10, 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +73,29 @@ def enter() -> Context:
         if os.getppid() != context.supervisor_pid:
             raise SystemExit(0)
     return context
+
+
+def low_priority() -> None:
+    """Yield to the data plane: nice 10 at least. Never raises; a host that refuses leaves things as they are.
+
+    Linux keeps this a thread: call it before any other is started, they inherit it.
+    """
+    _nice(LOW_NICE)
+
+
+def lowest_priority() -> None:
+    """Run only when no one else wants the processor: SCHED_IDLE, or nice 19 where that is not to be had.
+
+    Never raises; to be called before any thread is started, as `low_priority`.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (OSError, AttributeError):
+        _nice(LOWEST_NICE)
+
+
+def _nice(value: int) -> None:
+    with contextlib.suppress(OSError):
+        # Never up: that needs rights, and who started us nicer meant it.
+        if os.getpriority(os.PRIO_PROCESS, 0) < value:
+            os.setpriority(os.PRIO_PROCESS, 0, value)

@@ -1,0 +1,59 @@
+"""Scheduling classes of those who must not take the processor from the data plane."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHOW = (
+    "import threading\n"
+    "def show(): print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))\n"
+    "threading.Thread(target=show).start()"
+)
+IDLE = getattr(os, "SCHED_IDLE", -1)
+
+
+def after(code: str) -> tuple[int, int]:
+    """Policy and nice value of a thread that a fresh process starts after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import os\nfrom gateway import process\n{code}\n{SHOW}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    policy, nice = done.stdout.split()
+    return int(policy), int(nice)
+
+
+REFUSE = "def refuse(*_): raise PermissionError(1, 'no')\nos.sched_setscheduler = refuse\n"
+
+
+def test_lowest_priority_is_the_idle_class() -> None:
+    """The mirror gets what no one else wants; its threads, too."""
+    assert after("process.lowest_priority()")[0] == IDLE
+
+
+def test_lowest_priority_is_nice_19_where_the_class_is_refused() -> None:
+    """A host that does not let us choose the class."""
+    assert after(REFUSE + "process.lowest_priority()") == (os.SCHED_OTHER, 19)
+    assert after("del os.sched_setscheduler; process.lowest_priority()") == (os.SCHED_OTHER, 19)
+
+
+def test_low_priority_only_goes_down() -> None:
+    """Nice 10, or what it was where that is nicer still."""
+    assert after("process.low_priority()") == (os.SCHED_OTHER, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
+    assert after("os.setpriority(os.PRIO_PROCESS, 0, 15); process.low_priority()") == (os.SCHED_OTHER, 15)
+
+
+@pytest.mark.parametrize("call", ["low_priority", "lowest_priority"])
+def test_a_host_that_refuses_everything_changes_nothing(call: str) -> None:
+    """Priorities are a courtesy: no process fails over them."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert after(f"{REFUSE}os.setpriority = refuse\nprocess.{call}()") == (os.SCHED_OTHER, own)
