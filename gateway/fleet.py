@@ -1,8 +1,8 @@
 """The fleet's shared memory: what workers publish and what /metrics, readiness and control read.
 
 One file, made by the supervisor, mapped by every process. Every word is a native u64 stored whole, and
-has one writer. A page of header (generation word, written by control), then one block a worker index:
-a page of its own facts, then `SLOTS` slots of 1 KiB, one a loaded version. Control numbers the slots
+has one writer. A page of header (generation and number of shadows, written by control), then one block a
+worker index: a page of its own facts, then `SLOTS` slots of 1 KiB, one a loaded version. Control numbers the slots
 (snapshot's `DesiredVersion.slot`); a slot's counters belong to the worker index, so a successor goes
 on where its predecessor was killed; the supervisor zeroes the gauges of a dead worker.
 """
@@ -22,7 +22,7 @@ BLOCK_BYTES = PAGE_BYTES + SLOTS * SLOT_BYTES
 REASON_BYTES = 512
 
 # Header words.
-_MAGIC, _WORKERS, _GENERATION = 0, 1, 2
+_MAGIC, _WORKERS, _GENERATION, _SHADOWS = 0, 1, 2, 3
 
 # Words of a worker's own page.
 PID = 0
@@ -132,6 +132,15 @@ class Fleet:
     def publish_generation(self, generation: int) -> None:
         """Control alone."""
         self._head[_GENERATION] = generation
+
+    @property
+    def shadows(self) -> int:
+        """Shadow variants that get a sample of the traffic; above 0 the supervisor runs the mirror."""
+        return self._head[_SHADOWS]
+
+    def publish_shadows(self, count: int) -> None:
+        """Control alone, with each generation."""
+        self._head[_SHADOWS] = count
 
     def worker(self, index: int) -> memoryview:
         """A worker's own words (u64)."""

@@ -4,13 +4,17 @@ Owns the listening sockets, the state directory's lock, the fleet's shared memor
 child is started again with back-off; a worker whose loop stands still is made to dump its stacks, then killed.
 It holds no serving state, so that there is little here that could fail. A child that refuses (exit 2) in its
 first life stops the gateway, since the configuration is wrong; later it is one more death, and serving goes on.
+Serving does not depend on the sidecar and the mirror (`optional`): their refusals stop nothing. The mirror runs only
+while a route has a shadow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
+import math
 import os
 import select
 import signal
@@ -30,10 +34,18 @@ log = logging.getLogger("tidegate.supervisor")
 
 HEARTBEAT_CHECK_S = 0.25
 STALL_S = 5.0
+START_STALL_S = 30.0
+"""The same while a worker starts. It beats while its models load on a thread, but its first steps meet the disk."""
 DUMP_S = 0.5
 """Between asking a stalled worker for its stacks and killing it."""
 DRAIN_S = 15.0
 """For each role to end. A worker drains for 10 s at most and then flushes its ring."""
+OPTIONAL = frozenset(("sidecar", "mirror"))
+"""Roles that serving does not depend on."""
+END_S = 10.0
+"""For one of those, once it is told to end."""
+STOP_ORDER = ("worker", "control", "mirror", "sidecar", "forwarder", "recorder")
+"""Those who append first; then who sends it on; last the recorder, so that all of it gets to disk."""
 SETTLE_S = {"recorder": 1.0}
 """So long after its start a role is sent no SIGTERM, which would kill it before it can take it as a request."""
 PAUSED_S = 2.0
@@ -59,11 +71,20 @@ class Child:
     start_at_s: float = 0.0
     dumped_s: float | None = None
     extra_fds: tuple[int, ...] = field(default=())
+    wanted: bool = True
+    """Whether it is to run at present."""
+    ending_s: float | None = None
+    """When it was told to end because it is no longer wanted."""
 
     @property
     def name(self) -> str:
         """Role and index."""
         return self.role if self.index is None else f"{self.role}-{self.index}"
+
+    @property
+    def optional(self) -> bool:
+        """Serving does not depend on it."""
+        return self.role in OPTIONAL
 
 
 def backoff_s(failures: int) -> float:
@@ -73,19 +94,36 @@ def backoff_s(failures: int) -> float:
     return min(BACKOFF_S[0] * 2.0 ** (failures - 1), BACKOFF_S[1])
 
 
-def plan(workers: int, *, kafka: bool, data_fd: int, admin_fd: int) -> list[Child]:
-    """The children in the order in which they start: the recorder before anyone who appends."""
+def plan(workers: int, *, kafka: bool, sidecar: bool, data_fd: int, admin_fd: int) -> list[Child]:
+    """The children in the order in which they start: the recorder before anyone who appends.
+
+    The mirror waits until it is wanted. What is not installed is not planned.
+    """
     children = [_child("recorder", "gateway.audit.recorder")]
     children.append(_child("control", "gateway.control", fds=(admin_fd,)))
     children.extend(_child("worker", "gateway.worker", index=i, fds=(data_fd,)) for i in range(workers))
     if kafka:
         children.append(_child("forwarder", "gateway.audit.forwarder"))
+    if sidecar and is_installed("shadow.sidecar"):
+        children.append(_child("sidecar", "shadow.sidecar"))
+    if is_installed("shadow.mirror"):
+        children.append(_child("mirror", "shadow.mirror"))
+        children[-1].wanted = False
     return children
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module can be started, without importing it (of its package only the empty `__init__`)."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def is_stalled(state: int, silent_s: float) -> bool:
-    """Whether a worker's event loop stands still. Loading and draining have limits of their own."""
-    return state == words_of.SERVING and silent_s > STALL_S
+    """Whether a worker's event loop stands still. Draining has a limit of its own."""
+    limits_s = {words_of.SERVING: STALL_S, words_of.STARTING: START_STALL_S}
+    return silent_s > limits_s.get(state, math.inf)
 
 
 class Supervisor:
@@ -126,6 +164,7 @@ class Supervisor:
         self.children = plan(
             workers,
             kafka=bool(config.get("kafka")),
+            sidecar=config.get("sidecar", {}).get("enabled", True),
             data_fd=self.context.data_fd,
             admin_fd=self.context.admin_fd,
         )
@@ -149,6 +188,7 @@ class Supervisor:
         try:
             while not self._stopping:
                 self._reap()
+                self._follow_shadows()
                 self._start_due()
                 self._check_heartbeats()
                 if announcer.process is not None:
@@ -180,7 +220,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.started_s = time.monotonic()
-        child.dumped_s = None
+        child.dumped_s = child.ending_s = None
         try:
             # A session of its own: Ctrl-C in the terminal reaches the supervisor alone.
             child.process = subprocess.Popen(
@@ -200,8 +240,25 @@ class Supervisor:
 
     def _start_due(self) -> None:
         for child in self.children:
-            if child.process is None and not self._stopping and time.monotonic() >= child.start_at_s:
+            if self._is_due(child) and time.monotonic() >= child.start_at_s:
                 self._start(child)
+
+    def _is_due(self, child: Child) -> bool:
+        return child.process is None and child.wanted and not self._stopping
+
+    def _follow_shadows(self) -> None:
+        """The mirror runs while a route has a shadow; one told to end ends, also when it is wanted again meanwhile."""
+        now = time.monotonic()
+        for child in self.children:
+            if child.role == "mirror":
+                child.wanted = self._fleet.shadows > 0
+            if child.ending_s is not None:
+                if now - child.ending_s > END_S:
+                    _signal(child, signal.SIGKILL)
+            elif not child.wanted and child.process is not None:
+                log.info("child_ends", extra={"child": child.name})
+                child.ending_s = now
+                _signal(child, signal.SIGTERM)
 
     def _reap(self) -> None:
         for child in self.children:
@@ -215,13 +272,23 @@ class Supervisor:
             if child.index is not None:
                 self._fleet.zero_gauges(child.index)
                 self._fleet.worker(child.index)[words_of.RESTARTS] += 1
-            if code == REFUSED and child.lives == 1:
+            if code == REFUSED and child.lives == 1 and lived_s < HEALTHY_S and not child.optional:
                 log.error("child_refused_to_start", extra={"child": child.name})
                 self._code, self._stopping = REFUSED, True
                 return
+            self._plan_next(child, code, lived_s)
+
+    def _plan_next(self, child: Child, code: int, lived_s: float) -> None:
+        """When a dead child starts again."""
+        if child.ending_s is not None:
+            child.ending_s, child.failures, wait_s = None, 0, 0.0
+        elif code == REFUSED and child.optional:
+            # It will hardly start as configured, and no one waits for it.
+            child.failures, wait_s = child.failures + 1, BACKOFF_S[1]
+            log.error("child_refused_to_start", extra={"child": child.name, "again_in_s": wait_s})
+        else:
             child.failures = 0 if lived_s >= HEALTHY_S else child.failures + 1
             wait_s = backoff_s(child.failures - 1)
-            child.start_at_s = time.monotonic() + wait_s
             log.warning(
                 "child_died",
                 extra={
@@ -231,6 +298,7 @@ class Supervisor:
                     "again_in_s": wait_s,
                 },
             )
+        child.start_at_s = time.monotonic() + wait_s
 
     def _check_heartbeats(self) -> None:
         now = time.monotonic()
@@ -254,7 +322,7 @@ class Supervisor:
                 child.process.send_signal(signal.SIGABRT)
 
     def _wait(self, timeout_s: float) -> None:
-        due = [c.start_at_s for c in self.children if c.process is None and not self._stopping]
+        due = [c.start_at_s for c in self.children if self._is_due(c)]
         if due:
             timeout_s = min(timeout_s, max(min(due) - time.monotonic(), 0.0))
         select.select([self._wake_read], [], [], timeout_s)
@@ -262,17 +330,17 @@ class Supervisor:
             os.read(self._wake_read, 4096)
 
     def _stop_all(self) -> None:
-        """Workers first, so that they drain; the recorder last, so that all of it gets to disk."""
+        """One role after another; workers drain."""
         log.info("stopping")
         if self._code == 0:
             self._revive_recorder()
-        for role in ("worker", "control", "forwarder", "recorder"):
+        for role in STOP_ORDER:
             group = [c for c in self.children if c.role == role and c.process is not None]
             for child in group:
                 while time.monotonic() < child.started_s + SETTLE_S.get(role, 0.0) and not self._impatient:
                     self._wait(0.05)
                 _signal(child, signal.SIGTERM)
-            deadline = time.monotonic() + DRAIN_S
+            deadline = time.monotonic() + (END_S if role in OPTIONAL else DRAIN_S)
             while any(c.process is not None and c.process.poll() is None for c in group):
                 if self._impatient or time.monotonic() > deadline:
                     for child in group:

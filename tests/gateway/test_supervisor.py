@@ -20,7 +20,7 @@ from bench.serving import Gateway
 from gateway import fleet as words_of
 from gateway import supervisor as module
 from gateway.process import Context
-from gateway.supervisor import Child, Supervisor, backoff_s, is_stalled, plan
+from gateway.supervisor import Child, Supervisor, backoff_s, is_installed, is_stalled, plan
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "models"
@@ -95,19 +95,53 @@ def test_backoff_doubles_from_nothing_to_ten_seconds() -> None:
 
 def test_recorder_starts_first_and_forwarder_only_with_kafka() -> None:
     """Nobody appends before the recorder is there; each role inherits only its own socket."""
-    children = plan(2, kafka=True, data_fd=7, admin_fd=8)
+    children = plan(2, kafka=True, sidecar=False, data_fd=7, admin_fd=8)[:5]
     assert [c.name for c in children] == ["recorder", "control", "worker-0", "worker-1", "forwarder"]
     assert [c.extra_fds for c in children] == [(), (8,), (7,), (7,), ()]
     assert children[3].argv[1:] == ["-P", "-m", "gateway.worker", "--index", "1"]
-    assert [c.role for c in plan(1, kafka=False, data_fd=7, admin_fd=8)] == ["recorder", "control", "worker"]
+    assert [c.role for c in plan(1, kafka=False, sidecar=False, data_fd=7, admin_fd=8)][:3] == [
+        "recorder",
+        "control",
+        "worker",
+    ]
 
 
-def test_only_a_serving_worker_can_stall() -> None:
-    """Loading takes as long as it takes, draining has its own limit."""
+@pytest.mark.parametrize("sidecar", [True, False])
+@pytest.mark.parametrize("installed", [("sidecar", "mirror"), ("mirror",), ()])
+def test_only_what_is_installed_and_configured_is_planned(
+    monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], sidecar: bool
+) -> None:
+    """The sidecar follows its setting, the mirror waits until it is wanted; neither without its module."""
+    monkeypatch.setattr(module, "is_installed", lambda name: name.removeprefix("shadow.") in installed)
+    children = plan(1, kafka=True, sidecar=sidecar, data_fd=7, admin_fd=8)[4:]
+    expected = [role for role in installed if sidecar or role == "mirror"]
+    assert [c.name for c in children] == expected
+    assert [c.wanted for c in children] == [role == "sidecar" for role in expected]
+    assert [c.argv[1:] for c in children] == [["-P", "-m", f"shadow.{role}"] for role in expected]
+    assert all(c.optional and not c.extra_fds for c in children)
+
+
+def test_a_module_is_looked_for_without_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not there, nor its package, is not installed; looking runs nothing of the module itself."""
+    (tmp_path / "lying").mkdir()
+    (tmp_path / "lying" / "__init__.py").touch()
+    (tmp_path / "lying" / "there.py").write_text("raise SystemExit(9)")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_installed("lying.there")
+    assert not is_installed("lying.elsewhere")
+    assert not is_installed("nowhere.at_all")
+
+
+def test_only_a_starting_or_serving_worker_can_stall() -> None:
+    """A start may take longer than a turn of the loop; draining has its own limit."""
     assert is_stalled(words_of.SERVING, 5.1)
     assert not is_stalled(words_of.SERVING, 4.9)
-    assert not is_stalled(words_of.STARTING, 60)
+    assert is_stalled(words_of.STARTING, 30.1)
+    assert not is_stalled(words_of.STARTING, 29.9)
     assert not is_stalled(words_of.DRAINING, 60)
+    assert not is_stalled(words_of.DOWN, 60)
 
 
 def test_dead_child_starts_again(supervisor: Supervisor, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,6 +175,127 @@ def test_refusal_in_a_later_life_is_one_more_death(supervisor: Supervisor, tmp_p
     control = stub("control", code)
     supervisor.children = [stub("recorder", SLEEP), control]
     assert run_until(supervisor, lambda: control.lives >= 3) == 0
+
+
+def test_refusal_after_a_healthy_life_is_one_more_death(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran for a while was configured well enough to start."""
+    monkeypatch.setattr(module, "HEALTHY_S", 0.0)
+    control = stub("control", "raise SystemExit(2)")
+    supervisor.children = [stub("recorder", SLEEP), control]
+    assert run_until(supervisor, lambda: control.lives >= 2) == 0
+
+
+@pytest.mark.parametrize("role", ["sidecar", "mirror"])
+def test_refusal_of_what_serving_does_not_need_stops_nothing(
+    supervisor: Supervisor, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, and tried again after the longest wait."""
+    caplog.set_level(logging.INFO)
+    supervisor._fleet.publish_shadows(1)
+    refusing, recorder = stub(role, "raise SystemExit(2)"), stub("recorder", SLEEP)
+    supervisor.children = [recorder, refusing]
+    waits: list[float] = []
+
+    def told() -> bool:
+        waits.extend(vars(r)["again_in_s"] for r in caplog.records if r.message == "child_refused_to_start")
+        return bool(waits)
+
+    assert run_until(supervisor, told) == 0
+    assert waits[0] == module.BACKOFF_S[1]
+    assert (refusing.lives, recorder.lives) == (1, 1)
+    assert refusing.start_at_s > time.monotonic() + module.BACKOFF_S[1] / 2
+
+
+def test_mirror_runs_while_a_route_has_a_shadow(supervisor: Supervisor) -> None:
+    """Started when the fleet's word rises, ended when it falls, started again, and never unasked."""
+    mirror, recorder = stub("mirror", SLEEP), stub("recorder", SLEEP)
+    mirror.wanted = False
+    supervisor.children = [recorder, mirror]
+    fleet = supervisor._fleet
+    seen: list[str] = []
+
+    def story() -> bool:
+        runs = mirror.process is not None and mirror.process.returncode is None
+        if not seen and recorder.lives and recorder.process is not None:
+            seen.append(f"unasked {runs}")
+            fleet.publish_shadows(2)
+        elif len(seen) == 1 and runs:
+            seen.append("runs")
+            fleet.publish_shadows(0)
+        elif len(seen) == 2 and mirror.process is None:
+            seen.append(f"ended {mirror.lives}")
+            fleet.publish_shadows(1)
+        return len(seen) == 3 and mirror.lives == 2
+
+    assert run_until(supervisor, story) == 0
+    assert seen == ["unasked False", "runs", "ended 1"]
+    assert mirror.failures == 0
+
+
+def test_mirror_that_does_not_end_is_killed(supervisor: Supervisor) -> None:
+    """SIGTERM when it is no longer wanted, SIGKILL ten seconds later, and no start after that."""
+    deaf = stub("mirror", f"import signal; signal.signal(15, signal.SIG_IGN); {SLEEP}")
+    supervisor.children = [deaf]
+    supervisor._fleet.publish_shadows(1)
+    supervisor._follow_shadows()
+    supervisor._start_due()
+    process = deaf.process
+    assert process is not None
+    until("deaf", lambda: int(_status(process.pid, "SigIgn"), 16) & 1 << (signal.SIGTERM - 1) != 0)
+    supervisor._fleet.publish_shadows(0)
+    supervisor._follow_shadows()
+    supervisor._follow_shadows()
+    assert deaf.ending_s is not None
+    assert process.poll() is None
+    deaf.ending_s -= module.END_S + 0.1
+    supervisor._follow_shadows()
+    assert process.wait(5) == -signal.SIGKILL
+    supervisor._reap()
+    supervisor._start_due()
+    assert (deaf.process, deaf.lives, deaf.failures) == (None, 1, 0)
+
+
+def _status(pid: int, name: str) -> str:
+    """A line of /proc/PID/status."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(line.split()[1] for line in text.splitlines() if line.startswith(name))
+
+
+def test_a_wait_for_what_is_not_wanted_is_no_spin(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that no one asked for does not make the supervisor turn without rest."""
+    waits: list[float] = []
+    monkeypatch.setattr(module.select, "select", lambda r, w, x, timeout_s: waits.append(timeout_s))
+    mirror = stub("mirror", SLEEP)
+    supervisor.children = [mirror]
+    supervisor._follow_shadows()
+    supervisor._wait(0.25)
+    supervisor._fleet.publish_shadows(1)
+    supervisor._follow_shadows()
+    supervisor._wait(0.25)
+    assert waits == [0.25, 0.0]
+
+
+def test_roles_stop_one_after_another(supervisor: Supervisor, tmp_path: Path) -> None:
+    """Who appends ends first, the recorder last: each is told only when the one before it is gone."""
+    order = tmp_path / "order"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    with open({str(order)!r}, 'a') as f: f.write(NAME + ' ')\n"
+        "    time.sleep(0.05); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'up-' + NAME).touch()\n"
+        "time.sleep(60)"
+    )
+    roles = ("recorder", "control", "worker", "forwarder", "sidecar", "mirror")
+    supervisor.children = [stub(role, f"NAME = {role!r}\n{code}") for role in roles]
+    supervisor._fleet.publish_shadows(1)
+    assert run_until(supervisor, lambda: len(list(tmp_path.glob("up-*"))) == len(roles)) == 0
+    assert order.read_text().split() == ["worker", "control", "mirror", "sidecar", "forwarder", "recorder"]
 
 
 def test_child_that_cannot_be_started_is_tried_again(supervisor: Supervisor) -> None:
