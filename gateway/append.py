@@ -16,6 +16,7 @@ from collections.abc import Callable
 from gateway.audit.event import Event, Prediction
 from gateway.audit.writer import Writer
 from gateway.config import Audit
+from gateway.errors import FrameTooLarge
 
 RETRY_S = 0.001
 REFUSALS_PER_S = 100
@@ -41,6 +42,8 @@ class Appender:
         self._loop = loop
         self._writer = writer
         self._ring = writer.ring
+        self.max_frame_bytes = writer.ring.max_frame_bytes - 64
+        """The largest payload that fits a frame of this ring."""
         self._clock_ns = clock_ns
         self._append_timeout_ns = audit.append_timeout_ms * 1_000_000
         self._sync_timeout_ns = audit.sync_timeout_ms * 1_000_000
@@ -62,11 +65,6 @@ class Appender:
         return len(self._held) + len(self._syncing)
 
     @property
-    def max_frame_bytes(self) -> int:
-        """The largest payload that fits a frame of this ring."""
-        return self._ring.max_frame_bytes - 64
-
-    @property
     def refuses(self) -> bool:
         """Records cannot be kept at present and the policy is `fail`: refuse at admission."""
         return self.fails and (self._ring.unavailable or self._held_bytes > self.max_frame_bytes)
@@ -77,7 +75,13 @@ class Appender:
         Args:
             waits: False for a frame that no one asked to be kept (level none): without room it becomes
                 part of a gap and is answered at once, whatever the policy.
+
+        Raises:
+            FrameTooLarge: no frame of this ring takes the payload; nothing is drawn, held or released.
         """
+        if len(payload) > self.max_frame_bytes:
+            msg = f"a payload of {len(payload)} bytes; a frame of this ring takes {self.max_frame_bytes}"
+            raise FrameTooLarge(msg)
         if not self._held:
             first_seq = self._writer.append_run(payload, count)
             if first_seq is not None:

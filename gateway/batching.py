@@ -38,6 +38,8 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     binary_outputs: tuple[bool, ...] | None = None
     key: Any = None
     rows: int = 1
+    log_bytes: int = 0
+    """What its id and parameters take in the log."""
     unit: int | None = None
     assignment: Any = None
     """The routing.Assignment, from route on."""

@@ -30,6 +30,7 @@ from gateway.errors import (
     AuditTimeout,
     AuditUnavailable,
     DeadlineExceeded,
+    FrameTooLarge,
     GatewayError,
     ModelNotReady,
     Overloaded,
@@ -305,18 +306,27 @@ class Core:
             now_ns = time.perf_counter_ns()
             frames = list(record_payloads(version, batch, self._batch_id, error, now_ns, self._limits))
         except Exception:
-            # A defect of ours must not strand the requests: all are answered and logged, the plain way.
             log.exception("run_not_recorded", extra={"model": version.model})
-            for inference in batch.inferences:
-                self._drop(version, inference, GatewayError("internal error"))
+            self._unrecorded(version, batch.inferences)
             return
         row0 = 0
         for payload, part in frames:
             made = Appended(version, batch, part, None, "", row0, texts, error)
             waits = any(i.audit_level != "none" for i in part)
-            self.appender.submit(payload, len(part), partial(self._answer, made), waits=waits)
             row0 += sum(i.rows for i in part)
-        version.count(batch, now_ns, failed=error is not None)
+            try:
+                self.appender.submit(payload, len(part), partial(self._answer, made), waits=waits)
+            except FrameTooLarge:
+                log.exception("run_not_recorded", extra={"model": version.model})
+                self._unrecorded(version, part)
+                batch.inferences = [i for i in batch.inferences if i not in part]
+        if batch.inferences:
+            version.count(batch, now_ns, failed=error is not None)
+
+    def _unrecorded(self, version: Version, inferences: list[Inference]) -> None:
+        """A defect of ours must not strand requests: all are answered and logged, the plain way."""
+        for inference in inferences:
+            self._drop(version, inference, GatewayError("internal error"))
 
     def _answer(self, made: Appended, seq: int | None, level: str) -> None:
         """Build and write the replies of one appended frame."""

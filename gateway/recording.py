@@ -2,7 +2,8 @@
 
 core (encode) -> **recording** -> append. The columns are those of `gateway.audit.frame.Run`. A request whose
 tensors exceed `audit.capture_max_bytes`, or alone a frame, is recorded by hash; a run that exceeds a
-frame is split over several.
+frame is split over several. What a frame takes is reckoned before it is made, never too low: what the
+ring cannot take would leave its requests without a record.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from gateway.audit.frame import Run, RunTensor, encoder
 from gateway.batching import Batch, Inference
 from gateway.errors import GatewayError
 from gateway.routing import Assignment
+from loaders.signature import Signature
 
 _ONE_ROW = [1]
-_FRAME_SLACK_BYTES = 4096
-_EVENT_BYTES = 256
-"""A generous guess of what a request takes in a frame beside its tensors."""
+_EVENT_BYTES = 1024
+"""More than a request takes in a frame beside its tensors, id and parameters: caller, route, stages."""
+_DIGEST_BYTES = 70
+"""A digest, or its absence, in a column."""
+_NAMED_BYTES = 128
+"""More than a tensor takes beside its name, shape and data."""
+_FRAME_BYTES = 4096
+"""More than a run's own fields take."""
 
 _route_raw: dict[int, tuple[Assignment, msgspec.Raw]] = {}
 
@@ -75,34 +82,54 @@ def record_payloads(
     """
     outputs = batch.outputs if error is None else []
     offset_ns = time.time_ns() - time.perf_counter_ns()
-    facts = _Facts(version, batch, batch_id, error, done_perf_ns, offset_ns, limits[1])
-    sizes = _sizes(batch, outputs)
+    facts = _Facts(version, batch, batch_id, error, done_perf_ns, offset_ns)
     everything = batch.inferences
-    if sum(sizes) + _FRAME_SLACK_BYTES <= limits[0]:
-        yield facts.payload(everything, sizes, batch.joined, outputs, 0), everything
+    captured = _tensor_bytes(batch, outputs)
+    besides = [i.log_bytes + _EVENT_BYTES for i in everything]
+    room = limits[0] - version.frame_bytes
+    if max(captured) <= limits[1] and sum(captured) + sum(besides) <= room:
+        yield facts.payload(everything, None, batch.joined, outputs, 0), everything
         return
+    digests = _DIGEST_BYTES * (len(version.signature.inputs) + len(outputs))
+    hashed = [size > limits[1] or size + more > room for size, more in zip(captured, besides, strict=True)]
+    sizes = [
+        more + digests + (0 if big else size)
+        for big, size, more in zip(hashed, captured, besides, strict=True)
+    ]
     start = row0 = 0
     while start < len(everything):
-        end, taken = start, 0
-        while end < len(everything) and (
-            end == start or taken + sizes[end] + _FRAME_SLACK_BYTES <= limits[0]
-        ):
+        end, taken = start + 1, sizes[start]
+        while end < len(everything) and taken + sizes[end] <= room:
             taken += sizes[end]
             end += 1
-        part, part_sizes = everything[start:end], sizes[start:end]
-        if taken + _FRAME_SLACK_BYTES > limits[0]:
-            part_sizes = [1 << 62]
+        part, over = everything[start:end], hashed[start:end]
         rows = sum(i.rows for i in part)
         joined = [b"".join(i.inputs[k] for i in part) for k in range(len(batch.joined))]
         cut = [a[row0 : row0 + rows] for a in outputs] if version.batchable else outputs
-        yield facts.payload(part, part_sizes, joined, cut, row0), part
+        yield facts.payload(part, over if True in over else None, joined, cut, row0), part
         start, row0 = end, row0 + rows
 
 
-def _sizes(batch: Batch, outputs: list[Any]) -> list[int]:
-    out_bytes = sum(a.nbytes if a.dtype != object else 64 * a.size for a in outputs)
-    per_row = out_bytes // batch.rows if batch.rows else out_bytes
-    return [sum(map(len, i.inputs)) + per_row * i.rows + _EVENT_BYTES for i in batch.inferences]
+def frame_bytes(signature: Signature) -> int:
+    """What a frame takes beside its requests: the run's own fields, each tensor's name and shape."""
+    specs = (*signature.inputs, *signature.outputs)
+    return _FRAME_BYTES + sum(len(s.name.encode()) + 9 * len(s.shape) + _NAMED_BYTES for s in specs)
+
+
+def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
+    """Each request's inputs and outputs in binary form."""
+    rows = batch.rows or 1
+    per_row = sum([a.nbytes // rows for a in outputs if a.dtype != object])
+    sizes = [sum(map(len, i.inputs)) + per_row * i.rows for i in batch.inferences]
+    for array in outputs:
+        if array.dtype == object:
+            texts = [4 + len(str(value).encode()) for value in array.ravel()]
+            start = 0
+            for k, inference in enumerate(batch.inferences):
+                end = start + len(texts) // rows * inference.rows
+                sizes[k] += sum(texts[start:end])
+                start = end
+    return sizes
 
 
 class _Facts:
@@ -116,7 +143,6 @@ class _Facts:
         error: GatewayError | None,
         done_perf_ns: int,
         offset_ns: int,
-        capture_max_bytes: int,
     ) -> None:
         self.version = version
         self.batch = batch
@@ -124,17 +150,16 @@ class _Facts:
         self.error = error
         self.done_perf_ns = done_perf_ns
         self.offset_ns = offset_ns
-        self.capture_max_bytes = capture_max_bytes
 
     def payload(
         self,
         part: list[Inference],
-        sizes: list[int],
+        over: list[bool] | None,
         joined: list[bytes],
         outputs: list[Any],
         row0: int,
     ) -> bytes:
-        """One frame's msgpack."""
+        """One frame's msgpack; `over` says which requests go by hash, None for none."""
         batch, offset_ns, started = self.batch, self.offset_ns, self.batch.started_ns
         routes = [route_raw(i.assignment) for i in part]
         callers = [i.caller for i in part]
@@ -171,8 +196,7 @@ class _Facts:
         if any(i.parameters for i in part):
             run.parameters = [i.parameters or None for i in part]
         self._outcome(run, part, outputs)
-        over = [size > self.capture_max_bytes for size in sizes]
-        if any(over):
+        if over is not None:
             run.capture = ["hash" if big else "full" for big in over]
             self._tensors_hashed(run, part, over, outputs)
         else:

@@ -18,7 +18,7 @@ from gateway.batching import Batch, CostModel, Inference, VersionQueue
 from gateway.config import Batch as BatchConfig
 from gateway.errors import GatewayError
 from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS
-from gateway.recording import dropped_event
+from gateway.recording import dropped_event, frame_bytes
 from loaders.session import Session
 
 
@@ -48,6 +48,7 @@ class Version:
             runtime=session.runtime,
         )
         self.model_raw = msgspec.Raw(encoder.encode(self.facts))
+        self.frame_bytes = frame_bytes(session.signature)
         self.admitted = words[fleet_words.ADMITTED]
         self._recorded = words[fleet_words.RECORDED]
         self._words = words

@@ -23,6 +23,10 @@ from gateway.errors import GatewayError, InvalidRequest
 from loaders.signature import Signature, TensorSpec
 
 DEPTH_MAX = 64
+ID_MAX_BYTES = 4096
+"""Longest id of a client, as JSON with its quotes: it goes into the log and back."""
+PARAMETERS_MAX_BYTES = 16_384
+"""Most that free parameters may take in the log."""
 ROWS_MAX = 1_048_576
 """Rows of one request; tensors without elements could name any number."""
 Dim = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -113,11 +117,8 @@ class Codec:
             blobs = memoryview(body)[json_bytes:]
             body = body[:json_bytes]
         request, raw = self._parse(body, blobs is not None)
-        if request.parameters is not None:
-            into.parameters = _checked(request.parameters)
-        if request.id:
-            into.request_id = request.id
-            into.id_json = msgspec.json.encode(request.id)
+        if request.parameters is not None or request.id:
+            _take_facts(request, into)
         self._take_inputs(request.inputs, raw, blobs, into)
         if request.outputs is not None or request.parameters is not None:
             self._take_outputs(request, into)
@@ -237,17 +238,36 @@ class Codec:
             into.binary_outputs = tuple(flags[i] for i in into.wanted)
 
 
-def _checked(parameters: dict[str, Scalar]) -> dict[str, Scalar]:
-    """Free parameters go into the log, whose integers have 64 bits.
+def _take_facts(request: Any, into: Inference) -> None:
+    """The id and the free parameters: both go into the log, so both are bounded.
 
     Raises:
-        InvalidRequest: names the parameter.
+        InvalidRequest: one of them is too large, or an integer has more than the log's 64 bits.
     """
-    for name, value in parameters.items():
-        if type(value) is int and not -(2**63) <= value < 2**64:
-            msg = f"parameter '{name[:100]}' is an integer beyond 64 bits"
+    log_bytes = 0
+    if request.id:
+        into.request_id = request.id
+        into.id_json = msgspec.json.encode(request.id)
+        log_bytes = len(into.id_json)
+        if log_bytes > ID_MAX_BYTES:
+            msg = f"id takes {log_bytes} bytes of JSON; at most {ID_MAX_BYTES} are taken"
             raise InvalidRequest(msg)
-    return parameters
+    if request.parameters:
+        try:
+            taken = len(msgspec.msgpack.encode(request.parameters))
+        except OverflowError:
+            raise _beyond(request.parameters) from None
+        if taken > PARAMETERS_MAX_BYTES:
+            msg = f"parameters take {taken} bytes; at most {PARAMETERS_MAX_BYTES} are taken"
+            raise InvalidRequest(msg)
+        into.parameters = request.parameters
+        log_bytes += taken
+    into.log_bytes = log_bytes
+
+
+def _beyond(parameters: dict[str, Scalar]) -> InvalidRequest:
+    name = next(n for n, v in parameters.items() if type(v) is int and not -(2**63) <= v < 2**64)
+    return InvalidRequest(f"parameter '{name[:100]}' is an integer beyond 64 bits")
 
 
 def _fixed_tail(spec: TensorSpec, batchable: bool) -> tuple[int, list[int], int] | None:

@@ -130,3 +130,27 @@ def test_binary_sizes_that_do_not_fit_are_refused(size, blob: bytes, header: int
     text = json.dumps({"inputs": [tensor]}).encode()
     with pytest.raises(InvalidRequest):
         codec_of("FP32").decode(text + blob, header or len(text), Inference(None, 0))
+
+
+@pytest.mark.parametrize(
+    ("more", "taken", "found"),
+    [
+        ({"id": "i" * 4094}, True, ""),
+        ({"id": "i" * 4095}, False, "id takes 4097 bytes of JSON; at most 4096"),
+        ({"id": "\u00e9" * 2048}, False, "id takes 4098 bytes"),
+        ({"parameters": {"a": "p" * 16_378}}, True, ""),
+        ({"parameters": {"a": "p" * 16_400}}, False, "parameters take 16406 bytes; at most 16384"),
+        ({"parameters": {"n": 2**64 - 1}}, True, ""),
+        ({"parameters": {"n": 2**64}}, False, "parameter 'n' is an integer beyond 64 bits"),
+    ],
+)
+def test_what_goes_into_the_log_is_bounded(more: dict, taken: bool, found: str) -> None:
+    """An id of 4 KiB and parameters of 16 KiB are taken, beyond that a 400 says what was found."""
+    document = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}], **more}
+    if taken:
+        into = decode(codec_of("FP32"), document)
+        assert (into.request_id, into.parameters) == (more.get("id"), more.get("parameters"))
+        assert into.log_bytes >= sum(len(json.dumps(value)) - 16 for value in more.values())
+    else:
+        with pytest.raises(InvalidRequest, match=found):
+            decode(codec_of("FP32"), document)
