@@ -9,6 +9,7 @@ the answer becomes a 503. Replies of level `fsync` wait here until the recorder'
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from gateway.audit.event import Event, Prediction
 from gateway.audit.writer import Writer
 from gateway.config import Audit
 from gateway.errors import FrameTooLarge
+
+log = logging.getLogger("tidegate.worker")
 
 RETRY_S = 0.001
 REFUSALS_PER_S = 100
@@ -128,10 +131,21 @@ class Appender:
             return
         events, self._refused = self._refused, []
         for start in range(0, len(events), 64):
-            part = events[start : start + 64]
-            if self._writer.append_events(part) is None:
-                self._writer.lose(len(part))
-                self.gaps += len(part)
+            self._append(events[start : start + 64])
+
+    def _append(self, events: list[Event]) -> None:
+        """Append whole events: together if a frame takes them, else one by one; what does not fit is a gap."""
+        try:
+            if self._writer.append_events(events) is not None:
+                return
+        except FrameTooLarge:
+            if len(events) > 1:
+                for event in events:
+                    self._append([event])
+                return
+            log.exception("event_too_large", extra={"event_type": type(events[0]).__name__})
+        self._writer.lose(len(events))
+        self.gaps += len(events)
 
     def flush_sums(self, make: Callable[[str | None, str | None, str | None, int, int], Event]) -> None:
         """Once a second: log the summed refusals; `make(model, version, code, status, count)`."""
