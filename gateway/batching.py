@@ -81,12 +81,17 @@ class Batch:
         self.cpu_ns = 0
         self.ended_ns = 0
 
+    @property
+    def terminated(self) -> bool:
+        """Stopped on its lane at the last of its deadlines."""
+        return self.run_options is not None and bool(self.run_options.terminate)
+
     def failure(self, model: str, version: str) -> GatewayError | None:
         """What to tell the clients of a run that failed; None when it did not."""
         exc = self.error
         if exc is None or isinstance(exc, GatewayError):
             return exc
-        if self.run_options is not None and self.run_options.terminate:
+        if self.terminated:
             return DeadlineExceeded(f"model '{model}' did not answer before the deadline")
         text = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
         return InferenceFailed(f"model '{model}' version {version} failed: {text}")

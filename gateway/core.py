@@ -283,14 +283,13 @@ class Core:
             batch.error = exc
 
     def _finish(self, version: Version, batch: Batch) -> None:
-        if batch.error is not None and len(batch.inferences) > 1:
+        if batch.error is not None and len(batch.inferences) > 1 and not batch.terminated:
+            # One of them is bad: each runs alone, in the place where the batch ran.
             for inference in batch.inferences:
-                alone = Batch([inference], inference.rows, "single")
-                if version.inline_ns:
+                if batch.run_options is None:
+                    alone = Batch([inference], inference.rows, "single")
                     self._run(version, alone)
                     self._finish(version, alone)
-                elif self.lanes.idle:
-                    self._dispatch(version, alone)
                 else:
                     inference.key = object()
                     version.queue.put(inference)

@@ -135,6 +135,80 @@ def test_a_row_that_fails_fails_alone(tmp_path: Path) -> None:
     run(main())
 
 
+class OnLane(SumSession):
+    """Too costly for the loop; notes which threads ran it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warm_cost_ns = {1: 50_000_000, 32: 50_000_000}
+        self.threads: set[str] = set()
+
+    def run(self, feeds, names=None, options=None):
+        self.threads.add(threading.current_thread().name)
+        return super().run(feeds, names, options)
+
+
+def test_a_costly_row_that_fails_is_looked_for_on_the_lane(tmp_path: Path) -> None:
+    """When a costly batch fails its requests run one by one on the lane, never on the loop."""
+
+    async def main() -> None:
+        path = Path_(tmp_path, session=OnLane())
+        sinks = [path.send([666 if i == 3 else i, 0, 0, 0]) for i in range(8)]
+        await until(lambda: all(s.status for s in sinks))
+        assert [s.status for s in sinks] == [500 if i == 3 else 200 for i in range(8)]
+        assert path.session.runs == [8] + [1] * 8
+        assert path.session.threads == {"lane-0"}
+        assert path.core.inflight == 0
+        path.close()
+
+    run(main())
+
+
+def test_a_batch_stopped_at_its_deadline_is_not_run_again(tmp_path: Path) -> None:
+    """A run on a lane that is terminated answers all its requests with a 503 and costs no other run."""
+
+    class Endless(OnLane):
+        def run(self, feeds, names=None, options=None):
+            super().run(feeds, names, options)
+            while not options.terminate:
+                time.sleep(0.0005)
+            msg = "terminated"
+            raise RuntimeError(msg)
+
+    async def main() -> None:
+        path = Path_(tmp_path, session=Endless())
+        sinks = [path.send([i, 0, 0, 0], timeout_ms=30 + i) for i in range(6)]
+        await until(lambda: all(s.status for s in sinks))
+        assert {(s.status, s.body["code"]) for s in sinks} == {(503, "deadline_exceeded")}
+        assert path.session.runs == [6]
+        assert [e.code for e in path.predictions()] == ["deadline_exceeded"] * 6
+        path.close()
+
+    run(main())
+
+
+def test_singles_whose_deadline_is_over_cost_no_run(tmp_path: Path) -> None:
+    """After a failed batch on a lane, those that expire while they wait to run alone are dropped."""
+
+    class Failing(OnLane):
+        def run(self, feeds, names=None, options=None):
+            if len(self.runs) == 1:
+                time.sleep(0.25)
+            return super().run(feeds, names, options)
+
+    async def main() -> None:
+        path = Path_(tmp_path, session=Failing())
+        late = [path.send([666, 0, 0, 0], timeout_ms=200), path.send([1, 0, 0, 0], timeout_ms=200)]
+        timely = path.send([2, 0, 0, 0], timeout_ms=5000)
+        await until(lambda: timely.status and all(s.status for s in late))
+        assert (timely.status, timely.body["outputs"][0]["data"]) == (200, [2])
+        assert late[1].body["code"] == "deadline_exceeded"
+        assert path.session.runs == [3, 1, 1]
+        path.close()
+
+    run(main())
+
+
 def test_expired_requests_are_refused_and_cost_no_run(tmp_path: Path) -> None:
     """A deadline that is over when the batch is cut: 503, logged, not run."""
 
