@@ -207,6 +207,12 @@ class FeedUnreachable(LogError):
     retryable = True
 
 
+class LogIncomplete(LogError):
+    """What shall be folded again is not all in the log: records are gone, or not there yet."""
+
+    code = "log_incomplete"
+
+
 class SnapshotCorrupt(GatewayError):
     """A control snapshot does not match its own checksum."""
 

@@ -15,6 +15,14 @@ TABLE = {
     "predict": Entry("gateway.cli.predict:command", "Ask a model for an answer."),
     "route": Entry("gateway.cli.route:command", "Show and change which version answers."),
     "model": Entry("gateway.cli.model:command", "Show, load and unload models."),
+    "drift": Entry(
+        "shadow.cli.drift:command", "See how versions do: labels, shift, harm.", needs="shadow.cli.drift"
+    ),
+    "decision": Entry(
+        "shadow.cli.decision:command",
+        "Show and recompute what the sidecar decided.",
+        needs="shadow.cli.decision",
+    ),
     "audit": Entry("gateway.cli.audit:command", "Read and verify the log of predictions."),
     "config": Entry("gateway.cli.config:command", "Check and show the configuration."),
     "doctor": Entry("gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"),

@@ -25,6 +25,7 @@ _EXIT_CODES = {
     "audit_unavailable": NO,
     "source_gap": NO,
     "frame_corrupt": NO,
+    "log_incomplete": NO,
     "feed_unreachable": UNREACHABLE,
 }
 """By an error's `code`; all others are INPUT."""

@@ -1,0 +1,174 @@
+"""Decide: from a rollout's evidence to what shall be done. Pure.
+
+watch -> **decide** -> verdict event, act. Every rule reads counts and e-values of one rollout and the model's policy,
+so that a replay of the log comes to the same. A cause is decided once a rollout. Evidence that two versions share
+(an outage, a season) never comes here: all of it is canary against the control beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.config import Policy
+from shadow.detectors.relative import ShiftEvidence
+from shadow.harm import MICRO, OMEGA, hard_failure
+from shadow.rollouts import BADNESS, Document, Rollout
+
+SHIFT_ROWS_MIN, SHIFT_TICKS_MIN = 200, 2
+_WORDS = {"failed": "fails", "nonfinite": "gives values that are not finite", "wrong": "is wrong"}
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was concluded, with all that led to it. The body of a `verdict.decision` event."""
+
+    model: str
+    rollout: int
+    tick: int
+    action: str
+    """rollback | hold | alert"""
+    cause: str
+    """harm.failed | harm.nonfinite | harm.wrong | drift.relative | hard_failure"""
+    says: str
+    observed_revision: int
+    variant: str
+    versions: dict[str, str]
+    before_bp: dict[str, int]
+    after_bp: dict[str, int]
+    latched: tuple[str, ...]
+    counts: dict[str, dict[str, float]]
+    evidence: dict[str, float]
+    dry_run: bool = False
+
+
+def decide(rollout: Rollout, document: Document, policy: Policy, tick: int, output: str) -> list[Decision]:
+    """Decisions that the evidence now warrants and that were not made before; marks them as made.
+
+    Args:
+        document: the model's newest route.
+        output: the output whose score is compared.
+    """
+    needed = 1.0 / policy.alpha
+    found: list[tuple[str, str, str]] = []
+    if hard_failure([recent.counts for recent in rollout.recent]):
+        found.append(("hard_failure", "rollback", _says_hard(rollout)))
+    for kind in BADNESS:
+        evidence = rollout.evidence[kind]
+        strong = OMEGA[kind] * evidence.evidence >= needed
+        if strong and evidence.enough:
+            found.append((f"harm.{kind}", policy.on_harm, _says_harm(rollout, kind, needed)))
+    shift = rollout.shift
+    if shift is not None and OMEGA["shift"] * shift.evidence >= needed and _is_broad(shift):
+        allowed = policy.shift_sd(rollout.version, output)
+        says = _says_shift(rollout, shift, (output, allowed, needed))
+        found.append(("drift.relative", policy.on_relative_drift, says))
+    made = []
+    for cause, action, says in found:
+        if cause in rollout.decided or (action == "rollback" and rollout.rolled_back):
+            continue
+        rollout.decided[cause] = action
+        made.append(_decision(rollout, document, policy, tick, cause, action, says))
+    return made
+
+
+def summary(rollout: Rollout) -> dict[str, Any]:
+    """Where a rollout stands, for people and for the tick's record."""
+    return {
+        "model": rollout.model,
+        "rollout": rollout.number,
+        "variant": rollout.variant,
+        "version": rollout.version,
+        "control_version": rollout.control_version,
+        "requests": rollout.requests,
+        "evidence": _evidence(rollout),
+        "shift_sd": None if rollout.shift is None else rollout.shift.estimate_sd,
+        "decided": dict(rollout.decided),
+        "ended": rollout.ended,
+    }
+
+
+def _decision(
+    rollout: Rollout, document: Document, policy: Policy, tick: int, cause: str, action: str, says: str
+) -> Decision:
+    before = {arm.name: arm.weight_bp for arm in document.arms if arm.role != "shadow"}
+    after = dict(before)
+    latched: tuple[str, ...] = ()
+    if action == "rollback":
+        after[document.primary.name] += after.get(rollout.variant, 0)
+        after[rollout.variant] = 0
+        latched = (rollout.version,)
+    return Decision(
+        model=rollout.model,
+        rollout=rollout.number,
+        tick=tick,
+        action=action,
+        cause=cause,
+        says=says,
+        observed_revision=document.revision,
+        variant=rollout.variant,
+        versions={"primary": rollout.control_version, rollout.variant: rollout.version},
+        before_bp=before,
+        after_bp=after,
+        latched=latched,
+        counts=_counts(rollout, cause),
+        evidence={**_evidence(rollout), "needed": 1.0 / policy.alpha},
+        dry_run=policy.ramp == "dry-run",
+    )
+
+
+def _evidence(rollout: Rollout) -> dict[str, float]:
+    found = {kind: OMEGA[kind] * rollout.evidence[kind].evidence for kind in BADNESS}
+    return {**found, "shift": 0.0 if rollout.shift is None else OMEGA["shift"] * rollout.shift.evidence}
+
+
+def _is_broad(shift: ShiftEvidence) -> bool:
+    """Whether a shift rests on more than one burst: two ticks and 200 rows of the canary."""
+    return shift.ticks >= SHIFT_TICKS_MIN and sum(shift.canary) >= SHIFT_ROWS_MIN * MICRO
+
+
+def _counts(rollout: Rollout, cause: str) -> dict[str, dict[str, float]]:
+    if cause == "drift.relative" and rollout.shift is not None:
+        rows = sum(rollout.shift.canary) / MICRO, sum(rollout.shift.control) / MICRO
+        return {"canary": {"rows": rows[0]}, "control": {"rows": rows[1]}}
+    kind = cause.partition(".")[2] or "failed"
+    evidence = rollout.evidence[kind]
+    return {
+        "canary": {"requests": evidence.canary_requests / MICRO, "bad": evidence.canary_bad / MICRO},
+        "control": {"requests": evidence.control_requests / MICRO, "bad": evidence.control_bad / MICRO},
+    }
+
+
+def _says_harm(rollout: Rollout, kind: str, needed: float) -> str:
+    evidence = rollout.evidence[kind]
+    rates = [
+        evidence.canary_bad / max(evidence.canary_requests, 1),
+        evidence.control_bad / max(evidence.control_requests, 1),
+    ]
+    times = f"{rates[0] / rates[1]:.1f}x as often as" if rates[1] else "where no answer did of"
+    return (
+        f"version {rollout.version} {_WORDS[kind]} {times} version {rollout.control_version}"
+        f" ({evidence.canary_bad / MICRO:g} of {evidence.canary_requests / MICRO:,.0f} against"
+        f" {evidence.control_bad / MICRO:g} of {evidence.control_requests / MICRO:,.0f} at the same time);"
+        f" evidence {OMEGA[kind] * evidence.evidence:,.0f}, needed {needed:,.0f}"
+    )
+
+
+def _says_hard(rollout: Rollout) -> str:
+    bad = sum(r.counts.canary_bad for r in rollout.recent) / MICRO
+    of = sum(r.counts.canary_requests for r in rollout.recent) / MICRO
+    return (
+        f"version {rollout.version} failed {bad:g} of {of:,.0f} requests within ten seconds,"
+        f" over 20x as often as version {rollout.control_version} beside it"
+    )
+
+
+def _says_shift(rollout: Rollout, shift: ShiftEvidence, declared: tuple[str, float, float]) -> str:
+    output, allowed, needed = declared
+    estimate_sd = shift.estimate_sd or 0.0
+    rows = sum(shift.canary) / MICRO, sum(shift.control) / MICRO
+    return (
+        f"{output} of version {rollout.version} is {abs(estimate_sd):.2f} sd {'above' if estimate_sd > 0 else 'below'}"
+        f" version {rollout.control_version}'s on the same traffic ({rows[0]:,.0f} rows against {rows[1]:,.0f});"
+        f" declared were {allowed:g} sd; evidence {OMEGA['shift'] * shift.evidence:,.0f}, needed {needed:,.0f}"
+    )

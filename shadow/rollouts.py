@@ -1,0 +1,200 @@
+"""Rollouts: which version was on trial against which, as the log's control events tell. Watch stage; pure.
+
+control events -> **rollouts** -> watch, decide. Evidence belongs to a rollout: it begins with a version's first weight
+as a canary and ends with its promotion, weight 0, a latch or another primary, whoever changed the route. So evidence of
+an earlier trial of the same version is never carried into the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.audit.event import Control
+from shadow.detectors.bins import ScoreBins
+from shadow.detectors.relative import ShiftEvidence
+from shadow.harm import ArmCounts, HarmEvidence
+
+BADNESS = ("failed", "nonfinite", "wrong")
+"""What can be bad about an answered request; each has evidence of its own."""
+DOCUMENTS_KEPT = 200
+ENDED_KEPT = 50
+RECENT_NS = 10_000_000_000
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """A variant in one revision of a route."""
+
+    name: str
+    version: str
+    role: str
+    weight_bp: int = 0
+    has_lease: bool = False
+
+
+class Document(msgspec.Struct, frozen=True):
+    """What watching needs of one revision of a route."""
+
+    model: str
+    revision: int
+    arms: tuple[Arm, ...]
+    latched: tuple[str, ...] = ()
+
+    @property
+    def primary(self) -> Arm:
+        """The one primary."""
+        return next(arm for arm in self.arms if arm.role == "primary")
+
+    @property
+    def canaries(self) -> tuple[Arm, ...]:
+        """Canaries with traffic."""
+        return tuple(arm for arm in self.arms if arm.role == "canary" and arm.weight_bp)
+
+
+class Recent(msgspec.Struct, frozen=True):
+    """Failures (raised or not finite) of one tick, for the rule about hard failures."""
+
+    at_ns: int
+    counts: ArmCounts
+
+
+class Rollout(msgspec.Struct):
+    """One trial and its evidence.
+
+    `number` is the revision that gave the version its first weight; with the model it names the rollout. `bins` are
+    None until there is a reference (or enough rows of the control, gathered in `first_scores`).
+    """
+
+    model: str
+    number: int
+    variant: str
+    version: str
+    control_version: str
+    ended: str | None = None
+    """Why it is over: promoted | weight_zero | latched | primary_changed | removed"""
+    evidence: dict[str, HarmEvidence] = msgspec.field(
+        default_factory=lambda: {kind: HarmEvidence() for kind in BADNESS}
+    )
+    bins: ScoreBins | None = None
+    shift: ShiftEvidence | None = None
+    first_scores: list[float] = []
+    recent: list[Recent] = []
+    requests: int = 0
+    """Of the canary, so far."""
+    decided: dict[str, str] = {}
+    """Action by cause: each cause is decided once."""
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether a decision took its traffic away."""
+        return "rollback" in self.decided.values()
+
+
+class Rollouts(msgspec.Struct):
+    """Routes by revision and the trials they make. The watch's state, stored with it."""
+
+    documents: dict[str, dict[int, Document]] = {}
+    active: list[Rollout] = []
+    ended: list[Rollout] = []
+
+    def knows(self, model: str, revision: int) -> bool:
+        """Whether the route of that revision has been seen."""
+        return revision in self.documents.get(model, {})
+
+    def document(self, model: str, revision: int) -> Document | None:
+        """The route as it was at a revision."""
+        return self.documents.get(model, {}).get(revision)
+
+    def latest(self, model: str) -> Document | None:
+        """The newest known route of a model."""
+        known = self.documents.get(model)
+        return known[max(known)] if known else None
+
+    def on_trial(self, document: Document, arm: Arm) -> Rollout | None:
+        """The running rollout that a canary of that revision is part of."""
+        for rollout in self.active:
+            same = (rollout.model, rollout.variant, rollout.version) == (
+                document.model,
+                arm.name,
+                arm.version,
+            )
+            if (
+                same
+                and rollout.number <= document.revision
+                and rollout.control_version == document.primary.version
+            ):
+                return rollout
+        return None
+
+    def apply(self, event: Control) -> None:
+        """Take a control event; kinds without a route change nothing."""
+        for route in routes_of(event):
+            known = self.documents.setdefault(route.model, {})
+            if known and route.revision < min(known):
+                continue
+            is_newest = not known or route.revision > max(known)
+            known[route.revision] = route
+            for old in sorted(known)[:-DOCUMENTS_KEPT]:
+                del known[old]
+            if is_newest:
+                self._follow(route)
+
+    def _follow(self, route: Document) -> None:
+        for rollout in [r for r in self.active if r.model == route.model]:
+            rollout.ended = _ending(rollout, route)
+            if rollout.ended is not None:
+                self.active.remove(rollout)
+                self.ended.append(rollout)
+                del self.ended[:-ENDED_KEPT]
+        on_trial = {(r.variant, r.version) for r in self.active if r.model == route.model}
+        for arm in route.canaries:
+            if (arm.name, arm.version) not in on_trial and arm.version not in route.latched:
+                self.active.append(
+                    Rollout(
+                        model=route.model,
+                        number=route.revision,
+                        variant=arm.name,
+                        version=arm.version,
+                        control_version=route.primary.version,
+                    )
+                )
+
+
+def _ending(rollout: Rollout, route: Document) -> str | None:
+    if rollout.version in route.latched:
+        return "latched"
+    if route.primary.version == rollout.version:
+        return "promoted"
+    if route.primary.version != rollout.control_version:
+        return "primary_changed"
+    for arm in route.arms:
+        if (arm.name, arm.version, arm.role) == (rollout.variant, rollout.version, "canary"):
+            return None if arm.weight_bp else "weight_zero"
+    return "removed"
+
+
+def routes_of(event: Control) -> list[Document]:
+    """The routes that a control event leaves, in no case raising on what later kinds may hold."""
+    if event.after is None:
+        return []
+    found = event.after.values() if event.kind == "routes" else [event.after]
+    return [_document(content) for content in found if isinstance(content, dict) and "variants" in content]
+
+
+def _document(content: dict[str, Any]) -> Document:
+    return Document(
+        model=str(content["model"]),
+        revision=int(content["revision"]),
+        arms=tuple(
+            Arm(
+                name=str(variant["name"]),
+                version=str(variant["version"]),
+                role=str(variant["role"]),
+                weight_bp=int(variant.get("weight_bp", 0)),
+                has_lease=variant.get("lease_until_ns") is not None,
+            )
+            for variant in content["variants"]
+        ),
+        latched=tuple(content.get("latched", ())),
+    )

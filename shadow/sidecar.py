@@ -1,0 +1,313 @@
+"""The sidecar: watches the log, decides, and turns traffic back. `python -P -m shadow.sidecar`
+
+log -> runner -> watch -> decide -> **verdict in the log** -> commit -> act. It reads nothing but the log and the
+bundles, and changes nothing but routes, over the admin API. It may die at any point:
+
+* before the verdict is on disk: the next one makes the tick anew, with cuts of its own;
+* after it: the next one finds the tick in the log and folds to the very same cuts before it goes on;
+* after the commit: what was decided and is not in effect stands in the database, and is carried on.
+
+While it is dead nothing happens but that leases run out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from gateway import config as configuration
+from gateway import logs, process
+from gateway.audit.drained import sources_of, wait_drained
+from gateway.audit.event import Event, Verdict
+from gateway.audit.feed import Feed, Positions
+from gateway.audit.source import SMALL_RING_BYTES, claim_source
+from gateway.audit.spool_feed import SpoolFeed
+from gateway.audit.writer import Writer
+from gateway.errors import GatewayError
+from shadow.act import Actor, Pending
+from shadow.bundles import Bundles
+from shadow.replay import fold
+from shadow.runner import READ_EVENTS, Runner
+from shadow.state import Settings
+from shadow.store import Store
+from shadow.verdicts import (
+    Stored,
+    decision_event,
+    gateway_sources,
+    spool_verdicts,
+    stored_ticks,
+    tick_event,
+)
+from shadow.watch import Tick, Watch
+
+log = logging.getLogger("tidegate.sidecar")
+
+IDLE_S = 0.1
+QUIET_TICK_S = 60.0
+"""Between ticks while nothing happens: they carry the clock on, by which labels come due."""
+LACKING_S = 10.0
+"""A tick waits so long for the control event of a revision that was served already."""
+SYNC_S = 10.0
+RETRY_S = 1.0
+REFUSED_S = 10.0
+"""Before a refused act is tried again: the route may have been thawed."""
+ADOPT_WAIT_MS = 5000
+"""The topic may lag behind the spool, where ticks are found."""
+
+
+class Parts(NamedTuple):
+    """What a sidecar is made of; tests give their own.
+
+    `feed` makes a feed that goes on from the positions given; `settings` judge the ticks from now on.
+    """
+
+    gateway_id: str
+    writer: Writer
+    store: Store
+    bundles: Bundles
+    actor: Actor
+    feed: Callable[[Positions], Feed]
+    settings: Settings
+    tick_s: float
+
+
+class Sidecar:
+    """One sidecar of one gateway.
+
+    Threading: one thread; `step` is one turn of its loop.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._writer = parts.writer
+        self._saved = parts.store.saved
+        self.watch = Watch(parts.bundles, parts.store.join, self._saved.state)
+        feed = parts.feed(self._saved.feed or self._saved.cut)
+        self.runner = Runner(feed, self.watch, self._saved.cut, gateway_sources(parts.gateway_id))
+        self._fresh_settings: Settings | None = None
+        self._was_complete = True
+        self._last_at_ns = 0
+        self._caught_up_s = self._last_tick_s = time.monotonic()
+        self._next_tick_s = self._last_tick_s + parts.tick_s
+        self._next_act_s = self._next_lease_s = 0.0
+        self._told: dict[str, str] = {}
+
+    # --- start -----------------------------------------------------------------------------
+
+    def adopt(self, stored: list[Stored]) -> None:
+        """Fold to the cuts of ticks that a predecessor logged and did not commit, then go on by our own settings.
+
+        Raises:
+            LogIncomplete: the log ends before such a cut; the next start tries again.
+        """
+        for one in stored:
+            if one.tick.number <= self.watch.state.tick:
+                continue
+            fold(self.watch, self.runner, one, ADOPT_WAIT_MS)
+            self._commit(one)
+            log.info("tick_adopted", extra={"tick": one.tick.number})
+        if self.watch.state.settings != self._parts.settings or not self.watch.state.tick:
+            self._fresh_settings = self._parts.settings
+            self.watch.use(self._parts.settings)
+
+    # --- the loop --------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One turn; whether there was anything to read."""
+        found = self.runner.read()
+        now_s = time.monotonic()
+        if found < READ_EVENTS // 2:
+            self._caught_up_s = now_s
+        if now_s >= self._next_tick_s:
+            quiet = self.watch.tally.is_empty and now_s - self._last_tick_s < QUIET_TICK_S
+            lacking = self.watch.lacks_routes and now_s < self._next_tick_s + LACKING_S
+            if quiet or not lacking:
+                self._next_tick_s = now_s + self._parts.tick_s
+            if not quiet and not lacking:
+                self.tick()
+                self._last_tick_s = now_s
+        if now_s >= self._next_act_s:
+            self._act(now_s)
+        if now_s >= self._next_lease_s:
+            self._renew(now_s)
+        self._writer.heartbeat()
+        return found > 0
+
+    def tick(self) -> None:
+        """Close the open tick: fold, log, commit.
+
+        Raises:
+            SystemExit: the record did not get to disk in time; the next start finds out whether it did.
+        """
+        state, settings = self.watch.state, self._fresh_settings
+        missing = list(self.watch.tally.missing)
+        tick = Tick(state.tick + 1, time.time_ns(), self.runner.close())
+        decisions = self.watch.close(tick, self.runner.fate)
+        events: list[Event] = [tick_event(tick, state, settings, missing)]
+        events += [decision_event(decision, tick, state) for decision in decisions]
+        seq = self._log(events)
+        self._fresh_settings = None
+        self._was_complete = not missing
+        for each in decisions:
+            log.warning("decision", extra={"model": each.model, "cause": each.cause, "says": each.says})
+        made = tuple((self._writer.event_id(seq + 1 + i), each) for i, each in enumerate(decisions))
+        self._commit(Stored(tick, settings, made))
+
+    def close(self) -> None:
+        """End the epoch; the open tick is not made."""
+        self._parts.actor.close()
+        self._writer.close()
+        self._parts.store.close()
+
+    def _log(self, events: list[Event]) -> int:
+        """Append and wait until it is on disk; returns the first number."""
+        deadline = time.monotonic() + SYNC_S
+        seq = self._writer.append_events(events)
+        while seq is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+            seq = self._writer.append_events(events)
+        mark = self._writer.ring.committed
+        while seq is not None and not self._writer.synced(mark):
+            if time.monotonic() > deadline:
+                seq = None
+                break
+            time.sleep(0.002)
+        if seq is None:
+            log.error("verdict_not_logged")
+            raise SystemExit(1)
+        return seq
+
+    def _commit(self, stored: Stored) -> None:
+        saved, runner = self._saved, self.runner
+        for event_id, decision in stored.decisions:
+            if decision.action == "rollback" and not decision.dry_run:
+                pending = Pending(
+                    model=decision.model,
+                    rollout=decision.rollout,
+                    variant=decision.variant,
+                    version=decision.versions[decision.variant],
+                    says=decision.says,
+                    event=event_id,
+                )
+                saved.pending.append(pending)
+        saved.state = self.watch.state
+        saved.cut = dict(runner.cut)
+        if not runner.is_ahead:
+            saved.feed = dict(runner.feed_positions)
+        running = {(r.model, r.number) for r in saved.state.rollouts.active}
+        saved.pending = [p for p in saved.pending if (p.model, p.rollout) in running]
+        self._parts.store.commit()
+        self._last_at_ns = stored.tick.at_ns
+        self._next_act_s = 0.0
+
+    # --- acts ------------------------------------------------------------------------------
+
+    def _act(self, now_s: float) -> None:
+        self._next_act_s = now_s + RETRY_S
+        for pending in list(self._saved.pending):
+            acted = self._parts.actor.roll_back(pending, self._last_at_ns)
+            if acted.outcome in {"done", "nothing_to_do"}:
+                self._saved.pending.remove(pending)
+                self._told.pop(pending.event, None)
+                log.warning("rolled_back", extra={"model": pending.model, "outcome": acted.outcome})
+                continue
+            if acted.outcome == "refused":
+                self._next_act_s = now_s + REFUSED_S
+            if self._told.get(pending.event) != acted.says:
+                self._told[pending.event] = acted.says
+                says = f"{pending.model}: rollback of version {pending.version} {acted.outcome}: {acted.says}"
+                body = {"what": "act", "outcome": acted.outcome, "decision": pending.event, "says": says}
+                self._log([Verdict(kind="alarm", at_ns=time.time_ns(), model=pending.model, body=body)])
+                log.error("rollback_not_done", extra={"says": says})
+
+    def _renew(self, now_s: float) -> None:
+        """Renew leases while this monitor is worth trusting: it reads the present, and its last tick was whole."""
+        automatic = {
+            model: policy for model, policy in self._parts.settings.policies.items() if policy.ramp == "auto"
+        }
+        shortest_s = min((policy.lease_s for policy in automatic.values()), default=30)
+        self._next_lease_s = now_s + max(shortest_s / 3, 0.1)
+        if not automatic or not self._was_complete:
+            return
+        stale_s = max(now_s - self._caught_up_s, 0.0)
+        rollouts = self.watch.state.rollouts.active
+        models = {
+            model: frozenset(r.version for r in rollouts if r.model == model and r.rolled_back)
+            for model, policy in automatic.items()
+            if stale_s < policy.max_staleness_s
+        }
+        for model, acted in self._parts.actor.renew_leases(models).items():
+            told = "" if acted.outcome == "done" else acted.says
+            if self._told.get(f"lease {model}", "") != told:
+                self._told[f"lease {model}"] = told
+                log.warning("lease", extra={"model": model, "outcome": acted.outcome, "says": acted.says})
+
+
+def _feed(config: configuration.Config, spool: Path) -> Callable[[Positions], Feed]:
+    def made(positions: Positions) -> Feed:
+        if config.sidecar.source == "kafka" and config.kafka is not None:
+            from gateway.audit.kafka_feed import KafkaFeed
+
+            return KafkaFeed(config.kafka.bootstrap_servers, config.kafka.topic, positions)
+        return SpoolFeed(spool, positions)
+
+    return made
+
+
+def _run(context: process.Context) -> int:
+    config = configuration.decode(context.config)
+    state_dir, ring_dir = context.state_path, Path(context.ring_dir)
+    home = state_dir / "sidecar"
+    home.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    source = claim_source(state_dir, context.gateway_id, "sidecar", ring_dir, SMALL_RING_BYTES)
+    writer = Writer(source, context.gateway_id)
+    own = sources_of(context.gateway_id, "sidecar")
+    if not wait_drained(ring_dir, own, source.ring_path.name):
+        log.warning("predecessor_not_drained")
+        return 1
+    parts = Parts(
+        gateway_id=context.gateway_id,
+        writer=writer,
+        store=Store(home / "state.db"),
+        bundles=Bundles(Path(context.models)),
+        actor=Actor(context.admin_url, state_dir),
+        feed=_feed(config, state_dir / "spool"),
+        settings=Settings(config.sidecar.clock, config.policy),
+        tick_s=config.sidecar.tick_s,
+    )
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sidecar = Sidecar(parts)
+    sidecar.adopt(stored_ticks(spool_verdicts(state_dir / "spool", own, parts.store.saved.cut)))
+    while not stopping:
+        if not sidecar.step():
+            time.sleep(IDLE_S)
+    sidecar.close()
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry of the process."""
+    context = process.enter()
+    logs.setup("sidecar")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    process.low_priority()
+    try:
+        raise SystemExit(_run(context))
+    except GatewayError as exc:
+        log.error("stopped", extra={"why": str(exc)})  # noqa: TRY400
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

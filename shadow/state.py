@@ -1,0 +1,62 @@
+"""What watching goes by and what it carries from tick to tick: settings and state. Words, not steps.
+
+Both are plain data: the settings stand in the log with the first tick that goes by them, the state in the sidecar's
+database. So a replay needs nothing but log and bundles, and two folds can be compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from gateway.config import Policy
+from shadow.rollouts import Rollouts
+
+_DEFAULT_POLICY = Policy()
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the outcome depends on beside log and bundles; stands in the log with the first tick of each start."""
+
+    clock: str = "log"
+    policies: dict[str, Policy] = {}
+
+    def policy_of(self, model: str) -> Policy:
+        """A model's policy."""
+        return self.policies.get(model, _DEFAULT_POLICY)
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex), as verdicts carry it."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+class Accuracy(msgspec.Struct):
+    """Rows of one version in one week whose label came due."""
+
+    rows: int = 0
+    wrong: int = 0
+    unlabelled: int = 0
+    absolute_error: float = 0.0
+    """Sum, of versions that give values."""
+
+
+class WatchState(msgspec.Struct):
+    """All that is carried from tick to tick beside the label join."""
+
+    settings: Settings = Settings()
+    tick: int = 0
+    clock_ns: int = 0
+    rollouts: Rollouts = msgspec.field(default_factory=Rollouts)
+    accuracy: dict[str, dict[str, dict[str, Accuracy]]] = {}
+    """By model, version and week (the date of its Monday)."""
+    labels: dict[str, int] = {}
+    """What became of labels: kept, duplicate, erratum, late, unknown, wrong_row, wrong_type, undeclared."""
+    counts: dict[str, int] = {}
+    """Events by what they were."""
+    trees: dict[str, dict[str, str]] = {}
+    """Digest of each version as it last answered."""
+    incomplete_ticks: int = 0
+    unread_scores: int = 0
+    """Answers whose outputs were by hash or not what the bundle declares."""

@@ -1,0 +1,115 @@
+"""Verdict events: what the sidecar writes of its ticks and decisions, and how it is read back.
+
+A tick's record carries its number, its time, its cuts and, where they changed, the settings: enough for anyone with
+the log to fold the same events again. Its decisions stand in the same frame, so the log has both or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gateway.audit.event import Verdict
+from gateway.audit.feed import Positions
+from gateway.audit.frame import expand
+from gateway.audit.identity import ROLES, parse_event_id, source_of
+from gateway.audit.spool import epochs, read_epoch
+from shadow.decide import Decision, summary
+from shadow.state import Settings, WatchState
+from shadow.watch import Tick
+
+SOURCES_A_ROLE = 1024
+
+
+class Stored(NamedTuple):
+    """A tick as it stands in the log, with the decisions made at it."""
+
+    tick: Tick
+    settings: Settings | None
+    """Where they changed."""
+    decisions: tuple[tuple[str, Decision], ...]
+    """(event id, decision)"""
+
+
+def tick_event(tick: Tick, state: WatchState, settings: Settings | None, missing: list[str]) -> Verdict:
+    """The record of a tick.
+
+    Args:
+        settings: where this tick is the first to go by them.
+        missing: numbers that the log should hold and does not; evidence leaves such a tick out.
+    """
+    body: dict[str, Any] = {
+        "tick": tick.number,
+        "cuts": {key: list(cut) for key, cut in tick.cuts.items()},
+        "clock_ns": state.clock_ns,
+        "complete": not missing,
+        "config_sha256": state.settings.sha256,
+        "rollouts": [summary(rollout) for rollout in state.rollouts.active],
+    }
+    if missing:
+        body["missing"] = missing[:100]
+    if settings is not None:
+        body["settings"] = msgspec.to_builtins(settings)
+    return Verdict(kind="tick", at_ns=tick.at_ns, body=body)
+
+
+def decision_event(decision: Decision, tick: Tick, state: WatchState) -> Verdict:
+    """The record of a decision, with the cuts and the digest of the settings that it rests on."""
+    body = {
+        **msgspec.to_builtins(decision),
+        "cuts": {key: list(cut) for key, cut in tick.cuts.items()},
+        "config_sha256": state.settings.sha256,
+    }
+    return Verdict(kind="decision", at_ns=tick.at_ns, model=decision.model, body=body)
+
+
+def stored_ticks(events: Iterable[Verdict]) -> list[Stored]:
+    """Ticks in order, from one sidecar's verdicts in any order.
+
+    Raises:
+        ValueError: a tick or decision that is none of ours, or two ticks of one number.
+    """
+    ticks: dict[int, tuple[Tick, Settings | None]] = {}
+    decisions: dict[int, list[tuple[str, Decision]]] = {}
+    for event in sorted(events, key=lambda each: parse_event_id(each.id)[1:]):
+        body = event.body
+        try:
+            if event.kind == "tick":
+                number = int(body["tick"])
+                cuts = {str(key): (int(cut[0]), int(cut[1])) for key, cut in body["cuts"].items()}
+                settings = body.get("settings")
+                made = None if settings is None else msgspec.convert(settings, Settings)
+                if number in ticks:
+                    msg = f"tick {number} stands twice in the log, the second time as {event.id}"
+                    raise ValueError(msg)
+                ticks[number] = (Tick(number, event.at_ns, cuts), made)
+            elif event.kind == "decision":
+                decision = msgspec.convert(body, Decision)
+                decisions.setdefault(decision.tick, []).append((event.id, decision))
+        except (KeyError, TypeError, IndexError, msgspec.ValidationError) as exc:
+            msg = f"verdict {event.id} cannot be read: {exc}"
+            raise ValueError(msg) from exc
+    return [
+        Stored(tick, settings, tuple(decisions.get(number, ())))
+        for number, (tick, settings) in sorted(ticks.items())
+    ]
+
+
+def gateway_sources(gateway_id: str) -> frozenset[int]:
+    """Every source that processes of one gateway may write as."""
+    return frozenset(source_of(gateway_id, role, i) for role in ROLES for i in range(SOURCES_A_ROLE))
+
+
+def spool_verdicts(spool: Path, sources: Collection[int], cut: Positions) -> list[Verdict]:
+    """The verdicts of sidecars in a spool from a cut on."""
+    found: list[Verdict] = []
+    for epoch in epochs(spool):
+        if epoch.source not in sources:
+            continue
+        for frame in read_epoch(epoch, cut.get(epoch.key, 0)):
+            events = expand(epoch.source, epoch.epoch, frame)
+            found += [event for event in events if isinstance(event, Verdict)]
+    return found
