@@ -37,17 +37,23 @@ class Placement:
         self.found = Found({}, ())
 
     async def refresh(self) -> Found:
-        """Look at the repository now."""
+        """Look at the repository now.
+
+        One that is not there (a mount that is away for a moment) says nothing of its versions: those seen last hold.
+        """
+        missing = False
         try:
             found = await asyncio.to_thread(scan, self._models)
         except RepositoryMissing as exc:
-            found = Found({}, (str(exc),))
+            missing = True
+            found = Found(self.found.models, (str(exc),))
         for problem in found.problems:
             if problem not in self._problems:
                 log.warning("repository_problem", extra={"what": problem})
         self._problems = found.problems
         self.found = found
-        await self._engine.place(found.models)
+        if not missing:
+            await self._engine.place(found.models)
         return found
 
     async def first_look(self) -> None:

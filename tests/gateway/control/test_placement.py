@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from gateway.control import placement as module
+from gateway.control.changes import promoted, set_frozen, with_variants
 from gateway.control.placement import Placement
 from gateway.control.state import rollback_target
 from gateway.errors import StateConflict
-from gateway.routing import Variant, promoted, set_frozen, with_variants
+from gateway.routing import Variant
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
 
@@ -138,6 +139,32 @@ def test_missing_repository_is_a_problem_not_an_end(plane: Plane, tmp_path: Path
             put(tmp_path / "models", "1")
             await until(lambda: has_route(plane))
             assert placement.found.problems == ()
+
+    asyncio.run(run())
+
+
+def test_repository_that_is_away_for_a_moment_unloads_nothing(plane: Plane, tmp_path: Path) -> None:
+    """Until it is back, what was seen last holds: the rollback target, an operator's load and the newest stay warm."""
+    models = tmp_path / "models"
+    for version in ("1", "2", "3"):
+        put(models, version)
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            placement = Placement(engine, models)
+            await placement.refresh()
+            await plane.begin("1", "2", "3", primary="2")
+            await engine.load_or_unload(MODEL, "1", "load", WHY)
+            held, generation = plane.engine.state.serving.versions, plane.fleet.generation
+            assert [d.version for d in held] == ["1", "2", "3"]
+            models.rename(tmp_path / "away")
+            found = await placement.refresh()
+            assert (found.models, len(found.problems)) == ({MODEL: ("1", "2", "3")}, 1)
+            assert plane.engine.state.serving.versions == held
+            assert plane.fleet.generation == generation
+            (tmp_path / "away").rename(models)
+            assert (await placement.refresh()).problems == ()
+            assert plane.engine.state.serving.versions == held
 
     asyncio.run(run())
 
