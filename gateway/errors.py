@@ -164,6 +164,12 @@ class StateConflict(ControlError):
     code = "state_conflict"
 
 
+class EvidenceStale(StateConflict):
+    """The evidence that a change rests on is too old, or from the future."""
+
+    code = "evidence_stale"
+
+
 class Unauthorized(ControlError):
     """No token, or one that is not known."""
 

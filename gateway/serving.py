@@ -20,7 +20,7 @@ from gateway.config import Batch as BatchConfig
 from gateway.control import snapshot
 from gateway.errors import GatewayError, ModelNotReady, SnapshotCorrupt, StateFormatNewer, UnknownModel
 from gateway.fleet import Fleet
-from gateway.routing import Assignment, RouteTable, compile_route, pinned
+from gateway.routing import Assignment, RouteTable, compile_route, lease_end_ns, pinned
 from gateway.version import Version
 from loaders.session import Session
 
@@ -39,6 +39,8 @@ class Entry:
         self.states: dict[str, tuple[str, str | None]] = {}
         """Of every desired version: state word and reason."""
         self.table: RouteTable | None = None
+        self.lease_end_ns: int | None = None
+        """When the table is not right any more: a canary's lease ends (wall clock)."""
         self.revision = 0
         self.generation = 0
         self._codec: Any = None
@@ -91,11 +93,12 @@ class Entry:
             for version, (state, reason) in sorted(self.states.items())
         )
 
-    def compile(self, route: Any, generation: int) -> None:
-        """Swap in the route as it looks with what is ready here."""
+    def compile(self, route: Any, generation: int, now_ns: int) -> None:
+        """Swap in the route as it looks now, with what is ready here."""
         self._pinned = {}
         self.generation = generation
         self.table = None
+        self.lease_end_ns = None
         self._codec = None
         if route is None:
             return
@@ -103,7 +106,8 @@ class Entry:
         primary = self.versions.get(route.primary.version)
         if primary is not None:
             self._codec = primary.codec
-            self.table = compile_route(route, generation, self.versions, time.time_ns())
+            self.table = compile_route(route, generation, self.versions, now_ns)
+            self.lease_end_ns = lease_end_ns(route, now_ns)
 
 
 class Models:
@@ -192,6 +196,16 @@ class Models:
         if generation != self.generation:
             self._reload(generation)
 
+    def end_leases(self, now_ns: int) -> None:
+        """Give the primary the traffic of canaries whose lease is over; called by the timer, not by requests.
+
+        By this worker's own clock, so that it needs nobody. A renewal is a new generation. Cost: a comparison a model.
+        """
+        for name, entry in self._entries.items():
+            if entry.lease_end_ns is not None and entry.lease_end_ns <= now_ns and self.serving is not None:
+                log.warning("lease_over", extra={"model": name, "revision": entry.revision})
+                entry.compile(self.serving.routes.get(name), self.serving.generation, now_ns)
+
     def start(self) -> None:
         """Begin with the snapshot on disk, also while control is not there (yet): fail static."""
         self._reload(self._fleet.generation)
@@ -239,8 +253,9 @@ class Models:
     def _compile(self) -> None:
         if self.serving is None:
             return
+        now_ns = time.time_ns()
         for name, entry in self._entries.items():
-            entry.compile(self.serving.routes.get(name), self.serving.generation)
+            entry.compile(self.serving.routes.get(name), self.serving.generation, now_ns)
 
     def on_change(self, model: str, version: str, state: str, reason: str | None) -> None:
         """A version changed its state in the registry; on the loop."""

@@ -180,6 +180,7 @@ class Worker:
             now_s = self.loop.time()
             self.words[words_of.HEARTBEAT_NS] = time.monotonic_ns()
             self.models.poll()
+            self.models.end_leases(time.time_ns())
             self.appender.flush()
             if now_s >= next_second:
                 next_second = now_s + 1.0

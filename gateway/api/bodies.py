@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
+from gateway.control.gates import Evidence
 from gateway.errors import BodyTooLarge, Forbidden, InvalidRequest, PreconditionRequired
 from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Variant
 
@@ -45,9 +46,17 @@ class PromoteBody(_Body):
 
 
 class RollbackBody(_Body):
-    """To which revision; the newest that differs from the present one when absent."""
+    """A canary's traffic to the primary, or the route to a revision; neither: to the newest that differs."""
 
     to_revision: int | None = None
+    variant: str | None = None
+    evidence: Evidence | None = None
+
+
+class RearmBody(_Body):
+    """Which latched version."""
+
+    version: VersionText
 
 
 class LoadBody(_Body):

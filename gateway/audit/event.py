@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "shadow": ("done", "failed", "skipped"),
     "feedback": ("label", "kpi", "erratum"),
     "control": (
-        "route", "shift", "promote", "rollback", "freeze", "thaw",
+        "route", "shift", "promote", "rollback", "rearm", "freeze", "thaw",
         "stop", "resume", "lease", "breaker", "load", "unload", "routes",
     ),
     "model": ("loaded", "failed", "unloaded"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
+from gateway import config as configuration
 from gateway import logs, process
 from gateway.api.admin import AdminApi
 from gateway.api.server import Server
@@ -24,7 +25,7 @@ from gateway.control.engine import Engine
 from gateway.control.placement import Placement
 from gateway.control.recovery import recover
 from gateway.control.state import renumbered
-from gateway.control.tokens import ensure_token
+from gateway.control.tokens import ensure_tokens
 from gateway.errors import GatewayError
 from gateway.fleet import SLOTS, Fleet
 
@@ -39,7 +40,7 @@ async def _serve(context: process.Context) -> int:
     (state_dir / "control").mkdir(mode=0o700, exist_ok=True)
     lock = os.open(state_dir / "control" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    token = ensure_token(state_dir)
+    tokens = ensure_tokens(state_dir)
     fleet = Fleet.open(Path(context.fleet_path))
     source = claim_source(state_dir, context.gateway_id, "control", ring_dir, SMALL_RING_BYTES)
     if not wait_drained(ring_dir, sources_of(context.gateway_id, "control"), source.ring_path.name):
@@ -50,14 +51,14 @@ async def _serve(context: process.Context) -> int:
     if fleet.generation == 0 and state.ledger.next_slot > SLOTS // 2:
         state = renumbered(state)
     writer = Writer(source, context.gateway_id)
-    engine = Engine(state, writer, fleet, path)
+    engine = Engine(state, writer, fleet, path, configuration.decode(context.config).policy_of)
     engine.publish()
     placement = Placement(engine, Path(context.models))
     # Before the first change comes in: it would be placed without knowing what is on disk.
     await placement.first_look()
     server = Server(
         uvicorn.Config(
-            AdminApi(engine, placement, fleet, state_dir, ring_dir, token).app(),
+            AdminApi(engine, placement, fleet, state_dir, ring_dir, tokens).app(),
             ws="none",
             lifespan="off",
             log_config=None,

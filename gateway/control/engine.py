@@ -21,11 +21,13 @@ import msgspec
 from gateway import fleet as words_of
 from gateway.audit.event import Control
 from gateway.audit.writer import Writer
+from gateway.config import Config, Policy
 from gateway.control import snapshot
+from gateway.control.changes import renewed
+from gateway.control.gates import check_latches, check_ready, only_retreats, with_leases
 from gateway.control.state import State, applied, forced, placed, rollback_target, route_document
 from gateway.errors import (
     AuditUnavailable,
-    ChangeInvalid,
     ReasonRequired,
     RevisionConflict,
     StateConflict,
@@ -39,6 +41,7 @@ log = logging.getLogger("tidegate.control")
 POLL_S = 0.001
 LOG_TIMEOUT_S = 5.0
 APPLY_TIMEOUT_S = 2.0
+_DEFAULTS = Config()
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -66,12 +69,21 @@ class Engine:
 
     Args:
         found: versions on disk by model, as last scanned (kept by placement).
+        policy_of: the configured policy of a model.
 
     Threading: one event loop; changes are serialised by a lock.
     """
 
-    def __init__(self, state: State, writer: Writer, fleet: Fleet, path: Path) -> None:
+    def __init__(
+        self,
+        state: State,
+        writer: Writer,
+        fleet: Fleet,
+        path: Path,
+        policy_of: Callable[[str], Policy] = _DEFAULTS.policy_of,
+    ) -> None:
         self.state = state
+        self.policy_of = policy_of
         self.found: dict[str, tuple[str, ...]] = {}
         self.must_restart = False
         """A change is in the ring and its fate unknown: only recovery can tell."""
@@ -115,19 +127,13 @@ class Engine:
         """
         _require_reason(change)
         async with self._lock:
-            before = self.route(model)
-            if before.revision != expected_revision:
-                c = before.changed
-                msg = (
-                    f"route {model} is at revision {before.revision}, you sent {expected_revision}:"
-                    f" changed by {c.by} ({c.reason})"
-                )
-                raise RevisionConflict(msg, revision=before.revision, event=c.event)
-            after = make(before, change)
+            before = self._expected(model, expected_revision)
+            after = with_leases(kind, make(before, change), self.policy_of(model), change)
             # One of unknown fate may hold the number already, and may yet turn out to be logged.
             number = max(after.revision, self._drawn.get(model, 0) + 1)
             after = msgspec.structs.replace(after, revision=number)
-            self.check_ready(after, before)
+            check_latches(after)
+            check_ready(after, before, self.found.get(model), lambda v: self.load_states(model, v))
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
             event = Control(
@@ -141,9 +147,57 @@ class Engine:
                 by=change.by,
                 reason=change.reason,
             )
-            done = await self._commit(event, urgent=self._is_urgent(kind, after))
+            done = await self._commit(event, urgent=self._is_urgent(kind, before, after))
             logged = not self.state.ledger.unlogged
             return Outcome(self.route(model), before, self.state.serving.generation, done, logged)
+
+    async def renew_leases(
+        self, model: str, change: Change, *, expected_revision: int, dry_run: bool = False
+    ) -> Outcome:
+        """Extend the leases of a route's canaries: logged, a new generation, the same revision.
+
+        Not waited for in the workers: it changes no traffic as long as it comes in time.
+
+        Raises:
+            ReasonRequired, UnknownModel, RevisionConflict: nothing changed.
+            StateConflict: the model's ramp is not automatic, the route is frozen, or no canary has weight.
+            AuditUnavailable: it could not be logged.
+        """
+        _require_reason(change)
+        async with self._lock:
+            before = self._expected(model, expected_revision)
+            policy = self.policy_of(model)
+            if policy.ramp != "auto":
+                msg = f'route {model}: ramp is "{policy.ramp}"; only canaries under policy ramp = "auto" carry leases'
+                raise StateConflict(msg)
+            after = renewed(before, change.at_ns + policy.lease_s * 1_000_000_000)
+            if dry_run:
+                return Outcome(after, before, self.state.serving.generation, None)
+            await self._take_up(
+                Control(
+                    kind="lease",
+                    at_ns=time.time_ns(),
+                    gateway_id=self.state.serving.gateway_id,
+                    model=model,
+                    revision=after.revision,
+                    after=route_document(after),
+                    by=change.by,
+                    reason=change.reason,
+                )
+            )
+            return Outcome(self.route(model), before, self.state.serving.generation, None)
+
+    def _expected(self, model: str, revision: int) -> Route:
+        """The route, if it stands where the change was decided."""
+        before = self.route(model)
+        if before.revision != revision:
+            c = before.changed
+            msg = (
+                f"route {model} is at revision {before.revision}, you sent {revision}:"
+                f" changed by {c.by} ({c.reason})"
+            )
+            raise RevisionConflict(msg, revision=before.revision, event=c.event)
+        return before
 
     async def first_route(self, route: Route) -> None:
         """Log and publish revision 1 of a model that had none."""
@@ -232,42 +286,6 @@ class Engine:
         """Write and announce the present state as the next generation (at start)."""
         self._publish(self.state)
 
-    def check_ready(self, route: Route, before: Route) -> None:
-        """More weight only to versions that are ready in every live worker.
-
-        What a version has already, and what falls to the present primary, is not asked for: taking weight off a
-        version that kills workers, or holding the route, must go through while a worker starts again.
-
-        Raises:
-            StateConflict: names the version, the worker, its state and the reason.
-            ChangeInvalid: a shadow's version is not in the repository.
-        """
-        held = _weights_by_version(before)
-        wanted = _weights_by_version(route)
-        for variant in route.variants:
-            if variant.role == "shadow" or not variant.weight_bp:
-                known = (*self.found.get(route.model, (variant.version,)), *before.versions)
-                if variant.version not in known:
-                    msg = f"variant {variant.name}: {route.model} has no version {variant.version}"
-                    raise ChangeInvalid(msg)
-                continue
-            version = variant.version
-            gains = variant.role == "primary" or wanted[version] > held.get(version, 0)
-            if version == before.primary.version or not gains:
-                continue
-            states = self.load_states(route.model, version)
-            if not states:
-                msg = f"variant {variant.name}: version {version} is not loaded; load it first"
-                raise StateConflict(msg)
-            for worker, (state, reason) in states.items():
-                if state != "ready":
-                    why = f" ({reason})" if reason else ""
-                    msg = (
-                        f"variant {variant.name}: version {version} is {state} in worker"
-                        f" {worker}{why}; weight goes only to versions that are ready everywhere"
-                    )
-                    raise StateConflict(msg)
-
     def load_states(self, model: str, version: str) -> dict[int, tuple[str, str]]:
         """State and reason of a version in every live worker; empty when it is not wanted."""
         for desired in self.state.serving.versions:
@@ -282,6 +300,10 @@ class Engine:
         return {}
 
     async def _commit(self, event: Control, *, urgent: bool = False) -> Applied:
+        await self._take_up(event, urgent=urgent)
+        return await self._wait_applied()
+
+    async def _take_up(self, event: Control, *, urgent: bool = False) -> None:
         # What placement refuses is refused before it is in the log.
         placed(applied(self.state, event), self.found)
         take_up = applied
@@ -300,16 +322,15 @@ class Engine:
             told = "is" if take_up is applied else "could not be"
             msg = f"the change {told} logged, its snapshot could not be written ({exc.strerror}); control restarts"
             raise AuditUnavailable(msg) from exc
-        return await self._wait_applied()
 
-    def _is_urgent(self, kind: str, after: Route) -> bool:
-        """Whether the change goes ahead unlogged: a hold, or the way back to the traffic before."""
+    def _is_urgent(self, kind: str, before: Route, after: Route) -> bool:
+        """Whether the change goes ahead unlogged: a hold, or the way back to the traffic before or to the primary."""
         target = rollback_target(self.state.ledger, after.model)
         back = target is not None and (target.weights_bp, target.versions) == (
             after.weights_bp,
             after.versions,
         )
-        return kind == "freeze" or (kind == "rollback" and back)
+        return kind == "freeze" or (kind == "rollback" and (back or only_retreats(before, after)))
 
     async def _log_owed(self) -> None:
         while self.state.ledger.unlogged:
@@ -362,20 +383,12 @@ class Engine:
             await asyncio.sleep(POLL_S)
 
 
-def _weights_by_version(route: Route) -> dict[str, int]:
-    weights: dict[str, int] = {}
-    for variant in route.variants:
-        if variant.role != "shadow":
-            weights[variant.version] = weights.get(variant.version, 0) + variant.weight_bp
-    return weights
-
-
 def _require_reason(change: Change) -> None:
     if not change.reason.strip():
         msg = "a change needs a reason: say why, for whoever reads the history"
         raise ReasonRequired(msg)
 
 
-def changed_by(by: str, reason: Any) -> Change:
+def changed_by(by: str, reason: Any, evidence: str | None = None) -> Change:
     """A change as of now."""
-    return Change(by=by, reason=str(reason or ""), at_ns=time.time_ns())
+    return Change(by=by, reason=str(reason or ""), at_ns=time.time_ns(), evidence=evidence)

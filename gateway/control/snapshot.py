@@ -45,6 +45,11 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     routes: dict[str, Route] = {}
     versions: tuple[DesiredVersion, ...] = ()
 
+    @property
+    def sampled_shadows(self) -> int:
+        """Shadows that see requests, over all routes."""
+        return sum(v.role == "shadow" and v.sample_bp > 0 for r in self.routes.values() for v in r.variants)
+
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """What only control needs.

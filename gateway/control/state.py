@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.audit.event import Control
+from gateway.control.changes import leased, without_latched
 from gateway.control.snapshot import (
     HISTORY_REVISIONS,
     DesiredVersion,
@@ -18,9 +19,10 @@ from gateway.control.snapshot import (
 )
 from gateway.errors import StateConflict
 from gateway.fleet import SLOTS
-from gateway.routing import Route
+from gateway.routing import Route, iso_time
 
-ROUTE_KINDS = frozenset(("route", "shift", "promote", "rollback", "freeze", "thaw"))
+ROUTE_KINDS = frozenset(("route", "shift", "promote", "rollback", "rearm", "freeze", "thaw"))
+"""Changes that make a revision. A `lease` renews one and is none."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -32,15 +34,19 @@ class State(msgspec.Struct, frozen=True):
 
 def route_document(route: Route) -> dict[str, object]:
     """The route as plain data, as it stands in events; the salt included, since replay needs it."""
-    return msgspec.to_builtins(route)  # type: ignore[no-any-return]
+    return {**msgspec.to_builtins(route), "latched": list(route.latched)}
 
 
 def public_document(route: Route) -> dict[str, object]:
-    """The route as the API shows it: without salt and buckets."""
+    """The route as the API shows it: without salt and buckets, ends of leases as text too."""
     content = route_document(route)
     content.pop("salt", None)
+    if not content["latches"]:
+        del content["latches"]
     for variant in content["variants"]:  # type: ignore[attr-defined]
         variant.pop("buckets", None)
+        if "lease_until_ns" in variant:
+            variant["lease_until"] = iso_time(variant["lease_until_ns"])
         if variant["role"] == "shadow":
             variant.setdefault("sample_bp", 0)
         else:
@@ -52,16 +58,21 @@ def applied(state: State, event: Control) -> State:
     """The state after a logged control event; unknown kinds only move `last_event` on."""
     serving, ledger = state.serving, state.ledger
     if event.kind in ROUTE_KINDS and event.after is not None:
-        route = msgspec.convert(event.after, Route)
-        changed = msgspec.structs.replace(route.changed, event=event.id or None)
-        route = msgspec.structs.replace(route, changed=changed)
+        route = _known_as(msgspec.convert(event.after, Route), event.id or None)
         present = serving.routes.get(route.model)
         # An older revision was overtaken by one that could not be logged before it; the same one is read again.
         if present is None or route.revision >= present.revision:
             serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: route})
             kept = tuple(r for r in ledger.history.get(route.model, ()) if r.revision < route.revision)
-            kept = (*kept, route)[-HISTORY_REVISIONS:]
+            # What comes back from there comes without a lease.
+            kept = (*kept, leased(route, None))[-HISTORY_REVISIONS:]
             ledger = msgspec.structs.replace(ledger, history={**ledger.history, route.model: kept})
+    elif event.kind == "lease" and event.after is not None:
+        route = msgspec.convert(event.after, Route)
+        present = serving.routes.get(route.model)
+        if present is not None and route.revision == present.revision:
+            present = msgspec.structs.replace(present, variants=route.variants)
+            serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: present})
     elif event.kind in {"load", "unload"} and event.after is not None:
         pair = (str(event.model), str(event.after["version"]))
         unloaded = tuple(p for p in ledger.unloaded if p != pair)
@@ -91,9 +102,21 @@ def forced(state: State, event: Control) -> State:
 
 
 def rollback_target(ledger: Ledger, model: str) -> Route | None:
-    """The newest kept revision whose variants are not the present ones: holds in between change no traffic."""
+    """The newest kept revision that would change traffic if it came back, as it would come back.
+
+    Holds, leases and latches in between change none; what a latched version had is the primary's; a revision whose
+    primary is latched now cannot come back.
+    """
     history = ledger.history.get(model, ())
-    return next((r for r in reversed(history) if r.variants != history[-1].variants), None)
+    if not history:
+        return None
+    latched = history[-1].latched
+    present = without_latched(history[-1].variants, latched)
+    for revision in reversed(history):
+        variants = without_latched(revision.variants, latched)
+        if variants != present and revision.primary.version not in latched:
+            return msgspec.structs.replace(revision, variants=variants)
+    return None
 
 
 def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
@@ -148,3 +171,12 @@ def renumbered(state: State) -> State:
         msgspec.structs.replace(state.serving, versions=versions),
         msgspec.structs.replace(state.ledger, next_slot=len(versions)),
     )
+
+
+def _known_as(route: Route, event_id: str | None) -> Route:
+    """The route with its event's id in the change that made it, and in the latch that this change set."""
+    changed = msgspec.structs.replace(route.changed, event=event_id)
+    latches = {
+        version: changed if since == route.changed else since for version, since in route.latches.items()
+    }
+    return msgspec.structs.replace(route, changed=changed, latches=latches)

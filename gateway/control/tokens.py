@@ -1,25 +1,35 @@
-"""The admin token: made at the first start, read by the CLI, compared in constant time."""
+"""Who asks: the tokens of the admin listener, made at the first start, compared in constant time.
+
+The CLI reads `admin.token`, the sidecar `sidecar.token`; which of them was given is the principal of a change.
+"""
 
 from __future__ import annotations
 
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.errors import Unauthorized
 
-TOKEN_FILE = "admin.token"
+ADMIN, SIDECAR = "admin", "sidecar"
+PRINCIPALS = (ADMIN, SIDECAR)
 TOKEN_CHARS_MIN = 32
 """A shorter one is no token: what a kill or a full disk left of one must not open the door."""
 
 
-def ensure_token(state_dir: Path) -> str:
-    """The token of this state directory; made with mode 0600 when there is none that can be used.
+def ensure_tokens(state_dir: Path) -> dict[str, str]:
+    """The token of every principal."""
+    return {principal: ensure_token(state_dir, principal) for principal in PRINCIPALS}
+
+
+def ensure_token(state_dir: Path, principal: str = ADMIN) -> str:
+    """A principal's token in this state directory; made with mode 0600 when there is none that can be used.
 
     Threading: one control process at a time (it holds its own lock).
     """
-    path = state_dir / TOKEN_FILE
+    path = state_dir / f"{principal}.token"
     try:
         token = path.read_text(errors="replace").strip()
     except FileNotFoundError:
@@ -40,14 +50,21 @@ def ensure_token(state_dir: Path) -> str:
     return token
 
 
-def check_bearer(header: str | None, token: str) -> None:
-    """Hold an Authorization header against the token.
+def check_bearer(header: str | None, tokens: Mapping[str, str]) -> str:
+    """The principal whose token an Authorization header holds.
 
     Raises:
         Unauthorized: absent or another.
     """
     scheme, _, given = (header or "").partition(" ")
-    known = hmac.compare_digest(given.strip().encode(), token.encode())
-    if scheme.lower() != "bearer" or not token or not known:
+    offered = given.strip().encode()
+    # All are compared, always: how long it takes says nothing.
+    known = [
+        principal
+        for principal, token in tokens.items()
+        if hmac.compare_digest(offered, token.encode()) and token
+    ]
+    if scheme.lower() != "bearer" or not known:
         msg = "a bearer token is needed: the admin token lies in the state directory as admin.token"
         raise Unauthorized(msg)
+    return known[0]

@@ -19,6 +19,8 @@ from gateway.control.placement import Placement
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
 TOKEN = "0123456789abcdef"
+SIDECAR_TOKEN = "fedcba9876543210"
+TOKENS = {"admin": TOKEN, "sidecar": SIDECAR_TOKEN}
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ROUTE = f"/admin/v1/routes/{MODEL}"
 VARIANTS = [
@@ -76,7 +78,7 @@ def admin(plane: Plane, tmp_path: Path) -> Admin:
             await plane.begin("1", "2")
 
     asyncio.run(begin())
-    api = AdminApi(plane.engine, placement, plane.fleet, plane.state_dir, plane.ring_dir, TOKEN)
+    api = AdminApi(plane.engine, placement, plane.fleet, plane.state_dir, plane.ring_dir, TOKENS)
     return Admin(plane, api)
 
 
@@ -164,7 +166,7 @@ def test_route_is_shown_without_secrets(admin: Admin) -> None:
         {"name": "primary", "version": "1", "role": "primary", "weight_bp": 10_000, "state": "ready"}
     ]
     assert (shown["revision"], shown["frozen"], shown["changed"]["reason"]) == (1, False, WHY.reason)
-    assert set(shown) == {"model", "revision", "variants", "changed", "assign_by", "frozen"}
+    assert set(shown) == {"model", "revision", "variants", "changed", "assign_by", "frozen", "latched"}
     assert admin.send("GET", "/admin/v1/routes").json() == {"routes": [shown]}
     assert "no" in refusal(admin.send("GET", "/admin/v1/routes/nobody"), 404, "unknown_model")
 

@@ -10,9 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import fleet as words_of
 from gateway.api.metrics import exposition
+from gateway.control.changes import with_variants
 from gateway.control.snapshot import DesiredVersion, Serving
 from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
-from gateway.routing import Change, Variant, first_route, with_variants
+from gateway.routing import Change, Variant, first_route
 
 WHY = Change(by="t", reason="t")
 ROUTE = with_variants(

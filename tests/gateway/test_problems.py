@@ -25,6 +25,7 @@ BY_CODE = {
     "precondition_required": 428,
     "revision_conflict": 412,
     "state_conflict": 409,
+    "evidence_stale": 409,
     "unauthorized": 401,
     "forbidden": 403,
 }

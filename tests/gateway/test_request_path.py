@@ -420,7 +420,8 @@ def test_a_request_is_decoded_by_the_version_that_answers_it(tmp_path: Path, lar
         import msgspec
 
         from gateway.control import snapshot
-        from gateway.routing import Change, Variant, with_variants
+        from gateway.control.changes import with_variants
+        from gateway.routing import Change, Variant
 
         sessions = {"1": Difference("1", "AB"), "2": Difference("2", "BA")}
         path = Path_(tmp_path, session=sessions["2"])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.control.changes import promoted, rolled_back, set_frozen, shifted, with_variants
 from gateway.errors import ChangeInvalid, StateConflict
 from gateway.routing import (
     TOTAL_BP,
@@ -18,12 +19,8 @@ from gateway.routing import (
     check,
     compile_route,
     first_route,
+    lease_end_ns,
     pinned,
-    promoted,
-    rolled_back,
-    set_frozen,
-    shifted,
-    with_variants,
 )
 
 WHY = Change(by="test", reason="because", at_ns=1)
@@ -243,6 +240,43 @@ def test_lease_that_is_over(weight_bp: int) -> None:
     route = msgspec.structs.replace(route, variants=variants)
     assert ("a", "a", "2", weight_bp, "weight") in drawn(route, {"1", "2"}, 49)
     assert drawn(route, {"1", "2"}, 50) == {("primary", "primary", "1", TOTAL_BP, "weight"): TOTAL_BP}
+
+
+LEASES = st.dictionaries(st.sampled_from(CANARIES), st.integers(1, 9) | st.none())
+
+
+def with_ends(route: Route, ends_ns: dict[str, int | None]) -> Route:
+    """The route with these ends of leases."""
+    variants = tuple(msgspec.structs.replace(v, lease_until_ns=ends_ns.get(v.name)) for v in route.variants)
+    return msgspec.structs.replace(route, variants=variants)
+
+
+@settings(max_examples=60, deadline=None)
+@given(WEIGHTS, LEASES, LEASES, st.integers(0, 10))
+def test_over_lease_moves_its_own_units_and_no_other(
+    weights_bp: dict[str, int], ends_ns: dict[str, int | None], renewed_ns: dict[str, int | None], now_ns: int
+) -> None:
+    """At any time effective weights sum to all, units of canaries whose lease is over are the primary's, the rest stay;
+    a renewal gives back exactly what was taken, and the table holds until the next end that it names."""
+    route = with_ends(split(**weights_bp), ends_ns)
+    ready = {v.version for v in route.variants}
+    over = {name for name, end in ends_ns.items() if end is not None and end <= now_ns}
+    table = compile_route(route, 1, ready, now_ns)
+    picks = [table.pick(unit) for unit in range(TOTAL_BP)]
+    for owner, pick in zip(owners(route), picks, strict=True):
+        assert pick.assigned == ("primary" if owner in over else owner)
+    shares = {pick.assigned: pick.weight_bp for pick in picks}
+    assert sum(w for w in shares.values() if w is not None) == TOTAL_BP
+    assert shares == Counter(pick.assigned for pick in picks)
+    end_ns = lease_end_ns(route, now_ns)
+    for later_ns in range(now_ns, 11 if end_ns is None else end_ns):
+        held = compile_route(route, 1, ready, later_ns)
+        assert [held.pick(unit).assigned for unit in range(0, TOTAL_BP, 97)] == [
+            p.assigned for p in picks[::97]
+        ]
+    back = with_ends(route, {name: None if end is None else end + 10 for name, end in renewed_ns.items()})
+    again = compile_route(back, 2, ready, now_ns)
+    assert [again.pick(unit).assigned for unit in range(TOTAL_BP)] == owners(route)
 
 
 def test_sticky_units_depend_on_key_and_salt() -> None:

@@ -14,10 +14,11 @@ from gateway.audit.source import claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.control import recovery, snapshot
+from gateway.control.changes import set_frozen, with_variants
 from gateway.control.state import State
 from gateway.errors import SnapshotCorrupt, StateFormatNewer
 from gateway.fleet import Fleet
-from gateway.routing import Variant, set_frozen, with_variants
+from gateway.routing import Variant
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, WHY, Plane
 
 

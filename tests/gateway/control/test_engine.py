@@ -14,6 +14,7 @@ from gateway.audit.event import Control
 from gateway.audit.frame import expand
 from gateway.control import engine as module
 from gateway.control import snapshot, state
+from gateway.control.changes import promoted, set_frozen, shifted, with_variants
 from gateway.control.engine import Engine, Outcome
 from gateway.errors import (
     AuditUnavailable,
@@ -23,7 +24,7 @@ from gateway.errors import (
     StateConflict,
     UnknownModel,
 )
-from gateway.routing import Change, Route, Variant, promoted, set_frozen, shifted, with_variants
+from gateway.routing import Change, Route, Variant
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
 

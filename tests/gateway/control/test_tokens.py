@@ -27,7 +27,7 @@ def test_rest_of_a_token_is_none(tmp_path: Path, rest: bytes) -> None:
     token = ensure_token(tmp_path)
     assert len(token) == 64
     with pytest.raises(Unauthorized):
-        check_bearer("Bearer ", token)
+        check_bearer("Bearer ", {"admin": token})
 
 
 def test_rest_of_a_try_keeps_no_rights(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_rest_of_a_try_keeps_no_rights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_right_token_passes(scheme: str) -> None:
     """The scheme's case does not matter."""
-    check_bearer(f"{scheme} {'a' * 64}", "a" * 64)
+    assert check_bearer(f"{scheme} {'a' * 64}", {"admin": "a" * 64}) == "admin"
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_right_token_passes(scheme: str) -> None:
 def test_anything_else_is_refused(header: str | None) -> None:
     """Absent, cut, another, or of another scheme."""
     with pytest.raises(Unauthorized, match=r"admin\.token"):
-        check_bearer(header, "a" * 64)
+        check_bearer(header, {"admin": "a" * 64})
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer "], ids=repr)
 def test_empty_token_opens_nothing(header: str | None) -> None:
     """No header equals the token that is not there."""
     with pytest.raises(Unauthorized):
-        check_bearer(header, "")
+        check_bearer(header, {"admin": "", "sidecar": ""})

@@ -14,10 +14,11 @@ from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.control import engine as module
 from gateway.control import snapshot
+from gateway.control.changes import rolled_back, set_frozen, shifted, with_variants
 from gateway.control.engine import Engine, Outcome
 from gateway.control.state import State, applied, rollback_target, route_document
 from gateway.errors import AuditUnavailable
-from gateway.routing import Change, Route, Variant, rolled_back, set_frozen, shifted, with_variants
+from gateway.routing import Change, Route, Variant
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, WHY, Plane
 
 Body = Callable[[Engine], Awaitable[None]]

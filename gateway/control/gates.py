@@ -1,0 +1,133 @@
+"""Gates: what a change of traffic must pass beyond being well formed. Pure.
+
+changes -> **gates** -> engine logs. A gate answers with a `StateConflict` that says what stands in the way and what
+ends that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gateway.config import Policy
+from gateway.control.changes import leased
+from gateway.errors import ChangeInvalid, EvidenceStale, StateConflict
+from gateway.routing import Change, Route, iso_time
+
+LEASING = frozenset(("route", "shift", "promote", "rollback", "thaw"))
+"""Kinds of change that begin the leases of the canaries which they leave with weight."""
+AHEAD_S = 60
+"""Evidence may be so far in the future: clocks of two hosts differ."""
+
+LoadStates = dict[int, tuple[str, str]]
+"""State word and reason of a version by worker; empty when no worker is to hold it."""
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a change rests on: the id of the event that says so, and until when the log was read for it."""
+
+    event: Annotated[str, Meta(min_length=1, max_length=100)]
+    at_ns: int
+
+
+def check_evidence(evidence: Evidence, policy: Policy, now_ns: int) -> None:
+    """Only young evidence moves weight.
+
+    Raises:
+        EvidenceStale: older than `max_staleness_s`, or from the future.
+    """
+    age_s = (now_ns - evidence.at_ns) / 1e9
+    if not -AHEAD_S <= age_s <= policy.max_staleness_s:
+        what = f"{age_s:.1f} s old" if age_s >= 0 else f"{-age_s:.1f} s in the future"
+        msg = (
+            f"evidence {evidence.event} is {what}; expected at most {policy.max_staleness_s} s old"
+            f" (policy max_staleness_s) and {AHEAD_S} s ahead: judge again on newer records"
+        )
+        raise EvidenceStale(msg)
+
+
+def check_latches(route: Route) -> None:
+    """No weight to a latched version, whatever the change.
+
+    Raises:
+        StateConflict: names the version, why and since when it is latched, and how that ends.
+    """
+    for variant in route.variants:
+        since = route.latches.get(variant.version)
+        if since is not None and variant.role != "shadow" and variant.weight_bp:
+            event = f", event {since.event}" if since.event else ""
+            msg = (
+                f"variant {variant.name}: version {variant.version} is latched since {iso_time(since.at_ns)}:"
+                f" rolled back by {since.by} ({since.reason}{event}); it gets no weight until"
+                f" `tidegate route rearm {route.model} {variant.version}`"
+            )
+            raise StateConflict(msg)
+
+
+def check_ready(
+    route: Route, before: Route, on_disk: Sequence[str] | None, states_of: Callable[[str], LoadStates]
+) -> None:
+    """More weight only to versions that are ready in every live worker.
+
+    What a version has already, and what falls to the present primary, is not asked for: taking weight off a
+    version that kills workers, or holding the route, must go through while a worker starts again.
+
+    Args:
+        on_disk: versions in the repository; None when it was not looked at.
+        states_of: load states of a version by worker.
+
+    Raises:
+        StateConflict: names the version, the worker, its state and the reason.
+        ChangeInvalid: a shadow's version is not in the repository.
+    """
+    held = _weights_by_version(before)
+    wanted = _weights_by_version(route)
+    for variant in route.variants:
+        version = variant.version
+        if variant.role == "shadow" or not variant.weight_bp:
+            if version not in (*(on_disk if on_disk is not None else (version,)), *before.versions):
+                msg = f"variant {variant.name}: {route.model} has no version {version}"
+                raise ChangeInvalid(msg)
+            continue
+        gains = variant.role == "primary" or wanted[version] > held.get(version, 0)
+        if version == before.primary.version or not gains:
+            continue
+        states = states_of(version)
+        if not states:
+            msg = f"variant {variant.name}: version {version} is not loaded; load it first"
+            raise StateConflict(msg)
+        for worker, (state, reason) in states.items():
+            if state != "ready":
+                why = f" ({reason})" if reason else ""
+                msg = (
+                    f"variant {variant.name}: version {version} is {state} in worker"
+                    f" {worker}{why}; weight goes only to versions that are ready everywhere"
+                )
+                raise StateConflict(msg)
+
+
+def with_leases(kind: str, route: Route, policy: Policy, change: Change) -> Route:
+    """The route with the leases that a change of this kind begins, or ends where the policy has none."""
+    if kind not in LEASING:
+        return route
+    return leased(route, change.at_ns + policy.lease_s * 1_000_000_000 if policy.ramp == "auto" else None)
+
+
+def only_retreats(before: Route, after: Route) -> bool:
+    """Whether a change does nothing but take weight off canaries."""
+    names = [(v.name, v.version, v.role) for v in before.variants]
+    if names != [(v.name, v.version, v.role) for v in after.variants]:
+        return False
+    canaries = [v.name for v in before.variants if v.role == "canary"]
+    return all(after.weights_bp[name] <= before.weights_bp[name] for name in canaries)
+
+
+def _weights_by_version(route: Route) -> dict[str, int]:
+    weights: dict[str, int] = {}
+    for variant in route.variants:
+        if variant.role != "shadow":
+            weights[variant.version] = weights.get(variant.version, 0) + variant.weight_bp
+    return weights
