@@ -66,6 +66,8 @@ TOTAL_NS = 11
 QUEUED = 12
 """Gauge: requests waiting."""
 LOAD_MS = 13
+LABELS = 14
+"""Labels accepted for the version's model (counter); they stand in the model's lowest slot."""
 LATENCY0 = 16
 """The first of the latency histogram's counts, one a bound in LATENCY_BOUNDS_NS plus +Inf."""
 SLOT_WORDS = 64

@@ -303,6 +303,12 @@ class Models:
         version.status_of = self._status_of
         return version
 
+    def count_labels(self, model: str, count: int) -> None:
+        """So many labels of a model were accepted."""
+        slots = [slot for (name, _), slot in self._slots.items() if name == model]
+        if slots:
+            self._fleet.slot(self._index, min(slots))[fleet_words.LABELS] += count
+
     def aborted_events(self) -> list[Prediction]:
         """What a predecessor of this worker index had admitted and not recorded when it died."""
         events = []

@@ -17,6 +17,9 @@ HEADERS_MAX = 100
 FAST_BODY_MAX_BYTES = 262_144
 """Larger bodies go through the Starlette door, and JSON among them is decoded off the loop."""
 
+ANONYMOUS = "anonymous"
+"""The principal of a request without a token."""
+
 MakeCaller = Callable[[str, str, str | None], msgspec.Raw]
 """(endpoint, protocol, principal) to the encoded caller; one object for equal ones."""
 
@@ -52,17 +55,14 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         elif name == b"x-routing-key" and value:
             routing_key = value.decode("latin-1")
         elif name == b"x-tidegate-audit-level":
-            level = value.decode("latin-1").strip().lower()
-            if level not in LEVELS:
-                msg = f"x-tidegate-audit-level is {level!r}; expected one of {', '.join(LEVELS)}"
-                raise InvalidRequest(msg)
+            level = audit_level(value)
     protocol = "oip-binary" if json_bytes is not None else "oip-json"
     # The endpoint as recorded is bounded: unknown names do not make callers without end.
     endpoint = f"/v2/models/{model}" + (f"/versions/{version.decode()}" if version else "") + "/infer"
     return Head(
         model=model,
         version=version.decode() if version else None,
-        caller=caller(endpoint, protocol, "anonymous"),
+        caller=caller(endpoint, protocol, ANONYMOUS),
         endpoint=endpoint,
         json_bytes=json_bytes,
         timeout_ms=timeout_ms,
@@ -70,6 +70,19 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         routing_key=routing_key,
         audit_level=level,
     )
+
+
+def audit_level(value: bytes) -> str:
+    """What x-tidegate-audit-level asks for.
+
+    Raises:
+        InvalidRequest: no such level.
+    """
+    level = value.decode("latin-1").strip().lower()
+    if level not in LEVELS:
+        msg = f"x-tidegate-audit-level is {level!r}; expected one of {', '.join(LEVELS)}"
+        raise InvalidRequest(msg)
+    return level
 
 
 def _name(raw: bytes) -> str:

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import __version__
-from gateway.api.heads import FAST_BODY_MAX_BYTES, make_head
+from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
+from gateway.api.heads import FAST_BODY_MAX_BYTES, audit_level, make_head
 from gateway.api.problems import reply_of
 from gateway.core import Core
 from gateway.errors import (
@@ -80,6 +81,7 @@ class DataApi:
     def __init__(self, core: Core, body_max_bytes: int) -> None:
         self._core = core
         self._models = core.models
+        self._feedback = FeedbackIntake(core.models, core.appender, core.level_of)
         self._body_max_bytes = body_max_bytes
 
     def app(self) -> Starlette:
@@ -99,6 +101,7 @@ class DataApi:
                 Route(version + "/ready", self.model_ready, methods=get),
                 Route(model + "/infer", self.infer, methods=["POST"]),
                 Route(version + "/infer", self.infer, methods=["POST"]),
+                Route(model + "/feedback", self.feedback, methods=["POST"]),
             ],
             exception_handlers={
                 HTTPException: self._http_exception,
@@ -163,7 +166,7 @@ class DataApi:
         try:
             path = request.scope.get("raw_path") or request.url.path.encode()
             head = make_head(core.caller, path, request.scope["headers"])
-            body = await self._body(request)
+            body = await self._body(request, self._body_max_bytes)
             # As at the fast door: a request is received when all of it is here; the upload has limits of its own.
             received_ns = time.perf_counter_ns()
         except GatewayError as exc:
@@ -185,8 +188,18 @@ class DataApi:
         finally:
             watch.cancel()
 
-    async def _body(self, request: Request) -> bytes:
-        limit = self._body_max_bytes
+    async def feedback(self, request: Request) -> Response:
+        """Labels of earlier predictions; 202 once they are in the log."""
+        entry = self._entry(request)
+        asked = request.headers.get("x-tidegate-audit-level")
+        level = None if asked is None else audit_level(asked.encode("latin-1"))
+        body = await self._body(request, min(self._body_max_bytes, FEEDBACK_MAX_BYTES))
+        accepted, reached = await self._feedback.take(entry, body, level)
+        response = _json({"accepted": accepted}, 202)
+        response.raw_headers.append((b"x-tidegate-audit", reached.encode()))
+        return response
+
+    async def _body(self, request: Request, limit: int) -> bytes:
         length = request.headers.get("content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             msg = f"body of {length} bytes; at most {limit} are taken"

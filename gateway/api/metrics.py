@@ -51,6 +51,7 @@ class FleetCollector:
     def collect(self) -> Iterator[Metric]:
         """All families."""
         yield from self._versions()
+        yield self._labels()
         yield from self._workers()
         weights = GaugeMetricFamily(
             "tidegate_route_weight_bp", "share of live traffic", labels=["model", "variant", "version"]
@@ -93,6 +94,17 @@ class FleetCollector:
             latency.add_metric(name, buckets, totals[words_of.TOTAL_NS] / 1e9)
             ready.add_metric(name, sum(s[words_of.LOAD_STATE] == words_of.READY for s in slots))
         yield from (requests, rows, batches, stages, latency, ready)
+
+    def _labels(self) -> CounterMetricFamily:
+        accepted: dict[str, int] = {}
+        for desired in self._serving.versions:
+            slots = (self._fleet.slot(i, desired.slot) for i in range(self._fleet.workers))
+            known = accepted.get(desired.model, 0)
+            accepted[desired.model] = known + sum(slot[words_of.LABELS] for slot in slots)
+        family = CounterMetricFamily("tidegate_labels_accepted", "labels taken as feedback", labels=["model"])
+        for model, count in accepted.items():
+            family.add_metric([model], count)
+        return family
 
     def _workers(self) -> Iterator[Metric]:
         workers = [self._fleet.worker(i) for i in range(self._fleet.workers)]

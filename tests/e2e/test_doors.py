@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.serving import Gateway
+from gateway.audit.event import Feedback
+from gateway.audit.spool_feed import SpoolFeed
 from tests.e2e.onnx_models import linear_weights, write_linear, write_two_outputs
 from tests.e2e.wire import Wire, get, infer, post
 
 ROW = [1.0, -2.5, 0.125, 3.0]
 OTHER = [0.5, 0.25, -0.75, 1e-3]
 LINEAR = "/v2/models/linear/infer"
+FEEDBACK = "/v2/models/linear/feedback"
 
 
 def _tensor(**changes: object) -> dict[str, object]:
@@ -82,14 +86,27 @@ CASES: dict[str, tuple[int, bytes]] = {
     "too few values": (400, post(LINEAR, {"inputs": [_tensor(data=ROW[:3])]})),
     "wrong datatype": (400, post(LINEAR, {"inputs": [_tensor(datatype="INT64", data=[1] * 4)]})),
     "unknown output": (400, post(LINEAR, {"inputs": [_tensor()], "outputs": [{"name": "nope"}]})),
+    "labels": (202, post(FEEDBACK, {"labels": [{"id": f"{7:016x}-{9:08x}-{1:016x}", "value": 1}]})),
+    "labels of another form": (400, post(FEEDBACK, {"labels": [{"id": "7", "value": 1}]})),
 }  # fmt: skip
 """Name -> the status that both doors must give, and the request."""
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the repository and both gateways' state lie."""
+    return tmp_path_factory.mktemp("doors")
+
+
+@pytest.fixture(scope="module")
+def spools(base: Path) -> dict[str, Path]:
+    """Each gateway's log."""
+    return {door: base / door / "spool" for door in ("fast", "starlette")}
+
+
+@pytest.fixture(scope="module")
+def doors(base: Path) -> Iterator[dict[str, str]]:
     """Data addresses of two gateways over one repository, one for each door."""
-    base = tmp_path_factory.mktemp("doors")
     write_linear(base / "models")
     write_two_outputs(base / "models")
     gateways = {
@@ -135,6 +152,23 @@ def test_answers_are_the_models(doors: dict[str, str], door: str) -> None:
     np.testing.assert_allclose(np.reshape(output["data"], (2, 3)), expected, rtol=1e-5)
     assert len(reply.fields["x-prediction-id"]) == 16 + 1 + 8 + 1 + 16
     assert reply.fields["x-tidegate-audit"] == "spool"
+
+
+@pytest.mark.parametrize("door", ["fast", "starlette"])
+def test_labels_of_an_answer_are_in_the_log(
+    doors: dict[str, str], spools: dict[str, Path], door: str
+) -> None:
+    """A client's label of its own prediction, sent on the same connection, stands on disk once `fsync` is reached."""
+    with Wire(doors[door]) as wire:
+        answered = wire.exchange(infer("linear", [ROW, OTHER])).fields["x-prediction-id"]
+        label = {"id": answered, "row": 1, "value": True, "at_ns": 1_700_000_000_000_000_000}
+        reply = wire.exchange(post(FEEDBACK, {"labels": [label]}, x_tidegate_audit_level="fsync"))
+        assert wire.exchange(infer("linear", [ROW])).status == 200
+    assert (reply.status, json.loads(reply.body)) == (202, {"accepted": 1})
+    assert reply.fields["x-tidegate-audit"] == "fsync"
+    events = SpoolFeed(spools[door]).read(100_000, 0).events
+    assert [label] in [event.labels for event in events if isinstance(event, Feedback)]
+    assert answered in [event.id for event in events]
 
 
 @pytest.mark.parametrize("door", ["fast", "starlette"])

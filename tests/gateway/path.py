@@ -26,6 +26,7 @@ from gateway.fleet import Fleet
 from gateway.head import Head
 from gateway.routing import Change, first_route
 from gateway.serving import Models
+from loaders.bundle import BundleSettings
 from loaders.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(
@@ -45,7 +46,9 @@ class SumSession:
         self.runtime = "test"
         self.load_ms = 1
         self.warm_cost_ns = {1: 1000, 32: 1000}
-        self.bundle = SimpleNamespace(tree_sha256="aa", config_sha256="bb", reference_sha256=None)
+        self.bundle = SimpleNamespace(
+            settings=BundleSettings(), tree_sha256="aa", config_sha256="bb", reference_sha256=None
+        )
         self.runs: list[int] = []
 
     def run(self, feeds: dict[str, Any], names: Any = None, options: Any = None) -> list[Any]:

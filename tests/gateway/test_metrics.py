@@ -51,6 +51,12 @@ def scrape(fleet: Fleet, state_dir: Path) -> Samples:
     }
 
 
+def test_labels_are_counted_by_model(fleet: Fleet, tmp_path: Path) -> None:
+    """Whatever slot they stand in, and whichever worker took them."""
+    fleet.slot(0, 0)[words_of.LABELS], fleet.slot(1, 7)[words_of.LABELS] = 3, 4
+    assert scrape(fleet, tmp_path)["tidegate_labels_accepted_total", "m"] == 7
+
+
 def test_versions_are_summed_over_workers(fleet: Fleet, tmp_path: Path) -> None:
     """Counters of a version add up; another slot's do not leak in."""
     for index in range(2):
