@@ -37,6 +37,8 @@ class Registry:
         self._sessions: dict[Key, Session] = {}
         self._states: dict[Key, tuple[str, str | None]] = {}
         self._wanted: frozenset[Key] = frozenset()
+        self._left: set[Key] = set()
+        """What left the set, and the loader has not seen since."""
         self._closing = False
         self._work: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -45,10 +47,8 @@ class Registry:
     def want(self, desired: Iterable[Key]) -> None:
         """Make this the set of loaded versions; failed ones stay failed until they leave the set."""
         before, self._wanted = self._wanted, frozenset(desired)
-        for key in before - self._wanted:
-            # Here, not on the loader's thread: it may be wanted again before the loader gets to it.
-            if self._states.get(key, ("", None))[0] == FAILED:
-                self._states.pop(key, None)
+        # It may be wanted again before the loader gets to it; who asked then waits to be told anew.
+        self._left |= before - self._wanted
         for key in sorted(before ^ self._wanted, key=lambda k: (k[0], int(k[1]))):
             self._work.put(key)
 
@@ -73,8 +73,13 @@ class Registry:
 
     def _run(self) -> None:
         while (key := self._work.get()) is not None and not self._closing:
+            back = key in self._left
+            self._left.discard(key)
             if key in self._wanted:
-                if key not in self._sessions and self._states.get(key, ("", None))[0] != FAILED:
+                if key in self._sessions:
+                    if back:
+                        self._set(key, READY, None)
+                elif back or self._states.get(key, ("", None))[0] != FAILED:
                     self._load_one(key)
             elif key in self._sessions:
                 self._set(key, DRAINING, None)

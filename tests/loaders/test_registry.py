@@ -169,6 +169,44 @@ def test_want_back_while_it_waits_to_go(bench: Bench) -> None:
     assert bench.registry.get("m", "1") is kept
 
 
+def test_told_again_when_wanted_back(bench: Bench) -> None:
+    """Who took a version out and in again while the loader was busy hears once more that it is ready."""
+    bench.want("1")
+    bench.until(("1", READY))
+    bench.gate.clear()
+    bench.want("1", "2")
+    bench.until(("2", LOADING))
+    bench.want("2")
+    bench.want("1", "2")
+    bench.want("1", "2", "3")
+    bench.gate.set()
+    bench.until(("3", READY))
+    assert [state for version, state, _ in bench.told if version == "1"] == [LOADING, READY, READY]
+
+
+def test_failing_while_out_of_the_set_is_tried_again(bench: Bench) -> None:
+    """A version that fails to load while it is not wanted is loaded again for who wants it back."""
+    bench.broken["1"] = ModelInvalid("bad")
+    bench.gate.clear()
+    bench.want("1")
+    bench.until(("1", LOADING))
+    bench.want()
+    failed = threading.Event()
+    told = bench.registry._on_change
+
+    def once(*change: Any) -> None:
+        told(*change)
+        if change[2] == FAILED:
+            bench.broken.clear()
+            bench.want("1")
+            failed.set()
+
+    bench.registry._on_change = once
+    bench.gate.set()
+    assert failed.wait(WITHIN_S)
+    bench.until(("1", READY))
+
+
 def test_close_ends_what_waits(bench: Bench) -> None:
     """After `close` the version at work is finished, and none behind it is begun."""
     bench.gate.clear()
