@@ -5,7 +5,9 @@ repository -> **bundle** -> session. The file and its keys are optional; an unkn
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,12 +149,19 @@ def _bytes(path: Path) -> bytes:
 
 
 def tree_sha256(directory: Path, known: Mapping[str, bytes] | None = None) -> str:
-    """The digest over sorted relative names and digests of all files; `known` as in `read_bundle`."""
+    """The digest over sorted relative names and digests of all files; `known` as in `read_bundle`.
+
+    Raises:
+        OSError: a file cannot be read, or one that was read already is gone.
+    """
     digest = hashlib.sha256()
     known = known or {}
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda p: p.relative_to(directory).as_posix()):
-        name = path.relative_to(directory).as_posix()
+    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    for name in known:
+        if name not in files:
+            # Moved away while it was read: the digest would name another version.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    for name, path in sorted(files.items()):
         if name in known:
             one = hashlib.sha256(known[name]).hexdigest()
         else:

@@ -9,6 +9,8 @@ class ModelError(Exception):
     """Root of the tree."""
 
     code: ClassVar[str] = "model_error"
+    retryable: ClassVar[bool] = False
+    """It may load later with nothing done about it."""
 
 
 class RepositoryMissing(ModelError):
@@ -27,6 +29,13 @@ class ModelInvalid(ModelError):
     """ONNX Runtime cannot load the file, or the graph uses what we do not serve."""
 
     code = "model_invalid"
+
+
+class ModelUnreadable(ModelError):
+    """The version's files are not there, or cannot be read, at this moment: a mount that is away, a move."""
+
+    code = "model_unreadable"
+    retryable = True
 
 
 class VersionChanged(ModelError):

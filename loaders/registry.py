@@ -2,14 +2,16 @@
 
 States: loading -> ready | failed; ready -> draining -> unloaded. One loader thread does all loading, one
 version after another, so that loading costs serving one core at most. A session is let go only by dropping
-the reference: a run that still holds it finishes.
+the reference: a run that still holds it finishes. A version whose files could not be read at the moment is
+failed, with the reason, and tried again by itself; what is wrong with a model's content waits for someone.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from loaders.errors import ModelError
 from loaders.session import Session
@@ -20,6 +22,9 @@ Key = tuple[str, str]
 Load = Callable[[str, str], Session]
 OnChange = Callable[[str, str, str, str | None], None]
 
+RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Waits before an unreadable version is tried again; the last one repeats."""
+
 
 class Registry:
     """Loads what is wanted, drops what is not.
@@ -27,11 +32,12 @@ class Registry:
     Args:
         load: makes a session; runs on the loader thread.
         on_change: told (model, version, state, reason); called on the loader thread.
+        retry_s: as `RETRY_S`.
 
     Threading: `want`, `retry`, `get` from any thread, none of them blocks.
     """
 
-    def __init__(self, load: Load, on_change: OnChange) -> None:
+    def __init__(self, load: Load, on_change: OnChange, retry_s: Sequence[float] = RETRY_S) -> None:
         self._load = load
         self._on_change = on_change
         self._sessions: dict[Key, Session] = {}
@@ -39,6 +45,9 @@ class Registry:
         self._wanted: frozenset[Key] = frozenset()
         self._left: set[Key] = set()
         """What left the set, and the loader has not seen since."""
+        self._retry_s = retry_s
+        self._again: dict[Key, tuple[int, float]] = {}
+        """Unreadable versions: how often they were tried, and when they are next. The loader's alone."""
         self._closing = False
         self._work: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -72,7 +81,7 @@ class Registry:
         self._work.put(None)
 
     def _run(self) -> None:
-        while (key := self._work.get()) is not None and not self._closing:
+        while (key := self._next()) is not None and not self._closing:
             back = key in self._left
             self._left.discard(key)
             if key in self._wanted:
@@ -80,6 +89,9 @@ class Registry:
                     if back:
                         self._set(key, READY, None)
                 elif back or self._states.get(key, ("", None))[0] != FAILED:
+                    self._set(key, LOADING, None)
+                    self._load_one(key)
+                elif key in self._again and self._again[key][1] <= time.monotonic():
                     self._load_one(key)
             elif key in self._sessions:
                 self._set(key, DRAINING, None)
@@ -87,20 +99,41 @@ class Registry:
                 self._set(key, UNLOADED, None)
             else:
                 self._states.pop(key, None)
+                self._again.pop(key, None)
+
+    def _next(self) -> Key | None:
+        """The next version to look at: one that was put in, or one whose wait is over."""
+        if not self._again:
+            return self._work.get()
+        key = min(self._again, key=lambda k: self._again[k][1])
+        try:
+            return self._work.get(timeout=max(self._again[key][1] - time.monotonic(), 0))
+        except queue.Empty:
+            return key
 
     def _load_one(self, key: Key) -> None:
-        self._set(key, LOADING, None)
+        tries, _ = self._again.pop(key, (0, 0.0))
         try:
             session = self._load(*key)
         except ModelError as exc:
-            self._set(key, FAILED, str(exc))
+            reason = str(exc)
+            if exc.retryable:
+                wait_s = self._retry_s[min(tries, len(self._retry_s) - 1)]
+                self._again[key] = (tries + 1, time.monotonic() + wait_s)
+                reason += "; it is tried again by itself"
+            self._fail(key, reason)
             return
         except Exception as exc:  # noqa: BLE001  one bad model must not stop the loader
             # Texts of foreign errors may hold paths, and this one reaches clients.
-            self._set(key, FAILED, f"it cannot be loaded: {type(exc).__name__}")
+            self._fail(key, f"it cannot be loaded: {type(exc).__name__}")
             return
         self._sessions[key] = session
         self._set(key, READY, None)
+
+    def _fail(self, key: Key, reason: str) -> None:
+        """Told once: not each time that it is tried again in vain."""
+        if self._states.get(key) != (FAILED, reason):
+            self._set(key, FAILED, reason)
 
     def _set(self, key: Key, state: str, reason: str | None) -> None:
         self._states[key] = (state, reason)

@@ -17,7 +17,7 @@ import onnxruntime
 from loaders import graph, probe
 from loaders.bundle import Bundle, read_bundle, tree_sha256
 from loaders.datatypes import FROM_ORT, NUMPY
-from loaders.errors import ModelError, ModelInvalid, ProviderUnavailable, VersionChanged
+from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged
 from loaders.repository import MODEL_FILE, version_directory
 from loaders.signature import Signature, TensorSpec
 
@@ -88,7 +88,7 @@ def load(
     """Load, probe and warm a version. Blocking; releases the GIL while ONNX Runtime loads.
 
     Raises:
-        BundleInvalid, ModelInvalid, ProviderUnavailable, VersionChanged: with what to do.
+        BundleInvalid, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged: with what to do.
     """
     started = time.monotonic_ns()
     check_providers(providers)
@@ -98,14 +98,14 @@ def load(
         content = (directory / MODEL_FILE).read_bytes()
     except OSError as exc:
         msg = f"{where}: {MODEL_FILE}: {exc.strerror}"
-        raise ModelInvalid(msg) from exc
+        raise ModelUnreadable(msg) from exc
     try:
         bundle = read_bundle(directory, {MODEL_FILE: content})
         raw, seen = _open(directory, content, providers, intra_op_threads)
         unchanged = not seen.external_data or tree_sha256(directory) == bundle.tree_sha256
     except OSError as exc:
         msg = f"{where}: its files cannot be read: {exc.strerror}"
-        raise ModelInvalid(msg) from exc
+        raise ModelUnreadable(msg) from exc
     except ModelError:
         raise
     except Exception as exc:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loaders.errors import ModelInvalid
+from loaders.errors import ModelInvalid, ModelUnreadable
 from loaders.registry import DRAINING, FAILED, LOADING, READY, UNLOADED, Registry
 
 WITHIN_S = 5.0
@@ -28,11 +28,15 @@ class Bench:
         self.gate.set()
         self.told: list[tuple[str, str, str | None]] = []
         self._changed = threading.Condition()
-        self.registry = Registry(self.load, self.on_change)
+        self.loads = 0
+        self.registry = Registry(self.load, self.on_change, (0.0, 0.001))
 
     def load(self, model: str, version: str) -> Any:
         """What the loader thread calls."""
         assert self.gate.wait(WITHIN_S)
+        with self._changed:
+            self.loads += 1
+            self._changed.notify_all()
         if version in self.broken:
             raise self.broken[version]
         return object()
@@ -205,6 +209,50 @@ def test_failing_while_out_of_the_set_is_tried_again(bench: Bench) -> None:
     bench.gate.set()
     assert failed.wait(WITHIN_S)
     bench.until(("1", READY))
+
+
+def test_an_unreadable_moment_passes(bench: Bench) -> None:
+    """A version whose files cannot be read is failed with the reason, told once, and ready once they can."""
+    bench.broken["1"] = ModelUnreadable("m/1: model.onnx: No such file")
+    bench.want("1", "2")
+    bench.until(("1", FAILED), ("2", READY))
+    with bench._changed:
+        assert bench._changed.wait_for(lambda: bench.loads >= 10, WITHIN_S)
+    assert bench.registry.states()["m", "1"] == (
+        FAILED,
+        "m/1: model.onnx: No such file; it is tried again by itself",
+    )
+    bench.broken.clear()
+    bench.until(("1", READY))
+    assert [state for version, state, _ in bench.told if version == "1"] == [LOADING, FAILED, READY]
+
+
+def test_unreadable_and_then_bad_stays_failed(bench: Bench) -> None:
+    """Once its files can be read and are no model, the new reason is told and it rests."""
+    bench.broken["1"] = ModelUnreadable("away")
+    bench.want("1")
+    bench.until(("1", FAILED))
+    bench.broken["1"] = ModelInvalid("bad")
+    bench.until_told(3)
+    loads = bench.loads
+    bench.want("1", "2")
+    bench.until(("2", READY))
+    assert bench.told[2] == ("1", FAILED, "bad")
+    assert bench.loads == loads + 1
+
+
+def test_unreadable_and_no_longer_wanted_is_let_be(bench: Bench) -> None:
+    """Out of the set it is not tried again."""
+    bench.broken["1"] = ModelUnreadable("away")
+    bench.want("1")
+    bench.until(("1", FAILED))
+    bench.want("2")
+    bench.until(("2", READY))
+    loads = bench.loads
+    bench.want("2", "3")
+    bench.until(("3", READY))
+    assert bench.loads == loads + 1
+    assert ("m", "1") not in bench.registry.states()
 
 
 def test_close_ends_what_waits(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from loaders import graph
 from loaders import session as session_module
-from loaders.errors import BundleInvalid, ModelInvalid, ProviderUnavailable, VersionChanged
+from loaders.errors import BundleInvalid, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged
 from loaders.session import load
 from loaders.signature import Signature, TensorSpec
 from tests.loaders import graphs
@@ -176,10 +176,26 @@ def test_corrupt_file(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A version whose file is gone by now says so."""
+    """A version whose file is gone by now says so; it may come back."""
     (graphs.put(tmp_path, b"") / "model.onnx").unlink()
-    with pytest.raises(ModelInvalid, match=r"m/1: model\.onnx: No such file"):
+    with pytest.raises(ModelUnreadable, match=r"m/1: model\.onnx: No such file") as wrong:
         load(tmp_path, "m", "1")
+    assert wrong.value.retryable
+
+
+def test_moved_away_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that goes away between the model and its bundle is unreadable, not one with other settings."""
+    directory = graphs.put(tmp_path, graphs.double(), bundle="tier = 'high'")
+    hashed = session_module.read_bundle
+
+    def late(*args, **kwargs):  # type: ignore[no-untyped-def]
+        directory.rename(tmp_path / "away")
+        return hashed(*args, **kwargs)
+
+    monkeypatch.setattr(session_module, "read_bundle", late)
+    with pytest.raises(ModelUnreadable, match=r"^m/1: its files cannot be read: No such file") as wrong:
+        load(tmp_path, "m", "1")
+    assert str(tmp_path) not in str(wrong.value)
 
 
 def test_datatype_that_is_not_served(tmp_path: Path) -> None:
