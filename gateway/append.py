@@ -108,7 +108,7 @@ class Appender:
         self._arm()
 
     def refuse(self, event: Prediction) -> None:
-        """Log a request that had no run; appended by the next `flush`."""
+        """Log a request that was refused, with the next `flush`; many in a second only as a sum."""
         second = self._clock_ns() // 1_000_000_000
         if second != self._second:
             self._second, self._second_count = second, 0
@@ -122,7 +122,8 @@ class Appender:
         self._summed[key] = self._summed.get(key, 0) + event.count
 
     def log(self, event: Event) -> None:
-        """Log any other event with the next `flush`."""
+        """Log any other event, each for itself, with the next `flush`: admitted requests too, whose route
+        and version count."""
         self._refused.append(event)
 
     def flush(self) -> None:

@@ -380,7 +380,7 @@ class Core:
         status, fields, body = self._problem(exc)
         if not inference.sink.disconnected:
             inference.sink.reply(status, fields, body)
-        self.appender.refuse(version.dropped_event(inference, exc.code, status))
+        self.appender.log(version.dropped_event(inference, exc.code, status))
         version.count_dropped(exc.code)
 
     def _dropper(self, version: Version) -> Callable[[Inference, bool], None]:

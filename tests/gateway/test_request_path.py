@@ -228,6 +228,29 @@ def test_expired_requests_are_refused_and_cost_no_run(tmp_path: Path) -> None:
     run(main())
 
 
+def test_each_expired_request_has_an_event_of_its_own(tmp_path: Path) -> None:
+    """What was admitted and never ran is no refusal: however many, each says route, version and what became of it."""
+
+    async def main() -> None:
+        path = Path_(tmp_path)
+        sinks = [Sink() for _ in range(250)]
+        tensor = b'"inputs":[{"name":"X","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]'
+        for i, sink in enumerate(sinks):
+            path.send_body(b'{"parameters":{"timeout":1},' + tensor + b"}", sink)
+            sink.disconnected = i < 50
+        await until(lambda: path.core.inflight == 0)
+        path.core.turn()
+        events = path.predictions()
+        assert [e.code for e in events] == ["cancelled"] * 50 + ["deadline_exceeded"] * 200
+        assert {(e.kind, e.count, e.route.assigned, e.model.version) for e in events} == {
+            ("cancelled", 1, "primary", "1"),
+            ("failed", 1, "primary", "1"),
+        }
+        path.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("body", "needles"),
     [
