@@ -149,7 +149,8 @@ class Worker:
         while self.core.inflight or self.appender.held:
             await asyncio.sleep(0.005)
         ticking.cancel()
-        self.appender.flush()
+        # The last second's refusals, too.
+        self.appender.flush_sums(_summed)
         self.writer.close()
         self.core.lanes.close()
         self.registry.close()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.serving import Gateway, cpu_s
+from gateway.audit.event import Prediction
+from gateway.audit.spool_feed import SpoolFeed
 from tests.e2e.onnx_models import write_linear, write_turns
 from tests.e2e.test_hostile import connect, post, reply, row
 from tests.e2e.wire import Wire, infer
@@ -90,6 +92,24 @@ def test_a_restart_on_the_same_state_serves_again(tmp_path: Path) -> None:
     later_source, later_epoch, _ = ids[1].split("-")
     assert source == later_source
     assert int(later_epoch, 16) > int(epoch, 16)
+
+
+def test_refusals_of_the_last_second_are_in_the_log(tmp_path: Path) -> None:
+    """Refusals that are summed at the time of SIGTERM are logged before the epoch closes."""
+    write_linear(tmp_path / "models")
+    gateway = Gateway(tmp_path / "models", tmp_path / "state").start()
+    try:
+        with Wire(gateway.data_url) as wire:
+            for _ in range(400):
+                assert wire.exchange(infer("linear", [[1, 2, 3]])).status == 400
+        gateway.terminate()
+        assert gateway.wait(20) == 0, gateway.said()
+        counted, feed = 0, SpoolFeed(tmp_path / "state" / "spool")
+        while events := feed.read(10_000, 0).events:
+            counted += sum(e.count for e in events if isinstance(e, Prediction) and e.kind == "refused")
+        assert counted == 400
+    finally:
+        gateway.stop()
 
 
 def test_sigterm_in_the_middle_of_a_request_answers_it_and_closes(tmp_path: Path) -> None:
