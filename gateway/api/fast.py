@@ -117,7 +117,7 @@ class FastProtocol(HttpToolsProtocol):
                 size = int(digits)
                 if len(data) - end == size <= FAST_BODY_MAX_BYTES:
                     kept = self._head_cycle
-                    self.cycle = kept  # type: ignore[assignment]
+                    self.cycle = self._running = kept  # type: ignore[assignment]
                     kept.response_complete = False  # type: ignore[union-attr]
                     self._misses = 0
                     self.core.receive(kept.head, data[end:], kept, received_ns)  # type: ignore[union-attr,arg-type]
