@@ -1,0 +1,1 @@
+"""Flights: the example with real data, real drift and labels that come hours later."""
