@@ -148,7 +148,8 @@ def write_version(
         (place / "README.md").write_text(card)
         (place / "bundle.toml").write_text(bundle_toml())
         sums = "".join(
-            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(place.iterdir())
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+            for path in sorted(place.iterdir())
         )
         (place / "SHA256SUMS").write_text(sums)
         place.rename(directory)

