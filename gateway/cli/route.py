@@ -168,10 +168,27 @@ def promote(model: str, variant: str, asked: Asked) -> None:
 @command.command("rollback")
 @click.argument("model")
 @click.option("--to", "to_revision", type=int, metavar="REV", help="[default: the one before]")
+@click.option("--variant", metavar="CANARY", help="Only this canary: its weight to 0, its version latched.")
 @change_options
-def rollback(model: str, to_revision: int | None, asked: Asked) -> None:
-    """Bring back the content of an older revision, as a new one."""
-    asked.send(model, "rollback", {} if to_revision is None else {"to_revision": to_revision})
+def rollback(model: str, to_revision: int | None, variant: str | None, asked: Asked) -> None:
+    """Bring back the content of an older revision, as a new one; or take a canary's traffic away.
+
+    A latched version gets no weight, from nobody, until `tidegate route rearm`.
+    """
+    if to_revision is not None and variant is not None:
+        msg = "--to brings back a revision, --variant rolls back a canary: give one of them"
+        raise Stop(msg)
+    given = {"to_revision": to_revision, "variant": variant}
+    asked.send(model, "rollback", {key: value for key, value in given.items() if value is not None})
+
+
+@command.command("rearm")
+@click.argument("model")
+@click.argument("version")
+@change_options
+def rearm(model: str, version: str, asked: Asked) -> None:
+    """Let a latched VERSION have weight again; it has none until it is shifted to."""
+    asked.send(model, "rearm", {"version": version})
 
 
 @command.command("freeze")
@@ -228,14 +245,30 @@ def _route(admin: Client, model: str) -> dict[str, Any]:
 
 def _print_route(route: dict[str, Any]) -> None:
     held = ", frozen" if route.get("frozen") else ""
-    table(
-        ("variant", "version", "role", "weight", "state"),
-        [(v["name"], v["version"], v["role"], _weight(v), v.get("state")) for v in route["variants"]],
-        title=f"{route['model']}  revision {route['revision']}{held}",
-    )
+    variants = route["variants"]
+    headers = ["variant", "version", "role", "weight", "state"]
+    rows = [[v["name"], v["version"], v["role"], _weight(v), v.get("state")] for v in variants]
+    if any("lease_until" in v for v in variants):
+        headers.append("lease")
+        rows = [[*row, _lease(v)] for row, v in zip(rows, variants, strict=True)]
+    table(headers, rows, title=f"{route['model']}  revision {route['revision']}{held}")
+    for version in route.get("latched", ()):
+        since = route.get("latches", {}).get(version, {})
+        event = f", event {since['event']}" if since.get("event") else ""
+        say(
+            f"  version {version} is latched since {moment(since.get('at_ns', 0))} by {since.get('by')}:"
+            f" {since.get('reason')}{event}; `tidegate route rearm {route['model']} {version}` ends it"
+        )
     changed = route.get("changed")
     if changed:
         say(f"  changed by {changed.get('by')}: {changed.get('reason')}")
+
+
+def _lease(variant: dict[str, Any]) -> str | None:
+    until = variant.get("lease_until")
+    if until is None:
+        return None
+    return f"over since {until}: the primary has its share" if variant.get("lease_over") else f"until {until}"
 
 
 def _weight(variant: dict[str, Any]) -> str:

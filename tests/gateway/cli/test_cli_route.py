@@ -113,6 +113,51 @@ def test_shift_to_a_new_version_adds_a_canary(run, admin, state_dir) -> None:
     }
 
 
+def test_show_tells_leases_and_latches(run, admin, state_dir) -> None:
+    """Until when a canary is watched, which version is latched, why, since which event, and what ends it."""
+    args = ("route", "show", "flights", "--state-dir", str(state_dir))
+    plain = run(*args).stdout
+    assert "lease" not in plain
+    assert "latched" not in plain
+    primary, canary, _ = ROUTE["variants"]
+    leased = canary | {"lease_until": "2026-11-23T08:05:42.000Z", "lease_over": False}
+    since = {"by": "sidecar", "reason": "fails", "at_ns": 1_700_000_000_000_000_000, "event": "e-41"}
+    shown = ROUTE | {"variants": [primary, leased], "latched": ["3"], "latches": {"3": since}}
+    admin.on("GET", AT, shown)
+    text = run(*args).stdout
+    assert "until 2026-11-23T08:05:42.000Z" in text
+    assert "version 3 is latched since 2023-11-14 22:13:20.000Z by sidecar: fails, event e-41" in text
+    assert "`tidegate route rearm flights 3`" in text
+    admin.on("GET", AT, shown | {"variants": [primary, leased | {"lease_over": True}]})
+    assert "over since 2026-11-23T08:05:42.000Z: the primary has its share" in run(*args).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "body"),
+    [
+        (("rollback", "flights"), "rollback", {}),
+        (("rollback", "flights", "--to", "7"), "rollback", {"to_revision": 7}),
+        (("rollback", "flights", "--variant", "canary"), "rollback", {"variant": "canary"}),
+        (("rearm", "flights", "2"), "rearm", {"version": "2"}),
+    ],
+)
+def test_way_back_as_it_is_sent(run, admin, state_dir, words, verb, body) -> None:
+    """Each form is one POST at the present revision, with the reason."""
+    admin.on("POST", f"{AT}/{verb}", DONE)
+    result = run("route", *words, "--reason", "r", "--state-dir", str(state_dir))
+    assert result.exit_code == 0, result.stderr
+    assert admin.seen[-1].body == {**body, "reason": "r"}
+    assert admin.seen[-1].headers["if-match"] == '"12"'
+
+
+def test_rollback_has_one_target(run, admin, state_dir) -> None:
+    """A revision and a canary at once: exit 2, nothing sent."""
+    words = ("rollback", "flights", "--to", "7", "--variant", "canary")
+    result = run("route", *words, "--reason", "r", "--state-dir", str(state_dir))
+    assert (result.exit_code, admin.seen) == (2, [])
+    assert "give one of them" in result.stderr
+
+
 def test_dry_run_asks_and_changes_nothing(run, admin, state_dir) -> None:
     """--dry-run goes to the gateway, and the words say that nothing changed."""
     admin.on("POST", f"{AT}/shift", DONE)

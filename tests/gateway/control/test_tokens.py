@@ -1,4 +1,4 @@
-"""The admin token: private, kept, and nothing but itself opens the door."""
+"""Tokens: private, kept, and nothing but themselves opens the door."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.tokens import check_bearer, ensure_token
+from gateway.control.tokens import check_bearer, ensure_token, ensure_tokens
 from gateway.errors import Unauthorized
 
 
@@ -18,6 +18,18 @@ def test_token_is_made_once_and_private(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert ensure_token(tmp_path) == token == path.read_text().strip()
     assert [p.name for p in tmp_path.iterdir()] == ["admin.token"]
+
+
+def test_each_principal_has_its_own(tmp_path: Path) -> None:
+    """Two private files, two tokens; the token says who asks."""
+    tokens = ensure_tokens(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["admin.token", "sidecar.token"]
+    assert (tmp_path / "sidecar.token").stat().st_mode & 0o777 == 0o600
+    assert len({*tokens.values()}) == 2
+    for principal in ("admin", "sidecar"):
+        given = (tmp_path / f"{principal}.token").read_text().strip()
+        assert check_bearer(f"Bearer {given}", tokens) == principal
+    assert ensure_tokens(tmp_path) == tokens
 
 
 @pytest.mark.parametrize("rest", [b"", b"\n", b"abc", b"\xff" * 64], ids=repr)
