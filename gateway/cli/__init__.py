@@ -24,6 +24,11 @@ TABLE = {
         needs="shadow.cli.decision",
     ),
     "audit": Entry("gateway.cli.audit:command", "Read and verify the log of predictions."),
+    "rollout": Entry(
+        "shadow.cli.rollout:command",
+        "Plan a rollout: what it can find, and when.",
+        needs="shadow.cli.rollout",
+    ),
     "config": Entry("gateway.cli.config:command", "Check and show the configuration."),
     "doctor": Entry("gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"),
     "bench": Entry("bench.cli:main", "Measure the gateway.", needs="bench.cli"),

@@ -73,12 +73,13 @@ class ScoreBins(msgspec.Struct, frozen=True):
         if inner[0] == inner[-1]:
             inner = values
         mean, sd = float(np.mean(inner)), float(np.std(inner))
+        lowest, highest = distinct[0], distinct[-1]
         pad, inner_edges = sd * CONSTANT_SPREAD, cuts(values, distinct)
-        if sd <= _RESOLUTION * float(np.abs(values).max()):
+        if sd <= _RESOLUTION * float(np.abs(inner).max()):
             pad = sd = (abs(mean) or 1.0) * CONSTANT_SPREAD
-            inner_edges = inner_edges[:0]
-        top = max(distinct[-1] + pad, np.nextafter(distinct[-1], np.inf))
-        edges = np.array([distinct[0] - pad, *inner_edges, top])
+            lowest, highest, inner_edges = inner[0], inner[-1], inner_edges[:0]
+        top = max(highest + pad, np.nextafter(highest, np.inf))
+        edges = np.array([lowest - pad, *inner_edges, top])
         found = np.searchsorted(edges, values, side="right")
         mass = np.bincount(found, minlength=len(edges) + 1)[1:-1]
         total = np.bincount(found, weights=inner, minlength=len(edges) + 1)[1:-1]

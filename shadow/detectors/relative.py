@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 from shadow.detectors.bins import ScoreBins
-from shadow.harm import ALPHA, MICRO, OMEGA, mean_wealth, needed
+from shadow.harm import ALPHA, MICRO, OMEGA, TICKS_MIN, mean_wealth, needed
 
 __all__ = ["ScoreBins", "ShiftCounts", "ShiftEvidence", "ShiftNumbers", "bet_sizes", "gains"]
 
@@ -74,7 +74,7 @@ class ShiftEvidence(msgspec.Struct):
     canary: list[int] = []
     shift_sum: float = 0.0
     shift_weight: float = 0.0
-    ticks: int = 0
+    ticks_with_evidence: int = 0
 
     def __post_init__(self) -> None:
         self.log_wealth = self.log_wealth or [0.0] * (len(DIRECTIONS) * len(STAKES))
@@ -96,7 +96,7 @@ class ShiftEvidence(msgspec.Struct):
             ValueError: as `fold`.
         """
         scores = np.asarray(self.scores)
-        centre = self.centre
+        centre, rows_before = self.centre, sum(self.canary)
         for counts in parts:
             check_counts(counts, len(self.scores), tolerance_sd)
             canary = np.asarray(counts.canary, dtype=np.int64)
@@ -107,7 +107,7 @@ class ShiftEvidence(msgspec.Struct):
             self._add_estimate(scores, canary / MICRO, control / MICRO)
             self.canary = [old + new for old, new in zip(self.canary, counts.canary, strict=True)]
             self.control = [old + new for old, new in zip(self.control, counts.control, strict=True)]
-        self.ticks += 1
+        self.ticks_with_evidence += sum(self.canary) > rows_before
 
     def _add_estimate(self, scores: np.ndarray, canary: np.ndarray, control: np.ndarray) -> None:
         """Add the difference of means within this part, weighed by how well it is known."""
@@ -132,6 +132,11 @@ class ShiftEvidence(msgspec.Struct):
     def evidence(self) -> float:
         """E-value against "differs by at most the tolerance, in either direction"."""
         return mean_wealth(self.log_wealth)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the evidence is broad enough to act on: rows of the canary in 2 ticks."""
+        return self.ticks_with_evidence >= TICKS_MIN
 
     @property
     def direction(self) -> str:
