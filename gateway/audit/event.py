@@ -131,6 +131,9 @@ class Shadow(msgspec.Struct, tag_field="type", tag="shadow"):
     at_ns: int = 0
     outputs: list[Tensor] = []
     code: str | None = None
+    """failed: as a prediction's; skipped: hash | redacted | signature | bundle_changed | not_loaded."""
+    reason: str | None = None
+    """What the code means here, for people."""
 
 
 class Feedback(msgspec.Struct, tag_field="type", tag="feedback"):

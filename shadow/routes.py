@@ -1,0 +1,99 @@
+"""Which versions shadow which predictions, as the log's control events tell. Mirror stage; pure.
+
+control events -> **routes** -> mirror. A prediction names the revision of the route that it was sent by; what shadowed
+that revision stands in the control event that made it. The two lie in different sources, so either may be read first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from gateway.audit.event import Control, Prediction
+
+REVISIONS_KEPT = 64
+"""A prediction of an older revision than so many is treated by the newest."""
+TOTAL_BP = 10_000
+
+
+class RouteBook(msgspec.Struct):
+    """Shadows by model and revision: {version: sample_bp}, only those that are to see something.
+
+    Plain data, so that a follower stores it together with its positions.
+    """
+
+    shadows: dict[str, dict[int, dict[str, int]]] = {}
+
+    def learn(self, event: Control) -> set[str]:
+        """Take up a control event; returns the models that have a revision not known before."""
+        if event.after is None:
+            return set()
+        documents = event.after.values() if event.kind == "routes" else (event.after,)
+        return {model for document in documents if (model := self._take(document))}
+
+    def knows(self, event: Prediction) -> bool:
+        """Whether the revision that a prediction was sent by was read (or is too old to be told)."""
+        assert event.route is not None and event.model is not None
+        revisions = self.shadows.get(event.model.name)
+        return revisions is not None and (
+            event.route.revision in revisions or event.route.revision < min(revisions)
+        )
+
+    def assume(self, event: Prediction) -> None:
+        """Treat a prediction's revision as the newest that is known, until its own control event comes."""
+        assert event.route is not None and event.model is not None
+        newest = self._newest(event.model.name)
+        self.shadows.setdefault(event.model.name, {})[event.route.revision] = newest
+
+    def sampled(self, event: Prediction) -> list[str]:
+        """Versions that are to answer a prediction as shadows: not the one that answered it.
+
+        Only requests that were drawn have a unit: pinned ones are outside of every comparison.
+        """
+        if event.route is None or event.model is None or event.route.unit_hash is None:
+            return []
+        revisions = self.shadows.get(event.model.name, {})
+        found = revisions.get(event.route.revision)
+        if found is None:
+            found = self._newest(event.model.name)
+        answered = event.model.version
+        unit = event.route.unit_hash
+        return [version for version, bp in found.items() if version != answered and in_sample(unit, bp)]
+
+    @property
+    def wanted(self) -> set[tuple[str, str]]:
+        """(model, version) of every shadow in the newest revisions."""
+        return {(model, version) for model in self.shadows for version in self._newest(model)}
+
+    def _newest(self, model: str) -> dict[str, int]:
+        revisions = self.shadows.get(model)
+        return revisions[max(revisions)] if revisions else {}
+
+    def _take(self, document: Any) -> str | None:
+        if not isinstance(document, dict) or not isinstance(document.get("variants"), list | tuple):
+            return None
+        model, revision = document["model"], document["revision"]
+        revisions = self.shadows.setdefault(model, {})
+        found: dict[str, int] = {}
+        for variant in document["variants"]:
+            share = variant.get("sample_bp", 0)
+            if variant["role"] == "shadow" and share > 0:
+                version = variant["version"]
+                found[version] = max(found.get(version, 0), share)
+        if revisions.get(revision) == found:
+            return None
+        revisions[revision] = found
+        for old in sorted(revisions)[:-REVISIONS_KEPT]:
+            del revisions[old]
+        return str(model)
+
+
+def in_sample(unit_hash: str, sample_bp: int) -> bool:
+    """Whether a unit falls into a share of all units; the same everywhere, and independent of the variant drawn.
+
+    The variant is drawn from the unit itself; hashed again, a shadow sees a like share of every variant.
+    """
+    digest = hashlib.blake2b(int(unit_hash, 16).to_bytes(8, "big"), digest_size=8, person=b"shadow").digest()
+    return int.from_bytes(digest, "big") % TOTAL_BP < sample_bp
