@@ -94,10 +94,6 @@ class Core:
             made = self._callers[key] = msgspec.Raw(encoder.encode(Caller(*key)))
         return made
 
-    def level_of(self, asked: str | None) -> str:
-        """The audit level of a request: the gateway's, or the one it asks for where that is higher."""
-        return self._level if asked is None else max(self._level, asked, key=LEVELS.index)
-
     # --- on arrival ------------------------------------------------------------------------
 
     def receive(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:

@@ -8,6 +8,11 @@ TIMEOUT_MAX_MS = 30_000
 LEVELS = ("none", "spool", "fsync")
 
 
+def raised(level: str, asked: str | None) -> str:
+    """The audit level of a request: the gateway's, or the one it asks for where that is higher."""
+    return level if asked is None else max(level, asked, key=LEVELS.index)
+
+
 class Head(msgspec.Struct, frozen=True):
     """What a request's head says; the doors make it and may keep it as long as heads repeat."""
 

@@ -128,7 +128,7 @@ class Worker:
         )
         self.server = Server(
             uvicorn.Config(
-                DataApi(self.core, data.body_max_bytes).app(),
+                DataApi(self.core, data.body_max_bytes, self.config.audit.level).app(),
                 http=door,
                 ws="none",
                 lifespan="off",

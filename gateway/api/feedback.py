@@ -22,6 +22,7 @@ from gateway.audit.event import Feedback
 from gateway.audit.frame import Events, encoder
 from gateway.audit.identity import parse_event_id
 from gateway.errors import AuditTimeout, AuditUnavailable, BodyTooLarge, InvalidRequest
+from gateway.head import raised
 from gateway.serving import Entry, Models
 
 FEEDBACK_MAX_BYTES = 1_048_576
@@ -112,7 +113,7 @@ class FeedbackIntake:
     """Takes labels into the log, as predictions are: at the gateway's audit level or the higher one asked for.
 
     Args:
-        level_of: the level that holds for a request that asks for one, or for none.
+        audit_level: the gateway's; a request may ask for a higher one.
 
     Threading: the loop thread. Cost: about 5 us a label; predictions come in between.
     """
@@ -121,12 +122,12 @@ class FeedbackIntake:
         self,
         models: Models,
         appender: Appender,
-        level_of: Callable[[str | None], str],
+        audit_level: str,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._models = models
         self._appender = appender
-        self._level_of = level_of
+        self._audit_level = audit_level
         self._clock_ns = clock_ns
 
     async def take(self, entry: Entry, body: bytes, asked_level: str | None) -> tuple[int, str]:
@@ -139,7 +140,7 @@ class FeedbackIntake:
             AuditTimeout: they may be kept; the disk was not awaited longer (policy `fail`).
         """
         appender = self._appender
-        level = self._level_of(asked_level)
+        level = raised(self._audit_level, asked_level)
         if level != "none" and appender.refuses:
             msg = "the audit log cannot be written at present; no label is accepted unlogged"
             raise AuditUnavailable(msg)

@@ -55,7 +55,7 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         elif name == b"x-routing-key" and value:
             routing_key = value.decode("latin-1")
         elif name == b"x-tidegate-audit-level":
-            level = audit_level(value)
+            level = read_level(value)
     protocol = "oip-binary" if json_bytes is not None else "oip-json"
     # The endpoint as recorded is bounded: unknown names do not make callers without end.
     endpoint = f"/v2/models/{model}" + (f"/versions/{version.decode()}" if version else "") + "/infer"
@@ -72,7 +72,7 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
     )
 
 
-def audit_level(value: bytes) -> str:
+def read_level(value: bytes) -> str:
     """What x-tidegate-audit-level asks for.
 
     Raises:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
-from gateway.api.heads import FAST_BODY_MAX_BYTES, audit_level, make_head
+from gateway.api.heads import FAST_BODY_MAX_BYTES, make_head, read_level
 from gateway.api.problems import reply_of
 from gateway.core import Core
 from gateway.errors import (
@@ -76,12 +76,13 @@ class DataApi:
     Args:
         core: the worker's request path.
         body_max_bytes: largest body, also after inflating.
+        audit_level: what a reply waits for, unless its request asks for more.
     """
 
-    def __init__(self, core: Core, body_max_bytes: int) -> None:
+    def __init__(self, core: Core, body_max_bytes: int, audit_level: str) -> None:
         self._core = core
         self._models = core.models
-        self._feedback = FeedbackIntake(core.models, core.appender, core.level_of)
+        self._feedback = FeedbackIntake(core.models, core.appender, audit_level)
         self._body_max_bytes = body_max_bytes
 
     def app(self) -> Starlette:
@@ -192,7 +193,7 @@ class DataApi:
         """Labels of earlier predictions; 202 once they are in the log."""
         entry = self._entry(request)
         asked = request.headers.get("x-tidegate-audit-level")
-        level = None if asked is None else audit_level(asked.encode("latin-1"))
+        level = None if asked is None else read_level(asked.encode("latin-1"))
         body = await self._body(request, min(self._body_max_bytes, FEEDBACK_MAX_BYTES))
         accepted, reached = await self._feedback.take(entry, body, level)
         response = _json({"accepted": accepted}, 202)

@@ -43,9 +43,9 @@ class Api:
 
     def __init__(self, tmp_path: Path, *settings_: str, kind: str | None = None, **facts: Any) -> None:
         self.path = Path_(tmp_path, *settings_, session=labelled(kind), **facts)
-        api = DataApi(self.path.core, self.path.config.data.body_max_bytes)
-        core = self.path.core
-        api._feedback = FeedbackIntake(core.models, core.appender, core.level_of, lambda: NOW_NS)
+        core, config = self.path.core, self.path.config
+        api = DataApi(core, config.data.body_max_bytes, config.audit.level)
+        api._feedback = FeedbackIntake(core.models, core.appender, config.audit.level, lambda: NOW_NS)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api.app(), raise_app_exceptions=False), base_url="http://127.0.0.1"
         )
@@ -251,7 +251,7 @@ def test_predictions_do_not_wait_for_labels(tmp_path: Path) -> None:
         api = Api(tmp_path)
         core, entry = api.path.core, api.path.models.get("sum")
         assert entry is not None
-        intake = FeedbackIntake(core.models, core.appender, core.level_of)
+        intake = FeedbackIntake(core.models, core.appender, "spool")
         body = orjson.dumps({"labels": [LABEL] * LABELS_MAX})
         taking = asyncio.create_task(intake.take(entry, body, None))
         await asyncio.sleep(0)
