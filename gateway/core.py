@@ -107,11 +107,8 @@ class Core:
                 # Another signature than the primary's: its own order, names and shapes count.
                 version.codec.decode(body, head.json_bytes, inference)
             self._queue(version, inference)
-        except GatewayError as exc:
+        except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns)
-        except Exception:
-            log.exception("request_not_taken")
-            self.refuse(head, GatewayError("internal error"), sink, received_ns)
 
     async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """The same for a body whose JSON would hold the loop up: decoded on a thread."""
@@ -123,7 +120,7 @@ class Core:
             if version.codec is not codec:
                 await asyncio.to_thread(version.codec.decode, body, head.json_bytes, inference)
             self._queue(version, inference)
-        except GatewayError as exc:
+        except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns)
 
     def _admit(self, head: Head, inference: Inference) -> None:
@@ -198,8 +195,11 @@ class Core:
             else:
                 self._loop.call_soon(self.turn)
 
-    def refuse(self, head: Head, exc: GatewayError, sink: Any, received_ns: int) -> None:
-        """Answer with an error at once and log the refusal with this turn."""
+    def refuse(self, head: Head, exc: Exception, sink: Any, received_ns: int) -> None:
+        """Answer with an error at once and log the refusal with this turn; a defect of ours is `internal`."""
+        if not isinstance(exc, GatewayError):
+            log.error("request_not_taken", exc_info=exc)
+            exc = GatewayError("internal error")
         self.refused += 1
         status, fields, body = self._problem(exc)
         sink.reply(status, fields, body)

@@ -427,6 +427,30 @@ def test_large_bodies_are_decoded_off_the_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
+def test_a_defect_on_the_way_in_is_answered_and_logged(tmp_path: Path, large: bool) -> None:
+    """Whatever goes wrong before the queue: a 500 that tells nothing, and an event; no one waits."""
+
+    def defect(*args) -> None:
+        msg = "/srv/secret"
+        raise RuntimeError(msg)
+
+    async def main() -> None:
+        path = Path_(tmp_path)
+        path.models.get("sum").codec_of(None).decode = defect
+        sink = Sink()
+        if large:
+            await path.core.receive_large(path.head(), b"{}", sink, time.perf_counter_ns())
+        else:
+            path.send_body(b"{}", sink)
+        assert (sink.status, sink.body) == (500, {"error": "internal error", "code": "internal"})
+        path.core.turn()
+        assert [(e.kind, e.code) for e in path.predictions()] == [("refused", "internal")]
+        path.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("large", [False, True])
 def test_a_request_is_decoded_by_the_version_that_answers_it(tmp_path: Path, large: bool) -> None:
     """Versions whose inputs differ in order: each gets the tensors under its own names, whoever is primary."""
 
