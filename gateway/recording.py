@@ -3,7 +3,8 @@
 core (encode) -> **recording** -> append. The columns are those of `gateway.audit.frame.Run`. A request whose
 tensors exceed `audit.capture_max_bytes`, or alone a frame, is recorded by hash; a run that exceeds a
 frame is split over several. What a frame takes is reckoned before it is made, never too low: what the
-ring cannot take would leave its requests without a record.
+ring cannot take would leave its requests without a record. A shadow has no input where the record holds
+only its hash: it skips those requests, reason `hash`.
 """
 
 from __future__ import annotations
