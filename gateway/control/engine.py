@@ -369,6 +369,7 @@ class Engine:
         serving = msgspec.structs.replace(state.serving, generation=state.serving.generation + 1)
         snapshot.write(self._path, snapshot.encode(serving, state.ledger))
         self.state = State(serving, state.ledger)
+        self._fleet.publish_shadows(serving.sampled_shadows)
         self._fleet.publish_generation(serving.generation)
 
     async def _wait_applied(self) -> Applied:
