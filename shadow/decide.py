@@ -16,7 +16,6 @@ from shadow.detectors.relative import ShiftEvidence
 from shadow.harm import MICRO, OMEGA, hard_failure
 from shadow.rollouts import BADNESS, Document, Rollout
 
-SHIFT_ROWS_MIN, SHIFT_TICKS_MIN = 200, 2
 _WORDS = {"failed": "fails", "nonfinite": "gives values that are not finite", "wrong": "is wrong"}
 
 
@@ -39,6 +38,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     latched: tuple[str, ...]
     counts: dict[str, dict[str, float]]
     evidence: dict[str, float]
+    labelled: float
+    """Requests of the canary whose label had come due."""
     dry_run: bool = False
 
 
@@ -59,7 +60,7 @@ def decide(rollout: Rollout, document: Document, policy: Policy, tick: int, outp
         if strong and evidence.enough:
             found.append((f"harm.{kind}", policy.on_harm, _says_harm(rollout, kind, needed)))
     shift = rollout.shift
-    if shift is not None and OMEGA["shift"] * shift.evidence >= needed and _is_broad(shift):
+    if shift is not None and OMEGA["shift"] * shift.evidence >= needed and shift.enough:
         allowed = policy.shift_sd(rollout.version, output)
         says = _says_shift(rollout, shift, (output, allowed, needed))
         found.append(("drift.relative", policy.on_relative_drift, says))
@@ -113,6 +114,7 @@ def _decision(
         latched=latched,
         counts=_counts(rollout, cause),
         evidence={**_evidence(rollout), "needed": 1.0 / policy.alpha},
+        labelled=rollout.evidence["wrong"].canary_requests / MICRO,
         dry_run=policy.ramp == "dry-run",
     )
 
@@ -120,11 +122,6 @@ def _decision(
 def _evidence(rollout: Rollout) -> dict[str, float]:
     found = {kind: OMEGA[kind] * rollout.evidence[kind].evidence for kind in BADNESS}
     return {**found, "shift": 0.0 if rollout.shift is None else OMEGA["shift"] * rollout.shift.evidence}
-
-
-def _is_broad(shift: ShiftEvidence) -> bool:
-    """Whether a shift rests on more than one burst: two ticks and 200 rows of the canary."""
-    return shift.ticks >= SHIFT_TICKS_MIN and sum(shift.canary) >= SHIFT_ROWS_MIN * MICRO
 
 
 def _counts(rollout: Rollout, cause: str) -> dict[str, dict[str, float]]:
