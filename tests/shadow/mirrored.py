@@ -95,17 +95,18 @@ class Stage:
         """Shadow events on disk."""
         return [event for event in self.log.read() if isinstance(event, Shadow)]
 
-    def context(self) -> Context:
-        """What the supervisor would hand to a mirror."""
-        settings = [f"state_dir={self.log.state_dir}", "audit.segment_bytes=65536"]
-        loaded, _ = config.load(None, settings, {})
-        return Context(
-            config=config.encode(loaded),
-            models=str(self.models),
-            state_dir=str(self.log.state_dir),
-            gateway_id=GATEWAY_ID,
-            ring_dir=str(self.log.ring_dir),
-        )
+
+def context_of(log: Log, models: Path) -> Context:
+    """What the supervisor hands to its children."""
+    settings = [f"state_dir={log.state_dir}", "audit.segment_bytes=65536"]
+    loaded, _ = config.load(None, settings, {})
+    return Context(
+        config=config.encode(loaded),
+        models=str(models),
+        state_dir=str(log.state_dir),
+        gateway_id=GATEWAY_ID,
+        ring_dir=str(log.ring_dir),
+    )
 
 
 def route_event(
