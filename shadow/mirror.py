@@ -9,7 +9,6 @@ else wants the processor, and may be killed at any point; a shadow's crash takes
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ import msgspec
 
 from gateway import config as configuration
 from gateway import logs, process
+from gateway.audit.drained import sources_of, wait_drained
 from gateway.audit.event import Control, Event, Model, Prediction, Shadow
 from gateway.audit.feed import Feed
 from gateway.audit.identity import source_of
@@ -37,7 +37,6 @@ from shadow.resume import (
     answered_since,
     end_of_spool,
     load_place,
-    wait_drained,
     write_place,
 )
 
@@ -219,7 +218,7 @@ class Mirror:
 
 def reads_topic(config: Config) -> bool:
     """Whether the log is read from Kafka."""
-    return getattr(getattr(config, "sidecar", None), "source", "spool") == "kafka"
+    return config.sidecar.source == "kafka"
 
 
 def open_feed(config: Config, spool: Path, place: Place) -> Feed:
@@ -242,7 +241,7 @@ def first_place(spool: Path, gateway_id: str, *, topic: bool) -> Place:
     """A first start: routes from their beginning, predictions from now on."""
     if topic:
         return Place(since_ns=time.time_ns())
-    return Place(feed=end_of_spool(spool, _sources(gateway_id, "control")))
+    return Place(feed=end_of_spool(spool, sources_of(gateway_id, "control")))
 
 
 def make(context: process.Context, stop: threading.Event) -> Mirror:
@@ -255,7 +254,7 @@ def make(context: process.Context, stop: threading.Event) -> Mirror:
     config = configuration.decode(context.config)
     state_dir, ring_dir = context.state_path, Path(context.ring_dir)
     spool, path = state_dir / "spool", state_dir / "mirror" / "positions.json"
-    own = _sources(context.gateway_id, "mirror")
+    own = sources_of(context.gateway_id, "mirror")
     source = claim_source(state_dir, context.gateway_id, "mirror", ring_dir, SMALL_RING_BYTES)
     writer = Writer(source, context.gateway_id)
     if not wait_drained(ring_dir, own, source.ring_path.name):
@@ -294,7 +293,7 @@ def main() -> NoReturn:
     """Entry of the process."""
     context = process.enter()
     logs.setup("mirror")
-    _yield_to_others()
+    process.lowest_priority()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -305,19 +304,6 @@ def main() -> NoReturn:
         raise SystemExit(1) from exc
     run(mirror, stop, topic=reads_topic(configuration.decode(context.config)))
     raise SystemExit(0)
-
-
-def _yield_to_others() -> None:
-    lowest = getattr(process, "lowest_priority", None)
-    if lowest is not None:
-        lowest()
-    else:
-        os.nice(19)
-
-
-def _sources(gateway_id: str, role: str) -> frozenset[int]:
-    """A role's sources; a few processes of one role may ever live side by side."""
-    return frozenset(source_of(gateway_id, role, index) for index in range(4))
 
 
 if __name__ == "__main__":

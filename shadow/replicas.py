@@ -125,7 +125,7 @@ class Replicas:
         try:
             outputs = _outputs(session, [task.event for task in batch])
             return [
-                _shadow(task, "done", outputs=self._captured(tensors))
+                _shadow(task, "done", outputs=self._captured(tensors), tree_sha256=session.bundle.tree_sha256)
                 for task, tensors in zip(batch, outputs, strict=True)
             ]
         except Exception as exc:  # noqa: BLE001  whatever ONNX Runtime raises is the version's answer
@@ -292,21 +292,12 @@ def _tensor(name: str, datatype: str, array: Any) -> Tensor:
     return Tensor(name, datatype, tuple(array.shape), to_bytes(array))
 
 
-def _shadow(
-    task: Task,
-    kind: str,
-    *,
-    outputs: list[Tensor] | None = None,
-    code: str | None = None,
-    reason: str | None = None,
-) -> Shadow:
+def _shadow(task: Task, kind: str, **facts: Any) -> Shadow:
     return Shadow(
         kind=kind,
         derived_from=task.event.id,
         version=task.version,
         run=LIVE,
         at_ns=time.time_ns(),
-        outputs=outputs or [],
-        code=code,
-        reason=reason,
+        **facts,
     )

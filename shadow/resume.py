@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,6 @@ log = logging.getLogger("tidegate.mirror")
 SAVE_S = 1.0
 IDLE_SAVE_S = 30.0
 """While nothing was answered only other records' numbers move on."""
-DRAINED_S = 10.0
 Key = tuple[str, str, str]
 
 
@@ -68,24 +67,12 @@ def write_place(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
-def wait_drained(ring_dir: Path, sources: frozenset[int], own_ring: str) -> bool:
-    """Wait until the recorder is done with the rings of predecessors; False when that takes over `DRAINED_S`."""
-    prefixes = tuple(f"{source:016x}-" for source in sources)
-    deadline = time.monotonic() + DRAINED_S
-    while time.monotonic() < deadline:
-        names = [path.name for path in ring_dir.iterdir() if path.name.startswith(prefixes)]
-        if all(name == own_ring or len(name) != len(own_ring) for name in names):
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def end_of_spool(spool: Path, but: frozenset[int]) -> Positions:
+def end_of_spool(spool: Path, but: Collection[int]) -> Positions:
     """Behind everything on disk; sources in `but` are read from their start."""
     return {epoch.key: synced_seq(epoch) for epoch in epochs(spool) if epoch.source not in but}
 
 
-def answered_since(spool: Path, own: frozenset[int], outputs: Positions) -> set[Key]:
+def answered_since(spool: Path, own: Collection[int], outputs: Positions) -> set[Key]:
     """What the mirror's own epochs hold from `outputs` on: (derived_from, version, run).
 
     Its own records lie on this host wherever it reads predictions. Epochs begin with the clock, so those older than

@@ -134,6 +134,8 @@ class Shadow(msgspec.Struct, tag_field="type", tag="shadow"):
     """failed: as a prediction's; skipped: hash | redacted | signature | bundle_changed | not_loaded."""
     reason: str | None = None
     """What the code means here, for people."""
+    tree_sha256: str | None = None
+    """Of the shadow's files, where it ran."""
 
 
 class Feedback(msgspec.Struct, tag_field="type", tag="feedback"):

@@ -15,6 +15,9 @@ TABLE = {
     "predict": Entry("gateway.cli.predict:command", "Ask a model for an answer."),
     "route": Entry("gateway.cli.route:command", "Show and change which version answers."),
     "model": Entry("gateway.cli.model:command", "Show, load and unload models."),
+    "shadow": Entry(
+        "shadow.cli.shadow:command", "Compare shadows with what was answered.", needs="shadow.cli.shadow"
+    ),
     "drift": Entry(
         "shadow.cli.drift:command", "See how versions do: labels, shift, harm.", needs="shadow.cli.drift"
     ),
