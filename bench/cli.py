@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 import msgspec
 
+from bench import beside as beside_
 from bench import limits as limits_
 from bench import report
 from bench.load import Target, Wrk, write_requests
@@ -85,6 +86,30 @@ def limits(
         click.echo(report.to_json(result))
     else:
         report.print_table("Limits: one worker, one row as JSON, everything on", rows, result.machine)
+    sys.exit(0 if all(row.met is not False for row in rows) else 1)
+
+
+@main.command("shadow", help="What mirror and sidecar cost the worker that they follow.")
+@click.option("--seconds", default=3.0, show_default=True, help="of each load")
+@click.option(
+    "--rounds", default=11, show_default=True, help="each loads with both at work and with both stopped"
+)
+@click.option("--connections", default=32, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+def shadow(*, seconds: float, rounds: int, connections: int, as_json: bool) -> None:
+    """See the command's help."""
+    options = beside_.Options(seconds=seconds, rounds=rounds, connections=connections)
+    try:
+        result = beside_.measure(options, MLP, lambda line: click.echo(line, err=True))
+    except ConfigInvalid as exc:
+        _end(2, str(exc))
+    except (ValueError, OSError) as exc:
+        _end(3, str(exc))
+    rows = beside_.rows(result)
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        report.print_table("Beside: mirror and sidecar at work against stopped", rows, result.machine)
     sys.exit(0 if all(row.met is not False for row in rows) else 1)
 
 

@@ -53,7 +53,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Processor time of the worker per request."""
     recorder_us: float
     others_us: float
-    """Supervisor and control."""
+    """Supervisor, control and sidecar."""
     foreign_cpus: float
     """Processors that others took meanwhile: above about 0.2 the machine is too busy for a figure."""
     per_second: float
@@ -135,7 +135,7 @@ def _rounds(
     progress: Callable[[str], None],
 ) -> Limits:
     worker, recorder = gateway.pids("worker")[0], gateway.pids("recorder")[0]
-    others = [gateway.pid, *gateway.pids("control")]
+    others = [gateway.pid, *gateway.pids("control"), *gateway.pids("sidecar")]
 
     def load_nginx(seconds: float) -> Sample:
         return _load(wrk, nginx.url, options.connections, seconds, nginx.worker_pid)
@@ -301,7 +301,7 @@ def rows(limits: Limits) -> list[report.Row]:
         report.Row(
             "CPU per request",
             f"nginx {limits.nginx_us:.2f} us, worker {limits.worker_us:.2f} us, recorder"
-            f" {limits.recorder_us:.2f} us, supervisor and control {limits.others_us:.2f} us",
+            f" {limits.recorder_us:.2f} us, supervisor, control, sidecar {limits.others_us:.2f} us",
         ),
         report.Row(
             "throughput",

@@ -28,6 +28,8 @@ ROLES = {
     "recorder": "gateway.audit.recorder",
     "forwarder": "gateway.audit.forwarder",
     "control": "gateway.control",
+    "sidecar": "shadow.sidecar",
+    "mirror": "shadow.mirror",
 }
 """Module names as they stand in children's command lines."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
