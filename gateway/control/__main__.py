@@ -92,10 +92,11 @@ async def _tick(engine: Engine, writer: Writer, server: uvicorn.Server) -> None:
 
 
 async def _log_routes(engine: Engine) -> None:
-    """At each epoch and daily: the full routes."""
+    """At each epoch and daily: the full routes. At first, what the configuration has changed of them."""
     while True:
         wait_s = ROUTES_S
         try:
+            await engine.release_leases()
             await engine.log_routes()
         except GatewayError as exc:
             wait_s = AGAIN_S

@@ -158,13 +158,19 @@ def set_frozen(route: Route, frozen: bool, changed: Change) -> Route:
     if route.frozen == frozen:
         msg = f"route {route.model} is {'already' if frozen else 'not'} frozen"
         raise StateConflict(msg)
-    held = tuple(
+    held = released(route, changed.at_ns) if frozen else route
+    return _with(msgspec.structs.replace(held, frozen=frozen), held.variants, changed)
+
+
+def released(route: Route, now_ns: int) -> Route:
+    """The same revision with the split that is in effect now: leases that run are taken off, over ones stay over."""
+    variants = tuple(
         msgspec.structs.replace(v, lease_until_ns=None)
-        if v.lease_until_ns is not None and v.lease_until_ns > changed.at_ns
+        if v.lease_until_ns is not None and v.lease_until_ns > now_ns
         else v
         for v in route.variants
     )
-    return _with(msgspec.structs.replace(route, frozen=frozen), held if frozen else route.variants, changed)
+    return msgspec.structs.replace(route, variants=variants)
 
 
 def leased(route: Route, until_ns: int | None) -> Route:

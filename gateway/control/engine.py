@@ -23,7 +23,7 @@ from gateway.audit.event import Control
 from gateway.audit.writer import Writer
 from gateway.config import Config, Policy
 from gateway.control import snapshot
-from gateway.control.changes import renewed
+from gateway.control.changes import released, renewed
 from gateway.control.gates import check_latches, check_ready, only_retreats, with_leases
 from gateway.control.state import State, applied, forced, placed, rollback_target, route_document
 from gateway.errors import (
@@ -136,17 +136,8 @@ class Engine:
             check_ready(after, before, self.found.get(model), lambda v: self.load_states(model, v))
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
-            event = Control(
-                kind=kind,
-                at_ns=time.time_ns(),
-                gateway_id=self.state.serving.gateway_id,
-                model=model,
-                revision=after.revision,
-                before=route_document(before),
-                after=route_document(after),
-                by=change.by,
-                reason=change.reason,
-            )
+            event = self._event(kind, change, route_document(after), model, after.revision)
+            event.before = route_document(before)
             done = await self._commit(event, urgent=self._is_urgent(kind, before, after))
             logged = not self.state.ledger.unlogged
             return Outcome(self.route(model), before, self.state.serving.generation, done, logged)
@@ -173,19 +164,38 @@ class Engine:
             after = renewed(before, change.at_ns + policy.lease_s * 1_000_000_000)
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
-            await self._take_up(
-                Control(
-                    kind="lease",
-                    at_ns=time.time_ns(),
-                    gateway_id=self.state.serving.gateway_id,
-                    model=model,
-                    revision=after.revision,
-                    after=route_document(after),
-                    by=change.by,
-                    reason=change.reason,
-                )
-            )
+            await self._take_up(self._lease_event(after, change))
             return Outcome(self.route(model), before, self.state.serving.generation, None)
+
+    async def release_leases(self) -> None:
+        """Take leases off where the policy does not ask for them any more: a manual split never ends by itself.
+
+        Raises:
+            AuditUnavailable: it could not be logged.
+        """
+        async with self._lock:
+            for model, route in self.state.serving.routes.items():
+                change = changed_by("gateway", "the model's ramp is not automatic")
+                after = released(route, change.at_ns)
+                if after != route and self.policy_of(model).ramp != "auto":
+                    await self._take_up(self._lease_event(after, change))
+
+    def _event(
+        self, kind: str, change: Change, after: dict[str, Any], model: str | None, revision: int | None = None
+    ) -> Control:
+        return Control(
+            kind=kind,
+            at_ns=time.time_ns(),
+            gateway_id=self.state.serving.gateway_id,
+            model=model,
+            revision=revision,
+            after=after,
+            by=change.by,
+            reason=change.reason,
+        )
+
+    def _lease_event(self, route: Route, change: Change) -> Control:
+        return self._event("lease", change, route_document(route), route.model, route.revision)
 
     def _expected(self, model: str, revision: int) -> Route:
         """The route, if it stands where the change was decided."""
@@ -204,18 +214,8 @@ class Engine:
         async with self._lock:
             if route.model in self.state.serving.routes:
                 return
-            await self._commit(
-                Control(
-                    kind="route",
-                    at_ns=time.time_ns(),
-                    gateway_id=self.state.serving.gateway_id,
-                    model=route.model,
-                    revision=route.revision,
-                    after=route_document(route),
-                    by=route.changed.by,
-                    reason=route.changed.reason,
-                )
-            )
+            document = route_document(route)
+            await self._commit(self._event("route", route.changed, document, route.model, route.revision))
 
     async def load_or_unload(self, model: str, version: str, kind: str, change: Change) -> Outcome:
         """Load a version everywhere, or let it go.
@@ -232,31 +232,14 @@ class Engine:
             if kind == "unload" and route is not None and version in route.versions:
                 msg = f"{model} version {version} is in the route; take it out first"
                 raise StateConflict(msg)
-            done = await self._commit(
-                Control(
-                    kind=kind,
-                    at_ns=time.time_ns(),
-                    gateway_id=self.state.serving.gateway_id,
-                    model=model,
-                    after={"version": version},
-                    by=change.by,
-                    reason=change.reason,
-                )
-            )
+            done = await self._commit(self._event(kind, change, {"version": version}, model))
             return Outcome(route, route, self.state.serving.generation, done)
 
     async def log_routes(self) -> None:
         """Log the full routes: at each epoch of control, so that a reader need not go further back."""
         routes = {name: route_document(r) for name, r in self.state.serving.routes.items()}
         async with self._lock:
-            event = Control(
-                kind="routes",
-                at_ns=time.time_ns(),
-                gateway_id=self.state.serving.gateway_id,
-                after=routes,
-                by="gateway",
-                reason="control started",
-            )
+            event = self._event("routes", changed_by("gateway", "control started"), routes, None)
             await self._log_owed()
             await self._log(event)
             self.state = applied(self.state, event)

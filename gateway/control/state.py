@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.audit.event import Control
-from gateway.control.changes import leased, without_latched
+from gateway.control.changes import without_latched
 from gateway.control.snapshot import (
     HISTORY_REVISIONS,
     DesiredVersion,
@@ -64,8 +64,7 @@ def applied(state: State, event: Control) -> State:
         if present is None or route.revision >= present.revision:
             serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: route})
             kept = tuple(r for r in ledger.history.get(route.model, ()) if r.revision < route.revision)
-            # What comes back from there comes without a lease.
-            kept = (*kept, leased(route, None))[-HISTORY_REVISIONS:]
+            kept = (*kept, route)[-HISTORY_REVISIONS:]
             ledger = msgspec.structs.replace(ledger, history={**ledger.history, route.model: kept})
     elif event.kind == "lease" and event.after is not None:
         route = msgspec.convert(event.after, Route)

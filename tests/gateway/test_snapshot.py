@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.control import snapshot
 from gateway.control.snapshot import DesiredVersion, Ledger, Serving
 from gateway.errors import SnapshotCorrupt, StateFormatNewer
-from gateway.routing import Change, first_route
+from gateway.routing import Change, Variant, first_route
 
 ROUTE = first_route("m", "1", "ab" * 16, Change(by="t", reason="line one\nline two\u2028", at_ns=7))
 SERVING = Serving(
@@ -62,6 +62,22 @@ def test_workers_do_not_need_the_ledger() -> None:
     assert snapshot.decode_serving(broken) == SERVING
     with pytest.raises(SnapshotCorrupt, match="ledger part does not match"):
         snapshot.decode(broken)
+
+
+def test_sampled_shadows_are_counted() -> None:
+    """Over all routes, those that see any request at all."""
+    assert SERVING.sampled_shadows == 0
+    arms = tuple(Variant(name=f"s{bp}", version="1", role="shadow", sample_bp=bp) for bp in (0, 1, 10_000))
+    route = msgspec.structs.replace(ROUTE, variants=(*ROUTE.variants, *arms))
+    serving = msgspec.structs.replace(SERVING, routes={"m": route, "n": ROUTE, "o": route})
+    assert serving.sampled_shadows == 4
+
+
+def test_older_snapshot_has_no_latches() -> None:
+    """What was written before there were latches is read as having none."""
+    old = msgspec.to_builtins(SERVING)
+    del old["routes"]["m"]["latches"]
+    assert msgspec.convert(old, Serving) == SERVING
 
 
 def test_newer_format_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -126,6 +127,32 @@ def test_hold_takes_the_lease_off(plane: Plane) -> None:
         assert end_ns(plane) is None
 
     go(plane, body)
+
+
+def test_ramp_that_became_manual(plane: Plane) -> None:
+    """Control started with another policy takes off what still runs; what is over stays over, "auto" keeps both."""
+
+    async def body(engine: Engine) -> None:
+        soon_ns = time.time_ns() + 3_600 * S
+        await engine.renew_leases(MODEL, at(soon_ns), expected_revision=2)
+        await engine.release_leases()
+        assert end_ns(plane) == soon_ns + 15 * S
+        manual = config.Config().policy_of
+        engine.policy_of, auto = manual, engine.policy_of
+        await engine.release_leases()
+        assert end_ns(plane) is None
+        engine.policy_of = auto
+        await engine.renew_leases(MODEL, at(2 * S), expected_revision=2)
+        engine.policy_of = manual
+        await engine.release_leases()
+        assert (end_ns(plane), engine.route(MODEL).revision) == (17 * S, 2)
+
+    go(plane, body)
+    assert [(e.kind, e.by) for e in logged(plane)][-3:] == [
+        ("lease", "sidecar"),
+        ("lease", "gateway"),
+        ("lease", "sidecar"),
+    ]
 
 
 def test_renewal_behind_a_snapshot_is_recovered(plane: Plane) -> None:
