@@ -200,6 +200,26 @@ def test_renewal_is_not_waited_for_in_the_workers(plane: Plane, monkeypatch: pyt
     go(plane, body)
 
 
+def test_renewal_of_unknown_fate_ends_nothing(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk stands still none is made, and control goes on; the next one, or a change, is not undone by it."""
+    monkeypatch.setattr(module, "LOG_TIMEOUT_S", 0.05)
+
+    async def body(engine: Engine) -> None:
+        plane.synced = False
+        with pytest.raises(AuditUnavailable, match="renew again"):
+            await engine.renew_leases(MODEL, at(9 * S), expected_revision=2)
+        assert (end_ns(plane), engine.must_restart) == (16 * S, False)
+        plane.synced = True
+        monkeypatch.setattr(module, "LOG_TIMEOUT_S", 5)
+        await engine.renew_leases(MODEL, at(12 * S), expected_revision=2)
+        assert plane.recovered() == engine.state
+        plane.path.unlink()
+        assert plane.recovered().serving.routes == engine.state.serving.routes
+
+    go(plane, body)
+    assert [e.kind for e in logged(plane)][-2:] == ["lease", "lease"]
+
+
 def test_without_the_log_no_renewal_but_the_way_back(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """A canary loses its traffic unlogged, and gets none: neither by a renewal nor by a shift."""
     monkeypatch.setattr(module, "LOG_TIMEOUT_S", 0.05)
