@@ -11,7 +11,15 @@ from gateway.audit.event import Event
 from gateway.audit.feed import Delivery, HighWater, Positions
 from gateway.audit.frame import Frame, expand
 from gateway.audit.identity import EventId
-from gateway.audit.spool import EpochPath, EpochReader, epoch_path, epochs, read_epoch
+from gateway.audit.spool import (
+    EpochPath,
+    EpochReader,
+    closed,
+    epoch_path,
+    epochs,
+    read_epoch,
+    synced_seq,
+)
 
 _POLL_S = 0.01
 
@@ -30,6 +38,8 @@ class SpoolFeed:
         self._spool = spool
         self._marks = HighWater(positions)
         self._readers: dict[str, EpochReader] = {}
+        self._over: set[str] = set()
+        """Epochs that ended and were read to their end: not looked at again."""
         self._turn = 0
 
     @property
@@ -79,11 +89,18 @@ class SpoolFeed:
         """What is new, beginning with another source each time: none starves behind a busy one."""
         by_source: dict[int, list[EpochPath]] = {}
         for epoch in epochs(self._spool):
+            if epoch.key in self._over:
+                continue
             by_source.setdefault(epoch.source, []).append(epoch)
         listed = list(by_source.values())
         self._turn = (self._turn + 1) % max(len(listed), 1)
         for epoch in chain(*listed[self._turn :], *listed[: self._turn]):
             at = self._marks.positions.get(epoch.key, 0)
+            # In this order: nothing is synced in an epoch after it is closed.
+            if closed(epoch) is not None and synced_seq(epoch) <= at:
+                self._over.add(epoch.key)
+                self._readers.pop(epoch.key, None)
+                continue
             reader = self._readers.get(epoch.key)
             if reader is None:
                 reader = self._readers[epoch.key] = EpochReader(epoch)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from gateway.audit import spool_feed
 from gateway.audit.event import EpochOpen, Event, Feedback, Gap
 from gateway.audit.feed import Feed, Hole, Positions
 from gateway.audit.frame import Events, encoder, seal
 from gateway.audit.identity import parse_event_id
+from gateway.audit.spool import EpochPath, synced_seq
 from gateway.audit.spool_feed import SpoolFeed
 from tests.gateway.audit.sim import Log, forget_owner, label, settle
 
@@ -128,3 +132,30 @@ def test_resent_records_are_seen_once(log: Log):
     assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [0, 1, 2, 3]
     assert holes == []
     feed.close()
+
+
+def test_an_epoch_that_ended_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a look costs does not grow with what is kept; a later epoch of the same source is found."""
+    log = Log(tmp_path / "state")
+    recorder = log.recorder()
+    feed = SpoolFeed(log.spool)
+    looked_at: list[int] = []
+
+    def counted(epoch: EpochPath) -> int:
+        looked_at.append(epoch.epoch)
+        return synced_seq(epoch)
+
+    monkeypatch.setattr(spool_feed, "synced_seq", counted)
+    for value in range(3):
+        writer = log.owner()
+        writer.append_events([label(value)])
+        writer.close()
+        forget_owner(writer)
+        settle(recorder)
+        read = [e.labels[0]["value"] for e in feed.read(1000, 0).events if isinstance(e, Feedback)]
+        assert read == [value]
+        feed.read(1000, 0)
+        assert len(looked_at) == 2
+        looked_at.clear()
+        feed.read(1000, 0)
+        assert looked_at == []
