@@ -35,8 +35,9 @@ from shadow.resume import (
     Place,
     Saver,
     answered_since,
-    end_of_spool,
     load_place,
+    shadowed_since,
+    spool_since,
     write_place,
 )
 
@@ -238,10 +239,12 @@ def open_feed(config: Config, spool: Path, place: Place) -> Feed:
 
 
 def first_place(spool: Path, gateway_id: str, *, topic: bool) -> Place:
-    """A first start: routes from their beginning, predictions from now on."""
-    if topic:
-        return Place(since_ns=time.time_ns())
-    return Place(feed=end_of_spool(spool, sources_of(gateway_id, "control")))
+    """A first start: routes from their beginning, predictions from the change that asked for a shadow."""
+    control = sources_of(gateway_id, "control")
+    since_ns = shadowed_since(spool, control)
+    if since_ns is None:
+        since_ns = time.time_ns()
+    return Place(feed={} if topic else spool_since(spool, since_ns, control), since_ns=since_ns)
 
 
 def make(context: process.Context, stop: threading.Event) -> Mirror:

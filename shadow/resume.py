@@ -15,18 +15,20 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.audit.event import Shadow
+from gateway.audit.event import Control, Shadow
 from gateway.audit.feed import Positions
 from gateway.audit.frame import expand
-from gateway.audit.spool import epochs, read_epoch, synced_seq
+from gateway.audit.spool import epochs, read_epoch, segments, synced_seq
 from gateway.audit.writer import Writer
-from shadow.routes import RouteBook
+from shadow.routes import RouteBook, shadows_of
 
 log = logging.getLogger("tidegate.mirror")
 
 SAVE_S = 1.0
 IDLE_SAVE_S = 30.0
 """While nothing was answered only other records' numbers move on."""
+_GRAIN_NS = 1_000_000_000
+"""File times are coarser than events'."""
 Key = tuple[str, str, str]
 
 
@@ -67,9 +69,38 @@ def write_place(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
-def end_of_spool(spool: Path, but: Collection[int]) -> Positions:
-    """Behind everything on disk; sources in `but` are read from their start."""
-    return {epoch.key: synced_seq(epoch) for epoch in epochs(spool) if epoch.source not in but}
+def shadowed_since(spool: Path, control: Collection[int]) -> int | None:
+    """When the first of the present shadows appeared (epoch ns), by control's own records; None without any.
+
+    A mirror starts a moment after the change that asks for it, and is to see what was answered in between.
+    """
+    since: dict[str, dict[str, int]] = {}
+    found = [epoch for epoch in epochs(spool) if epoch.source in control]
+    # Control's epochs do not overlap.
+    for epoch in sorted(found, key=lambda each: each.epoch):
+        for frame in read_epoch(epoch, 0):
+            for event in expand(epoch.source, epoch.epoch, frame):
+                if isinstance(event, Control):
+                    for model, versions in shadows_of(event):
+                        before = since.get(model, {})
+                        since[model] = {version: before.get(version, event.at_ns) for version in versions}
+    moments = [at_ns for versions in since.values() for at_ns in versions.values()]
+    return min(moments, default=None)
+
+
+def spool_since(spool: Path, since_ns: int, but: Collection[int]) -> Positions:
+    """Before the first segment that was written to since then; sources in `but` are read from their start."""
+    positions: Positions = {}
+    for epoch in epochs(spool):
+        if epoch.source in but:
+            continue
+        later = (
+            first_seq
+            for first_seq, path in segments(epoch)
+            if path.stat().st_mtime_ns >= since_ns - _GRAIN_NS
+        )
+        positions[epoch.key] = next(later, synced_seq(epoch))
+    return positions
 
 
 def answered_since(spool: Path, own: Collection[int], outputs: Positions) -> set[Key]:

@@ -28,10 +28,7 @@ class RouteBook(msgspec.Struct):
 
     def learn(self, event: Control) -> set[str]:
         """Take up a control event; returns the models that have a revision not known before."""
-        if event.after is None:
-            return set()
-        documents = event.after.values() if event.kind == "routes" else (event.after,)
-        return {model for document in documents if (model := self._take(document))}
+        return {model for document in _documents(event) if (model := self._take(document))}
 
     def knows(self, event: Prediction) -> bool:
         """Whether the revision that a prediction was sent by was read (or is too old to be told)."""
@@ -71,23 +68,39 @@ class RouteBook(msgspec.Struct):
         revisions = self.shadows.get(model)
         return revisions[max(revisions)] if revisions else {}
 
-    def _take(self, document: Any) -> str | None:
-        if not isinstance(document, dict) or not isinstance(document.get("variants"), list | tuple):
-            return None
+    def _take(self, document: dict[str, Any]) -> str | None:
         model, revision = document["model"], document["revision"]
         revisions = self.shadows.setdefault(model, {})
-        found: dict[str, int] = {}
-        for variant in document["variants"]:
-            share = variant.get("sample_bp", 0)
-            if variant["role"] == "shadow" and share > 0:
-                version = variant["version"]
-                found[version] = max(found.get(version, 0), share)
+        found = _sampled(document)
         if revisions.get(revision) == found:
             return None
         revisions[revision] = found
         for old in sorted(revisions)[:-REVISIONS_KEPT]:
             del revisions[old]
         return str(model)
+
+
+def shadows_of(event: Control) -> list[tuple[str, set[str]]]:
+    """Each model that a control event is about, and the versions that shadow it from then on."""
+    return [(str(document["model"]), set(_sampled(document))) for document in _documents(event)]
+
+
+def _documents(event: Control) -> list[dict[str, Any]]:
+    """The routes that a control event leaves; events about other things leave none."""
+    if event.after is None:
+        return []
+    found = event.after.values() if event.kind == "routes" else (event.after,)
+    return [one for one in found if isinstance(one, dict) and isinstance(one.get("variants"), list | tuple)]
+
+
+def _sampled(document: dict[str, Any]) -> dict[str, int]:
+    """Share by version of the shadows that are to see something."""
+    found: dict[str, int] = {}
+    for variant in document["variants"]:
+        share = variant.get("sample_bp", 0)
+        if variant["role"] == "shadow" and share > 0:
+            found[variant["version"]] = max(found.get(variant["version"], 0), share)
+    return found
 
 
 def in_sample(unit_hash: str, sample_bp: int) -> bool:

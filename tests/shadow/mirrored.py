@@ -110,7 +110,12 @@ def context_of(log: Log, models: Path) -> Context:
 
 
 def route_event(
-    revision: int, *shadows: str, model: str = "linear", primary: str = "1", sample_bp: int = 10_000
+    revision: int,
+    *shadows: str,
+    model: str = "linear",
+    primary: str = "1",
+    sample_bp: int = 10_000,
+    at_ns: int = 1,
 ) -> Control:
     """A control event with a whole route."""
     variants: list[dict[str, Any]] = [
@@ -121,7 +126,9 @@ def route_event(
         for version in shadows
     ]
     after = {"model": model, "revision": revision, "variants": variants}
-    return Control(kind="route", gateway_id=GATEWAY_ID, model=model, revision=revision, after=after, at_ns=1)
+    return Control(
+        kind="route", gateway_id=GATEWAY_ID, model=model, revision=revision, after=after, at_ns=at_ns
+    )
 
 
 def tensor(name: str, values: Any, dtype: Any = np.float32) -> Tensor:

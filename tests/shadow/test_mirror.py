@@ -343,15 +343,23 @@ def test_a_mirror_that_nothing_needs_any_more_leaves_no_place(stage: Stage):
     assert not (stage.log.state_dir / "mirror" / "positions.json").exists()
 
 
-def test_a_first_start_knows_routes_and_looks_forward(stage: Stage):
-    """Predictions of the past are not mirrored; the routes they were sent by are known."""
-    stage.route(1, "2")
-    stage.predict(rows(1))
+def test_a_first_start_begins_where_the_shadow_appeared(stage: Stage):
+    """What was answered before a mirror runs, and after a shadow was asked for, is mirrored; what came before is not."""
+    second_ns = 1_000_000_000
+    stage.route(1)
+    stage.control.append_events([route_event(2, "2", at_ns=5 * second_ns)])
+    stage.predict(rows(1), revision=1, received_ns=second_ns)
+    # An earlier trial of the same version, long over.
+    stage.control.append_events(
+        [route_event(3, at_ns=6 * second_ns), route_event(4, "2", at_ns=8 * second_ns)]
+    )
+    stage.predict(rows(1), revision=2, received_ns=5 * second_ns)
+    asked = [stage.predict(rows(1), revision=4, received_ns=9 * second_ns)]
     stage.settle()
     mirror = stage.mirror(place=first_place(stage.log.spool, GATEWAY_ID, topic=False))
-    assert stage.mirrored(mirror) == []
-    asked = stage.predict(rows(1))
-    assert [answer.derived_from for answer in stage.mirrored(mirror)] == [asked]
+    assert [answer.derived_from for answer in stage.mirrored(mirror)] == asked
+    asked.append(stage.predict(rows(1), revision=4, received_ns=10 * second_ns))
+    assert [answer.derived_from for answer in stage.mirrored(mirror)] == asked
 
 
 def test_what_was_answered_before_is_known_from_its_own_epochs(stage: Stage):
