@@ -89,16 +89,23 @@ class ScoreBins(msgspec.Struct, frozen=True):
         return cls([float(e) for e in edges], [float(s) for s in clipped], mean, sd, source)
 
     def bin(self, scores: np.ndarray) -> np.ndarray:
-        """The bin of each score. Shapes: float [rows] in, int64 [rows] out. Cost: about 20 ns a score."""
+        """The bin of each score. Shapes: float [rows] in, int64 [rows] out.
+
+        Cost: about 50 ns a score, and 10 us a call: bin chunks, not requests.
+        """
         found = np.searchsorted(np.asarray(self.edges), scores, side="right")
         return np.where(np.isnan(scores), len(self.scores) - 1, found)
 
-    def tally(self, scores: np.ndarray, micro: int = 1) -> np.ndarray:
+    def tally(self, scores: np.ndarray, micro: int | np.ndarray = 1) -> np.ndarray:
         """How many scores fall into each bin, times the weight of a row: 1,000,000 // rows of its request.
 
-        Shapes: float [rows] in, int64 [bins] out.
+        Exact below 9 billion whole requests a call.
+        Shapes: float [rows] in, with one weight for all rows or int64 [rows]; int64 [bins] out.
         """
-        return np.bincount(self.bin(scores), minlength=len(self.scores)) * micro
+        found, bins = self.bin(scores), len(self.scores)
+        if isinstance(micro, int):
+            return np.bincount(found, minlength=bins) * micro
+        return np.bincount(found, weights=micro, minlength=bins).astype(np.int64)
 
 
 def cuts(values: np.ndarray, distinct: np.ndarray) -> np.ndarray:

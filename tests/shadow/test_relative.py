@@ -71,6 +71,9 @@ def test_every_score_has_one_bin(scores) -> None:
     assert ((found >= 0) & (found < len(NORMAL.scores))).all()
     assert (found == len(NORMAL.scores) - 1).tolist() == np.isnan(scores).tolist()
     assert NORMAL.tally(np.array(scores), 7).sum() == 7 * len(scores)
+    weights = np.arange(len(scores)) + 333_333
+    tallied = NORMAL.tally(np.array(scores), weights)
+    assert tallied.tolist() == [int(weights[found == index].sum()) for index in range(len(NORMAL.scores))]
 
 
 def test_bins_of_a_normal_reference_are_its_units() -> None:
@@ -86,8 +89,8 @@ def test_rounding_moves_no_value_into_another_bin() -> None:
     """Outputs that differ in the last bit from a two-valued or constant reference are the same outputs."""
     for values in ([0.0, 1.0, 1.0], [0.7] * 5, list(np.linspace(0, 1, 15))):
         bins = ScoreBins.from_reference(np.array(values, dtype=np.float32))
-        near = np.array(values) * (1 + 3e-7) + 1e-9
-        assert bins.bin(near).tolist() == bins.bin(np.array(values, dtype=np.float32)).tolist()
+        for near in (np.array(values) * (1 + 3e-7) + 1e-9, np.array(values) * (1 - 3e-7) - 1e-9):
+            assert bins.bin(near).tolist() == bins.bin(np.array(values, dtype=np.float32)).tolist()
 
 
 def test_a_mass_of_equal_outputs_has_a_bin_of_its_own() -> None:
