@@ -344,7 +344,7 @@ def test_a_mirror_that_nothing_needs_any_more_leaves_no_place(stage: Stage):
 
 
 def test_a_first_start_begins_where_the_shadow_appeared(stage: Stage):
-    """What was answered before a mirror runs, and after a shadow was asked for, is mirrored; what came before is not."""
+    """What was answered between the change that asked for a shadow and the mirror's start is mirrored, no more."""
     second_ns = 1_000_000_000
     stage.route(1)
     stage.control.append_events([route_event(2, "2", at_ns=5 * second_ns)])
