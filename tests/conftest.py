@@ -10,7 +10,7 @@ import pytest
 
 from gateway import doctor
 
-pytest_plugins = ["tests.fixtures_kafka"]
+pytest_plugins = ["tests.fixtures_flights", "tests.fixtures_kafka"]
 
 TOOLS = ("java", "mvn", "kcat", "strace", "nginx", "wrk")
 
@@ -38,3 +38,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("absent here; what needs them was skipped")
         for check in missing:
             terminalreporter.write_line(f"{check.name:8} get it with: {check.how_to_get}")
+    # A skipped report's longrepr is (file, line, reason).
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
+    reasons = {reason[2] for reason in skipped if isinstance(reason, tuple)}
+    if reasons:
+        terminalreporter.section("why tests were skipped")
+        for reason in sorted(reasons):
+            terminalreporter.write_line(reason.removeprefix("Skipped: "))

@@ -18,7 +18,11 @@ def test_recipe_makes_the_committed_files() -> None:
     assert digests(made) == (EXAMPLES / "DIGESTS").read_text()
     for name, content in made.items():
         assert (EXAMPLES / name).read_bytes() == content, name
-    found = {p.relative_to(EXAMPLES).as_posix() for p in (EXAMPLES / "models").rglob("*") if p.is_file()}
+    found = {
+        p.relative_to(EXAMPLES).as_posix()
+        for p in (EXAMPLES / "models" / "quickstart").rglob("*")
+        if p.is_file()
+    }
     assert found == set(made)
 
 

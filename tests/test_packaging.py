@@ -93,7 +93,9 @@ def test_dev_lock_holds_the_other() -> None:
     assert {p: (v, dev.get(p)) for p, v in runtime.items() if dev.get(p) != v} == {}
 
 
-@pytest.mark.parametrize(("name", "texts"), [(LOCKS[0], "dependencies"), (LOCKS[1], "dev")])
+@pytest.mark.parametrize(
+    ("name", "texts"), [(LOCKS[0], "dependencies"), (LOCKS[1], "dev"), (LOCKS[1], "train")]
+)
 def test_locks_hold_what_is_asked(name: str, texts: str) -> None:
     """No dependency was added without locking it; exact pins are met."""
     asked = PROJECT["dependencies"] if texts == "dependencies" else PROJECT["optional-dependencies"][texts]

@@ -91,7 +91,7 @@ def load(cache: Path | None = None) -> Flights:
     cache = cache or cache_directory()
     kept = cache / f"flights-{ARCHIVE_SHA256[:8]}-{LAYOUT}.npz"
     try:
-        with np.load(kept) as file:
+        with kept.open("rb") as raw, np.load(raw) as file:
             return Flights(*(file[name] for name in Flights._fields))
     except FileNotFoundError:
         pass

@@ -57,6 +57,8 @@ class Speed(click.ParamType):
 @click.option("--labels/--no-labels", default=True, show_default=True, help="Send labels as flights land.")
 @click.option("--event-time/--wall-time", default=True, show_default=True,
               help="Whether requests and labels carry the replayed time.")  # fmt: skip
+@click.option("--connect-for", "connect_for_s", type=click.FloatRange(0), default=10.0, show_default=True,
+              help="Seconds that connecting is tried again while it is refused.")  # fmt: skip
 @click.option("--token", help="Sent as a bearer token.")
 @click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path),
               help="Append the id of each prediction answered to this file.")  # fmt: skip
@@ -72,6 +74,7 @@ def command(
     connections: int,
     labels: bool,  # noqa: FBT001
     event_time: bool,  # noqa: FBT001
+    connect_for_s: float,
     token: str | None,
     ledger: Path | None,
     as_json: bool,  # noqa: FBT001
@@ -88,7 +91,7 @@ def command(
         )
         ctx.exit(2)
     headers = (("authorization", f"Bearer {token}"),) if token else ()
-    plan = Plan(url, model, speed, connections, event_time, labels, headers)
+    plan = Plan(url, model, speed, connections, event_time, labels, headers, connect_for_s)
     ctx.exit(uvloop.run(_run(Replay(flights, plan, ledger=ledger), as_json=as_json)))
 
 
