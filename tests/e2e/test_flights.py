@@ -50,16 +50,17 @@ def test_replayed_flights_get_the_models_answers(gateway_process: Gateway, few_f
 
 
 def test_the_sender_as_a_command(gateway_process: Gateway, flights_2013: Flights, tmp_path: Path) -> None:  # noqa: ARG001
-    """A day is replayed: 842 flights on New Year's Day, all answered, each id in the ledger once."""
+    """A day is replayed: 842 flights on New Year's Day, all answered, each id in the ledger once; 831 labels."""
     ledger = tmp_path / "ledger"
     done = subprocess.run(
         [sys.executable, "-m", "examples.flights.send", "--url", gateway_process.data_url, "--from", "2013-01-01",
-         "--to", "2013-01-02", "--no-labels", "--ledger", str(ledger), "--json"],
+         "--to", "2013-01-02", "--ledger", str(ledger), "--json"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["sent"], summary["answered"], summary["unknown"]) == (842, 842, 0)
+    assert (summary["labels_sent"], summary["labels_unknown"]) == (831, 0)
     assert len(set(ledger.read_text().split())) == 842
 
 
