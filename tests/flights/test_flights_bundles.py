@@ -60,7 +60,7 @@ def test_bundle_says_what_it_is(repository: Path, version: str) -> None:
     settings = session.bundle.settings
     assert settings.inputs["X"].features == FEATURES
     assert settings.inputs["X"].categorical == CATEGORICAL
-    assert settings.labels == LabelSettings(kind="class", maturity_s=86_400)
+    assert settings.labels == LabelSettings(kind="class", maturity_s=8 * 86_400)
     assert settings.outputs["probabilities"].decision == Decision(column=1, threshold=build.THRESHOLD)
     assert [spec.name for spec in session.signature.outputs] == ["label", "probabilities"]
     card = (repository / "flights" / version / str(settings.card)).read_text()
