@@ -198,6 +198,7 @@ class Story:
         self.tell("nothing speaks against it: 50%")
         await self._fly(AT_A_HALF)
         self._expect((await self._canary_weight()) == 5_000, "version 2 was turned back")
+        self._expect(self.answers["2"] > AT_A_HALF * 0.4, "version 2 did not get its traffic: the lease ran out")
         await self._post("promote", {"variant": "canary"})
         self.tell("version 2 is promoted; version 1 stays warm", style="green")
         await self._fly(self.fault.after_flights)
@@ -240,8 +241,11 @@ class Story:
         await self._load("4")
         await self._set_route(("primary", "2", "primary", 9_000), ("canary", "4", "canary", 1_000))
         self.tell("version 4 gets 10%: the same retrain, exported without the fault")
+        before = self.answers["4"]
         await self._fly(TWIN)
         self._expect((await self._canary_weight()) == 1_000, "version 4 was turned back, and it is sound")
+        share = (self.answers["4"] - before) / TWIN
+        self._expect(share > 0.08, f"version 4 answered {share:.1%} of the flights: its lease ran out")
         self.tell(f"after {TWIN:,} flights nothing speaks against version 4: it stays", style="green")
 
     # --- what an operator does -------------------------------------------------------------
