@@ -1,4 +1,4 @@
-# Targets: run, test, prove, check, format, docs, bench, kafka, train, lock. PYTHON=python3.12 chooses an interpreter.
+# Targets: run, demo, test, prove, check, format, docs, bench, kafka, train, lock. PYTHON=python3.12 chooses an interpreter.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell command -v python$(v) >/dev/null 2>&1 && python$(v) -c 'import venv, ensurepip' >/dev/null 2>&1 && echo python$(v))))
 VENV := .venv
@@ -6,10 +6,14 @@ RUN := ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python
 MODELS ?= examples/models
 ARGS ?=
 
-.PHONY: run test prove check bench kafka format docs train lock
+.PHONY: run demo test prove check bench kafka format docs train lock
 
 run: $(VENV)/.run
 	@exec env ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python -m gateway.cli serve $(MODELS) $(ARGS)
+
+# SEED= draws another fault, KAFKA=1 goes through a real broker.
+demo: $(VENV)/.run
+	@exec env ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python -m examples.flights.demo $(if $(SEED),--seed $(SEED)) $(if $(KAFKA),--kafka) $(ARGS)
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest $(ARGS)
