@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -187,8 +188,13 @@ class Story:
         await self._set_route(("primary", "1", "primary", 10_000), ("next", "2", "shadow", 10_000))
         self.tell("version 2 shadows version 1: it answers every flight, and nobody sees its answers")
         await self._fly(SHADOWED)
-        report = await asyncio.to_thread(self._shadow_report)
-        self.tell(f"shadow: {report}")
+        self.replay.pause()
+        found = await self._shadow_report()
+        self.replay.proceed()
+        self.tell(
+            f"shadow: {found['pairs']:,} flights compared, {found['flipped'] / max(found['decided'], 1):.1%} would be decided"
+            f" otherwise, scores {found['score']['mean_in_sd']:+.2f} sd on average, {found['failures']} failures"
+        )
 
     async def _shift_in(self) -> None:
         await self._set_route(("primary", "1", "primary", 9_000), ("canary", "2", "canary", 1_000))
@@ -198,7 +204,9 @@ class Story:
         self.tell("nothing speaks against it: 50%")
         await self._fly(AT_A_HALF)
         self._expect((await self._canary_weight()) == 5_000, "version 2 was turned back")
-        self._expect(self.answers["2"] > AT_A_HALF * 0.4, "version 2 did not get its traffic: the lease ran out")
+        self._expect(
+            self.answers["2"] > AT_A_HALF * 0.4, "version 2 did not get its traffic: the lease ran out"
+        )
         await self._post("promote", {"variant": "canary"})
         self.tell("version 2 is promoted; version 1 stays warm", style="green")
         await self._fly(self.fault.after_flights)
@@ -333,8 +341,23 @@ class Story:
         found = spool_verdicts(self._spool, gateway_sources(self._gateway_id()), {})
         return [event.body for event in found if event.kind == "decision"]
 
-    def _shadow_report(self) -> str:
-        return "…"
+    async def _shadow_report(self) -> dict[str, Any]:
+        """What `tidegate shadow report` says of version 2, once the mirror has caught up a little."""
+        where = ("--state-dir", str(self._gateway.state_dir), "--models", str(self.models))
+        for _ in range(40):
+            report = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gateway.cli", "shadow", "report", "--json", *where,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            said, _ = await report.communicate()
+            pairs = msgspec.json.decode(said)["pairs"] if said else []
+            found: dict[str, Any] = next((pair for pair in pairs if pair["shadow"] == "2"), {"pairs": 0})
+            if found["pairs"] >= SHADOWED // 4:
+                failures = sum(found["failed"].values()) + found["nonfinite"]["shadow"]
+                return {**found, "failures": failures}
+            await asyncio.sleep(0.5)
+        msg = f"the mirror compared {found['pairs']} flights in 20 s: see {self._gateway.log}"
+        raise click.ClickException(msg)
 
     async def _settled(self) -> None:
         """Wait until the sidecar has closed a tick over the last flight."""
