@@ -44,7 +44,7 @@ LABEL_LAG_NS = 7 * 86_400 * 1_000_000_000
 FLIGHTS_A_SECOND = 1_200
 """At most: about a day of flights a second, so that a tick is half a day."""
 TICK_S = 0.5
-SHADOWED, AT_A_TENTH, AT_A_HALF, PATIENCE, TWIN = 2_500, 4_000, 3_000, 12_000, 8_000
+SHADOWED, AT_A_TENTH, AT_A_HALF, PATIENCE, TWIN = 2_000, 3_000, 2_000, 12_000, 6_000
 """Flights of each part; PATIENCE: within so many the faulty version has to be turned back."""
 DECLARED_SD = 0.6
 """How far version 2, of another season, may be off version 1: said before it is served."""
@@ -408,7 +408,7 @@ def draw(seed: int) -> Fault:
     """The fault of a seed: two columns whose swap shows (0.5 sd on July to September), and when."""
     rng = random.Random(seed)  # noqa: S311
     chosen = rng.choice([pair for pair in pairs() if abs(pair["shift_sd"]) >= 0.5])
-    return Fault(chosen["a"], chosen["b"], chosen["shift_sd"], rng.randint(500, 3_000))
+    return Fault(chosen["a"], chosen["b"], chosen["shift_sd"], rng.randint(300, 2_000))
 
 
 @click.command()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.serving import Gateway
+from gateway.audit.event import Shadow, Verdict
+from gateway.audit.spool_feed import SpoolFeed
 from tests.e2e.onnx_models import write_linear
 from tests.e2e.wire import Wire, infer
 
@@ -29,19 +32,32 @@ def tracer() -> str:
 
 
 def _traced(tmp_path: Path, tracer: str) -> list[str]:
-    """Serve, answer, drain, all under strace; the calls."""
+    """Serve, answer, shadow, watch, drain, all under strace; the calls."""
     write_linear(tmp_path / "models")
+    write_linear(tmp_path / "models", version="2", scale=0.5)
     trace = tmp_path / "trace"
     # ONNX Runtime's telemetry is silent under CI: without the variable it would show itself.
     environ = {k: v for k, v in os.environ.items() if k not in {"CI", "ORT_DISABLE_TELEMETRY"}}
-    gateway = Gateway(tmp_path / "models", tmp_path / "state", workers=2)
+    settings = ("sidecar.tick_s=0.5", "policy.linear.ramp=auto")
+    gateway = Gateway(tmp_path / "models", tmp_path / "state", workers=2, settings=settings)
     prefix = [tracer, "-f", "-qq", "-s", "256", "-e", "trace=connect,execve", "-o", str(trace)]
     gateway.start(90, prefix=prefix, environ=environ)
     try:
         with Wire(gateway.data_url) as wire:
             for _ in range(20):
                 assert wire.exchange(infer("linear", [[1, 2, 3, 4]])).status == 200
-        assert gateway.admin("GET", "routes").status == 200
+        variants = [
+            {"name": "primary", "version": "2", "role": "primary", "weight_bp": 9000},
+            {"name": "canary", "version": "1", "role": "canary", "weight_bp": 1000},
+            {"name": "beside", "version": "1", "role": "shadow", "sample_bp": 10000},
+        ]
+        revision = gateway.admin("GET", "routes/linear").content["revision"]
+        body = {"variants": variants, "reason": "traced"}
+        assert gateway.admin("PUT", "routes/linear", body, revision=revision).status == 200
+        with Wire(gateway.data_url) as wire:
+            for _ in range(20):
+                assert wire.exchange(infer("linear", [[1, 2, 3, 4]])).status == 200
+        _await_shadow(tmp_path / "state" / "spool")
     finally:
         assert gateway.stop() == 0, gateway.said()
     return trace.read_text(errors="replace").splitlines()
@@ -54,8 +70,17 @@ def test_a_run_connects_to_nothing_but_loopback_and_starts_only_python(tmp_path:
     foreign = [c for c in connects if not _is_local(c)]
     assert foreign == []
     programs = [m.group(2).split('"')[1] for m in calls if m.group(1) == "execve"]
-    assert len(programs) >= 5  # serve, supervisor, two workers, recorder, control
+    assert len(programs) >= 7  # serve, supervisor, two workers, recorder, control, sidecar, mirror
     assert {Path(p).name for p in programs if not re.match(r"python3?(\.\d+)?$", Path(p).name)} == set()
+
+
+def _await_shadow(spool: Path) -> None:
+    """Until mirror and sidecar have both written to the log."""
+    deadline = time.monotonic() + 60
+    wanted: set[type] = {Shadow, Verdict}
+    while not wanted <= {type(event) for event in SpoolFeed(spool).read(100_000, 0).events}:
+        assert time.monotonic() < deadline, "mirror or sidecar wrote nothing"
+        time.sleep(0.5)
 
 
 def _is_local(connect: str) -> bool:
