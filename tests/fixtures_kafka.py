@@ -12,12 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.kafka import Broker, KafkaAbsent
+from bench.kafka import Broker, KafkaAbsent, jars
 
 
 def _broker(directory: Path) -> Broker:
     try:
         return Broker(directory).start()
+    except KafkaAbsent as exc:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"required in CI: {exc}")
+        pytest.skip(f"kafka: {exc}")
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> Path:
+    """A broker's archives, for tests that start one through a command."""
+    try:
+        return jars()
     except KafkaAbsent as exc:
         if os.environ.get("CI") == "true":
             pytest.fail(f"required in CI: {exc}")

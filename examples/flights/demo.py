@@ -191,9 +191,10 @@ class Story:
         self.replay.pause()
         found = await self._shadow_report()
         self.replay.proceed()
+        share = found["flipped"] / max(found["decided"], 1)
         self.tell(
-            f"shadow: {found['pairs']:,} flights compared, {found['flipped'] / max(found['decided'], 1):.1%} would be decided"
-            f" otherwise, scores {found['score']['mean_in_sd']:+.2f} sd on average, {found['failures']} failures"
+            f"shadow: {found['pairs']:,} flights compared, {share:.1%} would be decided otherwise, scores"
+            f" {found['score']['mean_in_sd']:+.2f} sd on average, {found['failures']} failures"
         )
 
     async def _shift_in(self) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from examples.flights.data import Flights
+
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (1, 2, 3)
 
@@ -40,14 +42,14 @@ def check(counts: dict[str, Any]) -> None:
     assert set(counts["replayed"].values()) == {"the same"}
 
 
-def test_the_demonstration_on_the_spool(flights_data: None) -> None:
+def test_the_demonstration_on_the_spool(flights_2013: Flights) -> None:
     """`make demo`: the faulty version is rolled back by the sidecar, its twin is not."""
     counts = demonstrate("--seed", "1")
     check(counts)
     assert counts["forwarded"] is None
 
 
-def test_the_demonstration_through_kafka(flights_data: None, kafka_jars: None) -> None:
+def test_the_demonstration_through_kafka(flights_2013: Flights, kafka_jars: Path) -> None:
     """`make demo KAFKA=1`: the sidecar reads the topic, and the topic holds every prediction."""
     counts = demonstrate("--seed", "2", "--kafka")
     check(counts)
@@ -59,7 +61,7 @@ def test_the_demonstration_through_kafka(flights_data: None, kafka_jars: None) -
 @pytest.mark.parametrize("kafka", [False, True], ids=["spool", "kafka"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_demonstration_ends_right_for_every_seed(
-    seed: int, kafka: bool, flights_data: None, kafka_jars: None
+    seed: int, kafka: bool, flights_2013: Flights, kafka_jars: Path
 ) -> None:
     """Three seeds, each with another fault at another time, both ways."""
     check(demonstrate("--seed", str(seed), *(["--kafka"] if kafka else [])))
