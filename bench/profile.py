@@ -238,6 +238,7 @@ def _parts(rig: Rig, batch: Batch, feeds: Batch, door_us: float) -> list[Part]:
     """Each part alone, over the same 32 requests."""
     core, version = rig.core, rig.version
     head: Any = rig.doors[0]._head_cycle.head  # type: ignore[union-attr]
+    entry: Any = core.models.get("mlp")
     bodies = [request.partition(b"\r\n\r\n")[2] for request in rig.requests]
     codec, outputs, sink = version.codec, batch.outputs, batch.inferences[0].sink
     limits = (core.appender.max_frame_bytes, 65_536)
@@ -253,7 +254,9 @@ def _parts(rig: Rig, batch: Batch, feeds: Batch, door_us: float) -> list[Part]:
             "JSON to packed floats",
             _us(lambda: [codec.decode(body, None, Inference(sink, 0)) for body in bodies]),
         ),
-        Part("route", "bucket, deadline", _us(lambda: [core._route(head, i) for i in batch.inferences])),  # noqa: SLF001
+        Part(
+            "route", "bucket, deadline", _us(lambda: [core._route(entry, head, i) for i in batch.inferences])
+        ),  # noqa: SLF001
         Part("infer", "join, ONNX Runtime, one run of 32", _us(lambda: _run(core, version, feeds))),
         Part("encode", "rows to JSON", _us(lambda: version.encoder.rows_json(outputs, batch.rows))),
         Part(

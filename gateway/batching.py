@@ -26,13 +26,15 @@ class Inference(msgspec.Struct, eq=False, gc=False):
 
     sink: Any
     received_ns: int
+    caller: Any = None
+    traceparent: str | None = None
+    audit_level: str = "spool"
     admitted_ns: int = 0
     decoded_ns: int = 0
     routed_ns: int = 0
     deadline_ns: int = 0
     id_json: bytes | None = None
     request_id: str | None = None
-    traceparent: str | None = None
     parameters: dict[str, Any] | None = None
     wanted: tuple[int, ...] | None = None
     binary_outputs: tuple[bool, ...] | None = None
@@ -43,8 +45,6 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     unit: int | None = None
     assignment: Any = None
     """The routing.Assignment, from route on."""
-    audit_level: str = "spool"
-    caller: Any = None
     inputs: list[bytes] = []
     shapes: list[tuple[int, ...]] = []
 

@@ -41,10 +41,12 @@ from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
 from gateway.lanes import Lanes
 from gateway.recording import record_payloads, refused_event
 from gateway.replies import Appended, Problem, replies
-from gateway.serving import Models
+from gateway.serving import Entry, Models
 from gateway.version import Version
 
 log = logging.getLogger("tidegate.worker")
+_now = time.perf_counter_ns
+_bits = random.getrandbits
 
 
 class Core:
@@ -71,7 +73,8 @@ class Core:
         self._problem = problem
         self._prefix = prefix.encode()
         self._timeout_ns = config.data.request_timeout_ms * 1_000_000
-        self._level = config.audit.level
+        self._level: str = config.audit.level
+        self._fails = appender.fails
         self._inflight_max = config.data.inflight_max
         self._queue_max_rows = config.batch.queue_max_rows
         self._limits = (appender.max_frame_bytes, config.audit.capture_max_bytes)
@@ -98,13 +101,16 @@ class Core:
 
     def receive(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """Take a request in; `sink.reply(status, fields, body)` answers, refusals before this returns."""
-        inference = Inference(sink, received_ns)
+        inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
         try:
-            self._admit(head, inference)
-            codec = self._decode(head, body, inference)
-            version = self._route(head, inference)
+            entry = self._admit(head, inference)
+            codec = entry.codec_of(head.version)
+            codec.decode(body, head.json_bytes, inference)
+            inference.decoded_ns = _now()
+            version = self._route(entry, head, inference)
             if version.codec is not codec:
                 # Another signature than the primary's: its own order, names and shapes count.
+                inference.key = inference.wanted = inference.binary_outputs = None
                 version.codec.decode(body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
@@ -112,46 +118,41 @@ class Core:
 
     async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """The same for a body whose JSON would hold the loop up: decoded on a thread."""
-        inference = Inference(sink, received_ns)
+        inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
         try:
-            self._admit(head, inference)
-            codec = await asyncio.to_thread(self._decode, head, body, inference)
-            version = self._route(head, inference)
+            codec = self._admit(head, inference).codec_of(head.version)
+            await asyncio.to_thread(codec.decode, body, head.json_bytes, inference)
+            inference.decoded_ns = _now()
+            version = self._route(self._entry(head), head, inference)
             if version.codec is not codec:
+                inference.key = inference.wanted = inference.binary_outputs = None
                 await asyncio.to_thread(version.codec.decode, body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns)
 
-    def _admit(self, head: Head, inference: Inference) -> None:
+    def _admit(self, head: Head, inference: Inference) -> Entry:
         if self.inflight >= self._inflight_max:
             msg = f"{self.inflight} requests are in flight; try again shortly"
             raise Overloaded(msg)
-        level: str = self._level
-        if head.audit_level is not None and LEVELS.index(head.audit_level) > LEVELS.index(level):
-            level = head.audit_level
-        if level != "none" and self.appender.refuses:
+        asked = head.audit_level
+        if asked is not None and LEVELS.index(asked) > LEVELS.index(self._level):
+            inference.audit_level = asked
+        if self._fails and inference.audit_level != "none" and self.appender.refuses:
             msg = "the audit log cannot be written at present; nothing is answered unlogged"
             raise AuditUnavailable(msg)
-        inference.audit_level = level
-        inference.caller = head.caller
-        inference.traceparent = head.traceparent
-        inference.admitted_ns = time.perf_counter_ns()
+        entry = self._entry(head)
+        inference.admitted_ns = _now()
+        return entry
 
-    def _decode(self, head: Head, body: bytes, inference: Inference) -> Any:
-        """Decode with the codec of the version named, or the primary's; returns that codec."""
+    def _entry(self, head: Head) -> Entry:
         entry = self.models.get(head.model)
         if entry is None:
             raise UnknownModel(head.model, head.version)
-        codec = entry.codec_of(head.version)
-        codec.decode(body, head.json_bytes, inference)
-        inference.decoded_ns = time.perf_counter_ns()
-        return codec
+        return entry
 
-    def _route(self, head: Head, inference: Inference) -> Version:
-        entry = self.models.get(head.model)
-        if entry is None:
-            raise UnknownModel(head.model, head.version)
+    def _route(self, entry: Entry, head: Head, inference: Inference) -> Version:
+        parameters = inference.parameters
         if head.version is not None:
             version = entry.version(head.version)
             inference.assignment = entry.pinned(head.version)
@@ -161,22 +162,18 @@ class Core:
                 msg = f"model '{head.model}' has no version that is ready: {entry.why_not()}"
                 raise ModelNotReady(msg)
             key = head.routing_key
-            if inference.parameters is not None:
-                key = key or inference.parameters.get("routing_key")
-            unit = random.getrandbits(64) if key is None else table.unit_of(str(key))  # noqa: S311
-            inference.unit = unit
-            assignment = table.pick(unit)
-            inference.assignment = assignment
+            if key is None and parameters is not None:
+                key = parameters.get("routing_key")
+            inference.unit = unit = _bits(64) if key is None else table.unit_of(str(key))
+            inference.assignment = assignment = table.pick(unit)
             version = entry.version(assignment.version)
-        timeout_ns = self._timeout_ns
-        if head.timeout_ms is not None:
-            timeout_ns = head.timeout_ms * 1_000_000
-        if inference.parameters is not None:
-            asked_us = inference.parameters.get("timeout")
+        timeout_ns = self._timeout_ns if head.timeout_ms is None else head.timeout_ms * 1_000_000
+        if parameters is not None:
+            asked_us = parameters.get("timeout")
             if type(asked_us) is int and asked_us > 0:
-                timeout_ns = asked_us * 1000
-        inference.deadline_ns = inference.received_ns + min(timeout_ns, TIMEOUT_MAX_MS * 1_000_000)
-        inference.routed_ns = time.perf_counter_ns()
+                timeout_ns = min(asked_us * 1000, TIMEOUT_MAX_MS * 1_000_000)
+        inference.deadline_ns = inference.received_ns + timeout_ns
+        inference.routed_ns = _now()
         return version
 
     def _queue(self, version: Version, inference: Inference) -> None:

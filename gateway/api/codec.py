@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from gateway import tensors
+from gateway.api.single import single_of
 from gateway.batching import Inference
 from gateway.errors import GatewayError, InvalidRequest
 from loaders.signature import Signature, TensorSpec
@@ -96,11 +97,12 @@ class Codec:
         kinds = {_kind(spec.datatype) for spec in signature.inputs}
         self._decoder = _BY_KIND[kinds.pop()] if len(kinds) == 1 else _RAW
         self._fixed = [_fixed_tail(spec, batchable) for spec in signature.inputs]
+        self._single = single_of(signature, batchable=batchable)
 
     # --- decode ----------------------------------------------------------------------------
 
     def decode(self, body: bytes, json_bytes: int | None, into: Inference) -> None:
-        """Read a body into `into`: inputs, shapes, rows, id, parameters, outputs asked.
+        """Read a body into `into`, a fresh one: inputs, shapes, rows, id, parameters, outputs asked.
 
         Args:
             json_bytes: the Inference-Header-Content-Length, None when the whole body is JSON.
@@ -108,7 +110,6 @@ class Codec:
         Raises:
             InvalidRequest: naming the tensor, what was found and what was expected.
         """
-        into.key = into.wanted = into.binary_outputs = None
         blobs = None
         if json_bytes is not None and json_bytes != len(body):
             if not 0 < json_bytes < len(body):
@@ -119,7 +120,9 @@ class Codec:
         request, raw = self._parse(body, blobs is not None)
         if request.parameters is not None or request.id:
             _take_facts(request, into)
-        self._take_inputs(request.inputs, raw, blobs, into)
+        single = self._single
+        if single is None or raw or blobs is not None or not single.take(request.inputs, into):
+            self._take_inputs(request.inputs, raw, blobs, into)
         if request.outputs is not None or request.parameters is not None:
             self._take_outputs(request, into)
 
