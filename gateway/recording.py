@@ -190,12 +190,12 @@ class _Facts:
         )
         if len(part) != len(batch.inferences):
             run.batch_rows, run.batch_row0 = batch.rows, row0
-        if any(i.request_id is not None for i in part):
+        if any(i.log_bytes for i in part):
             run.request_id = [i.request_id for i in part]
-        if any(i.traceparent is not None for i in part):
-            run.traceparent = [i.traceparent for i in part]
-        if any(i.parameters for i in part):
             run.parameters = [i.parameters or None for i in part]
+        traces = [i.traceparent for i in part]
+        if any(traces):
+            run.traceparent = traces
         self._outcome(run, part, outputs)
         if over is not None:
             run.capture = ["hash" if big else "full" for big in over]

@@ -6,6 +6,7 @@ core (append) -> **replies** -> doors. Only here, since a reply carries the numb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from struct import pack
 from typing import NamedTuple
 
 from gateway.batching import Batch, Inference
@@ -42,11 +43,15 @@ def replies(
         error = AuditUnavailable("the audit log cannot be written at present; try again")
         seq = -1
     last_rows, last_wanted, literals = -1, None, []
-    plain = b"content-type: application/json\r\nx-tidegate-audit: " + level.encode()
+    plain = b"content-type: application/json\r\nx-tidegate-audit: %b\r\nx-prediction-id: " % level.encode()
+    # The ids of a frame's requests follow each other: all are made with one call.
+    first = max(seq, 0)
+    digits = pack(f">{len(part)}Q", *range(first, first + len(part))).hex().encode()
+    at = 0
     for inference in part:
         rows = inference.rows
         if not inference.sink.disconnected:
-            pid = b"%b%016x" % (prefix, seq) if seq >= 0 else b""
+            pid = prefix + digits[at : at + 16] if seq >= 0 else b""
             if error is not None:
                 status, fields, body = problem(error)
                 if pid:
@@ -57,7 +62,7 @@ def replies(
                     last_rows, last_wanted = rows, inference.wanted
                     literals = version.encoder.literals(rows, batch.outputs, last_wanted)
                 body = version.json_body(inference, inference.id_json or b'"%b"' % pid, literals, texts, row)
-                fields = b"%b\r\nx-prediction-id: %b\r\ncontent-length: %d\r\n" % (plain, pid, len(body))
+                fields = b"%b%b\r\ncontent-length: %d\r\n" % (plain, pid, len(body))
                 yield inference, 200, fields, body
             else:
                 id_json = inference.id_json or b'"%b"' % pid
@@ -65,5 +70,4 @@ def replies(
                 fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b\r\n" % (level.encode(), pid)
                 yield inference, 200, fields, body
         row += rows
-        if seq >= 0:
-            seq += 1
+        at += 16

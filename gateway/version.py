@@ -107,6 +107,9 @@ class Version:
         """A request's JSON reply from the run's row texts and `encoder.literals`."""
         rows = inference.rows
         wanted = inference.wanted
+        if rows == 1 and len(literals) == 3 and self.batchable:
+            text = texts[0 if wanted is None else wanted[0]][row0]
+            return b"".join((literals[0], id_json, literals[1], text, literals[2]))
         parts = [literals[0], id_json]
         at = 1
         for i in range(len(texts)) if wanted is None else wanted:

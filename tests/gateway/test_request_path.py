@@ -73,7 +73,7 @@ def test_requests_of_one_turn_are_one_run(tmp_path: Path) -> None:
             assert sink.body["outputs"][0]["data"] == [i, i + 1]
         events = path.predictions()
         assert [e.batch.row0 for e in events] == [2 * i for i in range(10)]
-        assert len({s.fields["x-prediction-id"] for s in sinks}) == 10
+        assert [s.fields["x-prediction-id"] for s in sinks] == [e.id for e in events]
         path.close()
 
     run(main())
