@@ -88,6 +88,9 @@ class Screen:
 
     def __init__(self, as_json: bool) -> None:
         self._console = Console(stderr=as_json, highlight=False)
+        if not self._console.is_terminal:
+            # A pipe has no width; folded lines cannot be searched.
+            self._console.width = 300
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("flights"))
         self.bar = Progress(
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal
