@@ -44,8 +44,9 @@ OPTIONAL = frozenset(("sidecar", "mirror"))
 """Roles that serving does not depend on."""
 END_S = 10.0
 """For one of those, once it is told to end."""
-STOP_ORDER = ("worker", "control", "mirror", "sidecar", "forwarder", "recorder")
-"""Those who append first; then who sends it on; last the recorder, so that all of it gets to disk."""
+STOP_ORDER = ("worker", "sidecar", "mirror", "control", "forwarder", "recorder")
+"""Those who append first, the sidecar before control, which it speaks to; then who sends it on; last the recorder, so
+that all of it gets to disk."""
 SETTLE_S = {"recorder": 1.0}
 """So long after its start a role is sent no SIGTERM, which would kill it before it can take it as a request."""
 PAUSED_S = 2.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +37,15 @@ class Bundles:
 
     Args:
         models: the repository.
+        tell: called with the reason when a version's files turn out not to be what the log names.
 
     Threading: one thread. Cost: the first question about a version reads all its files, about 1 GB/s; later ones
     read nothing. A version that does not match is not looked at again until `forget`.
     """
 
-    def __init__(self, models: Path) -> None:
+    def __init__(self, models: Path, tell: Callable[[str], object] = lambda why: None) -> None:
         self._models = models
+        self._tell = tell
         self._read: dict[tuple[str, str, str], Bundle | str] = {}
         self._references: dict[tuple[str, str, str], Reference | str] = {}
 
@@ -78,7 +81,9 @@ class Bundles:
     def _bundle(self, model: str, version: str, tree_sha256: str | None) -> Bundle | str:
         key = (model, version, tree_sha256 or "")
         if key not in self._read:
-            self._read[key] = self._load(*key)
+            self._read[key] = found = self._load(*key)
+            if isinstance(found, str) and tree_sha256:
+                self._tell(found)
         return self._read[key]
 
     def _load(self, model: str, version: str, tree_sha256: str) -> Bundle | str:

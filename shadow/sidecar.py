@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +30,13 @@ from gateway.audit.feed import Feed, Positions
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, LogIncomplete
 from shadow.act import Actor, Pending
 from shadow.bundles import Bundles
 from shadow.replay import fold
 from shadow.runner import READ_EVENTS, Runner
 from shadow.state import Settings
-from shadow.store import Store
+from shadow.store import Store, open_store, set_aside
 from shadow.verdicts import (
     Stored,
     decision_event,
@@ -48,6 +49,7 @@ from shadow.watch import Tick, Watch
 
 log = logging.getLogger("tidegate.sidecar")
 
+STATE = "sidecar/state.db"
 IDLE_S = 0.1
 QUIET_TICK_S = 60.0
 """Between ticks while nothing happens: they carry the clock on, by which labels come due."""
@@ -88,8 +90,8 @@ class Sidecar:
         self._writer = parts.writer
         self._saved = parts.store.saved
         self.watch = Watch(parts.bundles, parts.store.join, self._saved.state)
-        feed = parts.feed(self._saved.feed or self._saved.cut)
-        self.runner = Runner(feed, self.watch, self._saved.cut, gateway_sources(parts.gateway_id))
+        self._feed = parts.feed(self._saved.feed or self._saved.cut)
+        self.runner = Runner(self._feed, self.watch, self._saved.cut, gateway_sources(parts.gateway_id))
         self._fresh_settings: Settings | None = None
         self._was_complete = True
         self._last_at_ns = 0
@@ -162,6 +164,7 @@ class Sidecar:
     def close(self) -> None:
         """End the epoch; the open tick is not made."""
         self._parts.actor.close()
+        self._feed.close()
         self._writer.close()
         self._parts.store.close()
 
@@ -260,6 +263,13 @@ def _feed(config: configuration.Config, spool: Path) -> Callable[[Positions], Fe
     return made
 
 
+def _stored(spool: Path, own: tuple[int, ...], cut: Positions) -> list[Stored]:
+    try:
+        return stored_ticks(spool_verdicts(spool, own, cut))
+    except ValueError as exc:
+        raise LogIncomplete(str(exc)) from exc
+
+
 def _run(context: process.Context) -> int:
     config = configuration.decode(context.config)
     state_dir, ring_dir = context.state_path, Path(context.ring_dir)
@@ -276,8 +286,8 @@ def _run(context: process.Context) -> int:
     parts = Parts(
         gateway_id=context.gateway_id,
         writer=writer,
-        store=Store(home / "state.db"),
-        bundles=Bundles(Path(context.models)),
+        store=open_store(state_dir / STATE),
+        bundles=Bundles(Path(context.models), lambda why: log.warning("bundle_not_read", extra={"why": why})),
         actor=Actor(context.admin_url, state_dir),
         feed=_feed(config, state_dir / "spool"),
         settings=Settings(config.sidecar.clock, config.policy),
@@ -287,11 +297,13 @@ def _run(context: process.Context) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sidecar = Sidecar(parts)
-    sidecar.adopt(stored_ticks(spool_verdicts(state_dir / "spool", own, parts.store.saved.cut)))
-    while not stopping:
-        if not sidecar.step():
-            time.sleep(IDLE_S)
-    sidecar.close()
+    try:
+        sidecar.adopt(_stored(state_dir / "spool", own, parts.store.saved.cut))
+        while not stopping:
+            if not sidecar.step():
+                time.sleep(IDLE_S)
+    finally:
+        sidecar.close()
     return 0
 
 
@@ -306,6 +318,10 @@ def main() -> NoReturn:
         raise SystemExit(_run(context))
     except GatewayError as exc:
         log.error("stopped", extra={"why": str(exc)})  # noqa: TRY400
+        raise SystemExit(1) from None
+    except sqlite3.Error as exc:
+        if not set_aside(context.state_path / STATE, exc):
+            log.error("stopped", extra={"why": f"{STATE}: {exc}"})  # noqa: TRY400
         raise SystemExit(1) from None
 
 

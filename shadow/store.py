@@ -2,12 +2,14 @@
 
 Rollback journal and full sync: a commit is a tick, so its cost does not matter, and after power loss the file holds
 some tick that was committed whole. Losing the file loses nothing that the log has: an empty one is filled again from
-the ticks that stand there.
+the ticks that stand there. So one that cannot be read is set aside and no reason to stop.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import time
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,11 @@ from shadow.act import Pending
 from shadow.labels import LabelJoin
 from shadow.state import WatchState
 
+log = logging.getLogger("tidegate.sidecar")
+
 FORMAT = 1
+_BROKEN = frozenset((sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+"""What SQLite says of files that hold no database, a damaged one, or other tables than ours."""
 
 
 class Saved(msgspec.Struct):
@@ -65,3 +71,41 @@ class Store:
     def close(self) -> None:
         """Drop what was not committed."""
         self._db.close()
+
+
+def open_store(path: Path) -> Store:
+    """The database, or an empty one in the place of a file that holds something else.
+
+    Raises:
+        sqlite3.Error: it cannot be opened or written, which is no fault of what it holds.
+    """
+    try:
+        return Store(path)
+    except (sqlite3.Error, msgspec.MsgspecError) as exc:
+        if not set_aside(path, exc):
+            raise
+        return Store(path)
+
+
+def set_aside(path: Path, exc: Exception) -> bool:
+    """Rename a database that cannot be read and say so; the last such is kept.
+
+    Returns:
+        False where it is no fault of what the file holds (a full disk): nothing was done.
+    """
+    if isinstance(exc, sqlite3.Error) and _primary(exc) not in _BROKEN:
+        return False
+    aside = path.with_name(f"{path.name}.broken-{int(time.time())}")
+    for older in path.parent.glob(f"{path.name}.broken-*"):
+        older.unlink()
+    path.rename(aside)
+    # What the file left half done must not be rolled back into the next one.
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+    facts = {"why": str(exc), "set_aside": aside.name, "todo": "nothing: it is made again from the log"}
+    log.warning("state_unreadable", extra=facts)
+    return True
+
+
+def _primary(exc: sqlite3.Error) -> int:
+    code = getattr(exc, "sqlite_errorcode", None)
+    return 0 if code is None else code & 0xFF

@@ -295,7 +295,7 @@ def test_roles_stop_one_after_another(supervisor: Supervisor, tmp_path: Path) ->
     supervisor.children = [stub(role, f"NAME = {role!r}\n{code}") for role in roles]
     supervisor._fleet.publish_shadows(1)
     assert run_until(supervisor, lambda: len(list(tmp_path.glob("up-*"))) == len(roles)) == 0
-    assert order.read_text().split() == ["worker", "control", "mirror", "sidecar", "forwarder", "recorder"]
+    assert order.read_text().split() == ["worker", "sidecar", "mirror", "control", "forwarder", "recorder"]
 
 
 def test_child_that_cannot_be_started_is_tried_again(supervisor: Supervisor) -> None:
