@@ -39,7 +39,7 @@ class Runner:
     """Hands a feed's events to a taker, up to a cut.
 
     Args:
-        feed: opened at `cut`.
+        feed: opened at `cut` or before it; what is below the cut is dropped.
         cut: where the last tick ended, by epoch key.
         sources: whose events count; a topic may hold those of other gateways.
 
@@ -138,6 +138,9 @@ class Runner:
         if which.source not in self._sources:
             return
         key = _key(which)
+        if which.seq < self.cut.get(key, 0):
+            # Counted already: the feed was opened before the cut, since its own place was ahead of it at the commit.
+            return
         self._at[key] = max(self._at.get(key, 0), which.seq + 1)
         if isinstance(item, Hole):
             self._taker.take_hole(item)
