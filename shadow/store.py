@@ -52,15 +52,12 @@ class Store:
 
     def __init__(self, path: Path | None = None) -> None:
         self._db = sqlite3.connect(":memory:" if path is None else path, isolation_level="DEFERRED")
-        self._db.execute("PRAGMA journal_mode = DELETE")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS saved (one INTEGER PRIMARY KEY, content BLOB NOT NULL)")
-        self.join = LabelJoin(self._db)
-        row = self._db.execute("SELECT content FROM saved WHERE one = 1").fetchone()
-        self.saved = Saved() if row is None else msgspec.msgpack.decode(row[0], type=Saved)
-        if self.saved.format > FORMAT:
-            msg = f"the sidecar's state is of format {self.saved.format}, this version reads up to {FORMAT}"
-            raise msgspec.ValidationError(msg)
+        try:
+            self.saved = self._read()
+            self.join = LabelJoin(self._db)
+        except BaseException:
+            self._db.close()
+            raise
 
     def commit(self) -> None:
         """Make `saved` and what the join took since the last commit durable, together."""
@@ -71,6 +68,17 @@ class Store:
     def close(self) -> None:
         """Drop what was not committed."""
         self._db.close()
+
+    def _read(self) -> Saved:
+        self._db.execute("PRAGMA journal_mode = DELETE")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("CREATE TABLE IF NOT EXISTS saved (one INTEGER PRIMARY KEY, content BLOB NOT NULL)")
+        row = self._db.execute("SELECT content FROM saved WHERE one = 1").fetchone()
+        saved = Saved() if row is None else msgspec.msgpack.decode(row[0], type=Saved)
+        if saved.format > FORMAT:
+            msg = f"the sidecar's state is of format {saved.format}, this version reads up to {FORMAT}"
+            raise msgspec.ValidationError(msg)
+        return saved
 
 
 def open_store(path: Path) -> Store:

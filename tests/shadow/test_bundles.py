@@ -126,3 +126,19 @@ def test_a_broken_reference_is_refused(tmp_path: Path, content: bytes, says: str
     bundles = Bundles(tmp_path)
     assert bundles.reference("flights", "2", tree) is None
     assert "flights/2/reference.npz: " in (bundles.reference_reason("flights", "2", tree) or "")
+
+
+def test_what_cannot_be_read_is_told_once(tmp_path: Path):
+    """A reader that goes on without a bundle says so, once; a version that nobody has answered with yet is no news."""
+    told: list[str] = []
+    tree = write_version(tmp_path)
+    bundles = Bundles(tmp_path, told.append)
+    assert bundles.settings("flights", "2", tree) is not None
+    bundles.settings("flights", "2", "")
+    assert told == []
+    (tmp_path / "flights" / "2" / "bundle.toml").write_bytes(b"\xff")
+    bundles.forget()
+    for _ in range(3):
+        assert bundles.settings("flights", "2", tree) is None
+    assert len(told) == 1
+    assert "flights/2/bundle.toml" in told[0]
