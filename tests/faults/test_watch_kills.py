@@ -50,14 +50,14 @@ def _prove(base: Path, kills: int, over_s: float, seed: int) -> None:
         load_all(gateway)
         set_route(gateway, "2", 2_000)
         until("the mirror has begun", (gateway.state_dir / "mirror" / "positions.json").exists)
-        sender = Sender(gateway.data_url, half_year(), over_s).start()
-        for i, role in enumerate(roles):
-            if i == kills // 2:
-                assert _canary(gateway) in {None, ("2", 2_000)}
-                set_route(gateway, SWAPPED, 5_000)
-            time.sleep(rng.uniform(0, 2 * over_s / kills))
-            kill(gateway, role)
-        counters = sender.join()
+        with Sender(gateway.data_url, half_year(), over_s) as sender:
+            for i, role in enumerate(roles):
+                if i == kills // 2:
+                    assert _canary(gateway) in {None, ("2", 2_000)}
+                    set_route(gateway, SWAPPED, 5_000)
+                time.sleep(rng.uniform(0, 2 * over_s / kills))
+                kill(gateway, role)
+            counters = sender.join()
         assert_none_failed(counters)
         until("the faulty canary is turned back", lambda: _canary(gateway) == (SWAPPED, 0))
         await_quiet(gateway, counters.answered)

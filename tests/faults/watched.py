@@ -21,7 +21,7 @@ import numpy as np
 from bench.serving import Gateway
 from examples.flights.build import SERVED, build_version, pairs
 from examples.flights.data import Flights
-from examples.flights.replay import Answered, Counters, Plan, Replay
+from examples.flights.replay import Answered, Counters, Plan, Replay, Unreachable
 from gateway.audit.event import Event, Feedback, Prediction, Shadow
 from gateway.audit.identity import parse_event_id
 from gateway.audit.spool_feed import SpoolFeed
@@ -92,12 +92,17 @@ class Sender:
         self.answers: list[tuple[float, str]] = []
         """When, and by which version."""
         self._replay = Replay(flights, Plan(url, speed=span_s / over_s), on_answer=self._answered)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._replay.run()))
+        self._failed: list[Unreachable] = []
+        self._thread = threading.Thread(target=self._run)
 
-    def start(self) -> Sender:
+    def __enter__(self) -> Sender:
         """Let them fly."""
         self._thread.start()
         return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._replay.stop()
+        self._thread.join(WITHIN_S)
 
     def await_answered(self, count: int) -> None:
         """Wait until so many were answered, or all have flown."""
@@ -115,11 +120,18 @@ class Sender:
         """Wait for the last one."""
         self._thread.join(WITHIN_S)
         assert not self._thread.is_alive()
+        assert self._failed == []
         return self._replay.counters
 
     def versions(self) -> Counter[str]:
         """Answers by version."""
         return Counter(version for _, version in self.answers)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._replay.run())
+        except Unreachable as exc:
+            self._failed.append(exc)
 
     def _answered(self, answered: Answered) -> None:
         at = answered.body.find(b'"model_version":"') + 17
