@@ -99,15 +99,23 @@ def replay(
     return Replayed(watch.state, len(stored), compared)
 
 
-def fold(watch: Watch, runner: Runner, stored: Stored, wait_ms: int) -> list[Decision]:
+def fold(
+    watch: Watch, runner: Runner, stored: Stored, wait_ms: int, *, gone_is_missing: bool = False
+) -> list[Decision]:
     """Make a tick of the log again: by its settings, to its cuts.
+
+    Args:
+        gone_is_missing: what the log does not hold makes the tick incomplete, and is no error.
 
     Raises:
         LogIncomplete: the log does not reach them.
     """
     if stored.settings is not None:
         watch.use(stored.settings)
-    if not runner.read_to(stored.tick.cuts, wait_ms):
+    found = runner.read_to(stored.tick.cuts, wait_ms)
+    if not found and gone_is_missing:
+        runner.give_up(stored.tick.cuts)
+    elif not found:
         msg = (
             f"the log ends before the cuts of tick {stored.tick.number}: it is not all there (yet);"
             " name the state directory or topic that the tick was made from"

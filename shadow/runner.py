@@ -98,6 +98,15 @@ class Runner:
             self._at[key] = max(self._at.get(key, 0), end)
         return True
 
+    def give_up(self, cuts: Cuts) -> None:
+        """What is below the given cut and was not found is taken as missing: the log holds it no more."""
+        for key, (_, end) in cuts.items():
+            at = self._at.get(key, 0)
+            if at < end:
+                source, _, epoch = key.partition("-")
+                self._taker.take_hole(Hole(int(source, 16), int(epoch, 16), at, end - 1))
+                self._at[key] = end
+
     def close(self) -> Cuts:
         """End the tick at what was handed over; returns what it covers."""
         cuts = {

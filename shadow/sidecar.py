@@ -102,18 +102,36 @@ class Sidecar:
 
     # --- start -----------------------------------------------------------------------------
 
-    def adopt(self, stored: list[Stored]) -> None:
+    def adopt(self, stored: list[Stored], *, gone_is_missing: bool = False) -> None:
         """Fold to the cuts of ticks that a predecessor logged and did not commit, then go on by our own settings.
+
+        Args:
+            gone_is_missing: over the spool, which held all of a tick before it was made: what it lacks now is gone
+                for good, and no reason to wait. A topic may lag behind.
 
         Raises:
             LogIncomplete: the log ends before such a cut; the next start tries again.
         """
+        adopted = 0
         for one in stored:
             if one.tick.number <= self.watch.state.tick:
                 continue
-            fold(self.watch, self.runner, one, ADOPT_WAIT_MS)
+            fold(
+                self.watch,
+                self.runner,
+                one,
+                0 if gone_is_missing else ADOPT_WAIT_MS,
+                gone_is_missing=gone_is_missing,
+            )
             self._commit(one)
-            log.info("tick_adopted", extra={"tick": one.tick.number})
+            adopted += 1
+        if adopted:
+            facts = {
+                "ticks": adopted,
+                "up_to": self.watch.state.tick,
+                "incomplete": self.watch.state.incomplete_ticks,
+            }
+            log.info("ticks_adopted", extra=facts)
         if self.watch.state.settings != self._parts.settings or not self.watch.state.tick:
             self._fresh_settings = self._parts.settings
             self.watch.use(self._parts.settings)
@@ -298,7 +316,8 @@ def _run(context: process.Context) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sidecar = Sidecar(parts)
     try:
-        sidecar.adopt(_stored(state_dir / "spool", own, parts.store.saved.cut))
+        stored = _stored(state_dir / "spool", own, parts.store.saved.cut)
+        sidecar.adopt(stored, gone_is_missing=config.sidecar.source == "spool")
         while not stopping:
             if not sidecar.step():
                 time.sleep(IDLE_S)

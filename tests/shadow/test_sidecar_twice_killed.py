@@ -12,6 +12,7 @@ from gateway.audit.drained import sources_of
 from gateway.audit.event import Verdict
 from gateway.audit.feed import Hole, Positions
 from gateway.audit.spool_feed import SpoolFeed
+from gateway.errors import LogIncomplete
 from shadow.runner import Runner
 from shadow.verdicts import spool_verdicts, stored_ticks
 from tests.gateway.audit.sim import GATEWAY_ID, Log, settle
@@ -56,6 +57,31 @@ def test_a_sidecar_killed_behind_an_adopted_tick_counts_nothing_twice(stage: Sta
     state = stage.sidecar.watch.state
     assert (state.tick, state.counts["done"]) == (3, 15)
     assert state.rollouts.active[0].requests == 5
+
+
+def test_a_lost_state_heals_from_a_log_that_was_trimmed(stage: Stage) -> None:
+    """Ticks whose records are gone are incomplete; their numbers go on, and so does the watch."""
+    database = stage.log.state_dir / "sidecar" / "state.db"
+    for worker in (0, 1):
+        stage.say(*(prediction(1, "primary", 9_000, "1") for _ in range(10)), worker=worker)
+        stage.tick()
+    stage.sidecar._parts.store.close()
+    database.unlink()
+    gone = stage.workers[0].source.source
+    shutil.rmtree(stage.log.spool / f"{gone:016x}")
+    stage.sidecar = stage.start()
+    own = sources_of(GATEWAY_ID, "sidecar")
+    stored = stored_ticks(spool_verdicts(stage.log.spool, own, {}))
+    with pytest.raises(LogIncomplete):
+        stage.sidecar.adopt(stored)
+    stage.sidecar._parts.store.close()
+    stage.sidecar = stage.start()
+    stage.sidecar.adopt(stored, gone_is_missing=True)
+    state = stage.sidecar.watch.state
+    assert (state.tick, state.incomplete_ticks, state.counts["done"]) == (2, 1, 10)
+    stage.say(prediction(1, "primary", 9_000, "1"), worker=1)
+    stage.tick()
+    assert (state.tick, state.incomplete_ticks, state.counts["done"]) == (3, 1, 11)
 
 
 class _Taken:
