@@ -49,7 +49,7 @@ def _successor(gateway: Gateway, role: str, spoil: Callable[[], object]) -> int:
 def _complaints(gateway: Gateway, role: str, pid: int) -> list[tuple[str, Any]]:
     """What a process said that is more than news, decisions aside: event and reason."""
     return [
-        (line["event"], line["why"])
+        (line["event"], line.get("why") or line.get("says"))
         for line in said_by(gateway, role, pid)
         if line["level"] != "info" and line["event"] not in {"lease", "decision", "rolled_back"}
     ]
