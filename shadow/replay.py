@@ -91,6 +91,9 @@ def replay(
     try:
         for done, one in enumerate(stored, start=1):
             made = fold(watch, runner, one, source.quiet_ms)
+            if not watch.state.complete and not one.missing:
+                msg = f"records of tick {one.tick.number} are gone from the log: it cannot be folded again"
+                raise LogIncomplete(msg)
             compared += _paired(one, made)
             progress(done)
     finally:
@@ -122,6 +125,9 @@ def fold(
         )
         raise LogIncomplete(msg)
     runner.close()
+    if not watch.tally.missing:
+        # What a reader lacked then and has now was no evidence, and is none.
+        watch.tally.missing += stored.missing
     return watch.close(stored.tick, runner.fate)
 
 

@@ -10,17 +10,22 @@ twice or left out, whatever dies when.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
-from gateway.audit.event import Event
+from gateway.audit.event import EpochClose, EpochOpen, Event, Prediction
 from gateway.audit.feed import Feed, Hole, Positions
-from gateway.audit.identity import EventId, parse_event_id
+from gateway.audit.identity import parse_event_id
 
 READ_EVENTS = 2000
 Cuts = dict[str, tuple[int, int]]
 """For each (source, epoch) that moved in a tick: [first seq, next seq)."""
+_Item = tuple[str, int, Event | Hole]
+"""(epoch key, seq, what): of a hole its last number."""
+_KEY_CHARS = 25
 
 
 class Taker(Protocol):
@@ -42,18 +47,30 @@ class Runner:
         feed: opened at `cut` or before it; what is below the cut is dropped.
         cut: where the last tick ended, by epoch key.
         sources: whose events count; a topic may hold those of other gateways.
+        present: of these, whose records tell how far behind reading is; None for all.
 
     Threading: one thread, as the feed. Memory: what was read beyond a given cut.
     """
 
-    def __init__(self, feed: Feed, taker: Taker, cut: Positions, sources: Collection[int]) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        taker: Taker,
+        cut: Positions,
+        sources: Collection[int],
+        present: Collection[int] | None = None,
+    ) -> None:
         self._feed = feed
         self._taker = taker
-        self._sources = sources
+        self._sources = frozenset(f"{source:016x}" for source in sources)
+        self._present = self._sources if present is None else frozenset(f"{s:016x}" for s in present)
         self.cut: Positions = dict(cut)
         """Behind all that was handed over in closed ticks."""
         self._at: Positions = dict(cut)
-        self._ahead: deque[tuple[EventId, Event | Hole]] = deque()
+        self._ahead: dict[str, deque[_Item]] = {}
+        """What was read beyond the last cut, in order within each epoch."""
+        self._newest_s: dict[str, float] = {}
+        """By living source: when its newest record that was read was made, on this process's steady clock."""
 
     @property
     def is_ahead(self) -> bool:
@@ -65,16 +82,23 @@ class Runner:
         """The feed's own positions, for a feed that keeps more than event numbers (Kafka's offsets)."""
         return self._feed.positions
 
+    @property
+    def stale_s(self) -> float:
+        """How far reading is behind the present, where it is furthest: infinite before anything was read.
+
+        Idle sources write each second, so a source that stands still is as stale as one that is read too slowly. One
+        whose epoch was closed is left out.
+        """
+        return time.monotonic() - min(self._newest_s.values(), default=-math.inf)
+
     def read(self, wait_ms: int = 0, max_events: int = READ_EVENTS) -> int:
         """Hand over what is new; returns how much. For a tick whose cut is wherever reading stands."""
-        found = 0
-        while self._ahead:
-            self._hand(*self._ahead.popleft())
-            found += 1
-        for which, item in self._delivered(wait_ms, max_events):
-            self._hand(which, item)
-            found += 1
-        return found
+        _, items = self._delivered(wait_ms, max_events)
+        items = [*(item for waiting in self._ahead.values() for item in waiting), *items]
+        self._ahead.clear()
+        for item in items:
+            self._hand(item)
+        return len(items)
 
     def read_to(self, cuts: Cuts, wait_ms: int) -> bool:
         """Hand over what is below the given cut, and keep what is above; False when the log ended before it.
@@ -83,16 +107,14 @@ class Runner:
             wait_ms: how long a feed that yields nothing is waited for.
         """
         ends = {key: end for key, (_, end) in cuts.items()}
-        held = deque(self._ahead)
-        self._ahead.clear()
-        while held:
-            self._sort(*held.popleft(), ends)
-        while any(self._at.get(key, 0) < end and not self._passed(key, end) for key, end in ends.items()):
-            items = self._delivered(wait_ms, READ_EVENTS)
-            if not items:
+        self._release(ends)
+        while any(self._at.get(key, 0) < end and key not in self._ahead for key, end in ends.items()):
+            is_over, items = self._delivered(wait_ms, READ_EVENTS)
+            if is_over:
                 return False
-            for which, item in items:
-                self._sort(which, item, ends)
+            for item in items:
+                self._ahead.setdefault(item[0], deque()).append(item)
+            self._release(ends)
         # Numbers at the end of a cut may be a hole that only a later event shows.
         for key, end in ends.items():
             self._at[key] = max(self._at.get(key, 0), end)
@@ -122,40 +144,70 @@ class Runner:
             which = parse_event_id(event_id)
         except ValueError:
             return "unknown"
-        if which.source not in self._sources:
+        if event_id[:16] not in self._sources:
             return "unknown"
-        return "late" if which.seq < self._at.get(_key(which), 0) else None
+        return "late" if which.seq < self._at.get(event_id[:_KEY_CHARS], 0) else None
 
-    def _passed(self, key: str, end: int) -> bool:
-        return any(_key(which) == key and which.seq >= end for which, _ in self._ahead)
-
-    def _delivered(self, wait_ms: int, max_events: int) -> list[tuple[EventId, Event | Hole]]:
+    def _delivered(self, wait_ms: int, max_events: int) -> tuple[bool, list[_Item]]:
+        """Whether the feed yields nothing at all, and what is of our sources."""
         delivery = self._feed.read(max_events, wait_ms)
-        items: list[tuple[EventId, Event | Hole]] = [
-            (EventId(hole.source, hole.epoch, hole.to_seq), hole) for hole in delivery.holes
+        items: list[_Item] = [
+            (event.id[:_KEY_CHARS], int(event.id[_KEY_CHARS + 1 :], 16), event)
+            for event in delivery.events
+            if event.id[:16] in self._sources
         ]
-        items += [(parse_event_id(event.id), event) for event in delivery.events]
-        return items
+        self._note_ages(delivery.events)
+        holes = [
+            (f"{hole.source:016x}-{hole.epoch:08x}", hole.to_seq, hole)
+            for hole in delivery.holes
+            if f"{hole.source:016x}" in self._sources
+        ]
+        if holes:
+            # A hole before the event that shows it.
+            items = sorted([*items, *holes], key=lambda item: item[:2])
+        return not delivery.events and not delivery.holes, items
 
-    def _sort(self, which: EventId, item: Event | Hole, ends: dict[str, int]) -> None:
-        if which.seq < ends.get(_key(which), self.cut.get(_key(which), 0)):
-            self._hand(which, item)
-        else:
-            self._ahead.append((which, item))
+    def _note_ages(self, events: Iterable[Event]) -> None:
+        newest_ns: dict[str, int] = {}
+        closed: set[str] = set()
+        for event in events:
+            source = event.id[:16]
+            if source in self._present:
+                newest_ns[source] = event.done_ns if isinstance(event, Prediction) else event.at_ns
+            if isinstance(event, EpochClose):
+                # By its owner, or by the recorder for one that died.
+                closed.add(event.source)
+            elif isinstance(event, EpochOpen):
+                closed.discard(source)
+        now_ns, now_s = time.time_ns(), time.monotonic()
+        for source, at_ns in newest_ns.items():
+            made_s = now_s - max(now_ns - at_ns, 0) / 1e9
+            self._newest_s[source] = max(self._newest_s.get(source, -math.inf), made_s)
+        for source in closed:
+            self._newest_s.pop(source, None)
 
-    def _hand(self, which: EventId, item: Event | Hole) -> None:
-        if which.source not in self._sources:
+    def _release(self, ends: dict[str, int]) -> None:
+        """Hand over what is held below the cut."""
+        for key in [key for key in ends if key in self._ahead]:
+            waiting = self._ahead[key]
+            while waiting and waiting[0][1] < ends[key]:
+                self._hand(waiting.popleft())
+            found = waiting[0][2] if waiting else None
+            if isinstance(found, Hole) and found.from_seq < ends[key]:
+                # What went missing since these ticks were made: a part to each.
+                _, last, _ = waiting.popleft()
+                self._hand((key, ends[key] - 1, found._replace(to_seq=ends[key] - 1)))
+                waiting.appendleft((key, last, found._replace(from_seq=ends[key])))
+            if not waiting:
+                del self._ahead[key]
+
+    def _hand(self, item: _Item) -> None:
+        key, seq, found = item
+        if seq < self._at.get(key, 0):
+            # A feed that was opened before the cut.
             return
-        key = _key(which)
-        if which.seq < self.cut.get(key, 0):
-            # Counted already: the feed was opened before the cut, since its own place was ahead of it at the commit.
-            return
-        self._at[key] = max(self._at.get(key, 0), which.seq + 1)
-        if isinstance(item, Hole):
-            self._taker.take_hole(item)
+        self._at[key] = seq + 1
+        if isinstance(found, Hole):
+            self._taker.take_hole(found)
         else:
-            self._taker.take(item)
-
-
-def _key(which: EventId) -> str:
-    return f"{which.source:016x}-{which.epoch:08x}"
+            self._taker.take(found)

@@ -6,7 +6,7 @@ the log to fold the same events again. Its decisions stand in the same frame, so
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,13 @@ from gateway.audit.feed import Positions
 from gateway.audit.frame import expand
 from gateway.audit.identity import ROLES, parse_event_id, source_of
 from gateway.audit.spool import epochs, read_epoch
+from gateway.errors import LogIncomplete
 from shadow.decide import Decision, summary
 from shadow.state import Settings, WatchState
 from shadow.watch import Tick
 
 SOURCES_A_ROLE = 1024
+MISSING_SHOWN = 100
 
 
 class Stored(NamedTuple):
@@ -32,6 +34,8 @@ class Stored(NamedTuple):
     """Where they changed."""
     decisions: tuple[tuple[str, Decision], ...]
     """(event id, decision)"""
+    missing: tuple[str, ...] = ()
+    """What the tick lacked."""
 
 
 def tick_event(tick: Tick, state: WatchState, settings: Settings | None, missing: list[str]) -> Verdict:
@@ -50,7 +54,7 @@ def tick_event(tick: Tick, state: WatchState, settings: Settings | None, missing
         "rollouts": [summary(rollout) for rollout in state.rollouts.active],
     }
     if missing:
-        body["missing"] = missing[:100]
+        body["missing"] = sorted(missing)[:MISSING_SHOWN]
     if settings is not None:
         body["settings"] = msgspec.to_builtins(settings)
     return Verdict(kind="tick", at_ns=tick.at_ns, body=body)
@@ -72,7 +76,7 @@ def stored_ticks(events: Iterable[Verdict]) -> list[Stored]:
     Raises:
         ValueError: a tick or decision that is none of ours, or two ticks of one number.
     """
-    ticks: dict[int, tuple[Tick, Settings | None]] = {}
+    ticks: dict[int, Stored] = {}
     decisions: dict[int, list[tuple[str, Decision]]] = {}
     for event in sorted(events, key=lambda each: parse_event_id(each.id)[1:]):
         body = event.body
@@ -85,7 +89,8 @@ def stored_ticks(events: Iterable[Verdict]) -> list[Stored]:
                 if number in ticks:
                     msg = f"tick {number} stands twice in the log, the second time as {event.id}"
                     raise ValueError(msg)
-                ticks[number] = (Tick(number, event.at_ns, cuts), made)
+                missing = tuple(str(each) for each in body.get("missing", ()))
+                ticks[number] = Stored(Tick(number, event.at_ns, cuts), made, (), missing)
             elif event.kind == "decision":
                 decision = msgspec.convert(body, Decision)
                 decisions.setdefault(decision.tick, []).append((event.id, decision))
@@ -93,14 +98,14 @@ def stored_ticks(events: Iterable[Verdict]) -> list[Stored]:
             msg = f"verdict {event.id} cannot be read: {exc}"
             raise ValueError(msg) from exc
     return [
-        Stored(tick, settings, tuple(decisions.get(number, ())))
-        for number, (tick, settings) in sorted(ticks.items())
+        stored._replace(decisions=tuple(decisions.get(number, ())))
+        for number, stored in sorted(ticks.items())
     ]
 
 
-def gateway_sources(gateway_id: str) -> frozenset[int]:
-    """Every source that processes of one gateway may write as."""
-    return frozenset(source_of(gateway_id, role, i) for role in ROLES for i in range(SOURCES_A_ROLE))
+def gateway_sources(gateway_id: str, roles: Sequence[str] = ROLES) -> frozenset[int]:
+    """Every source that processes of one gateway may write as, or those of some roles."""
+    return frozenset(source_of(gateway_id, role, i) for role in roles for i in range(SOURCES_A_ROLE))
 
 
 def spool_verdicts(spool: Path, sources: Collection[int], cut: Positions) -> list[Verdict]:
@@ -113,3 +118,15 @@ def spool_verdicts(spool: Path, sources: Collection[int], cut: Positions) -> lis
             events = expand(epoch.source, epoch.epoch, frame)
             found += [event for event in events if isinstance(event, Verdict)]
     return found
+
+
+def stored_after(spool: Path, sources: Collection[int], cut: Positions) -> list[Stored]:
+    """Ticks in a spool that were logged after a cut, as a successor finds them.
+
+    Raises:
+        LogIncomplete: one cannot be read.
+    """
+    try:
+        return stored_ticks(spool_verdicts(spool, sources, cut))
+    except ValueError as exc:
+        raise LogIncomplete(str(exc)) from exc
