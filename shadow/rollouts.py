@@ -7,6 +7,7 @@ an earlier trial of the same version is never carried into the next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ BADNESS = ("failed", "nonfinite", "wrong")
 DOCUMENTS_KEPT = 200
 ENDED_KEPT = 50
 RECENT_NS = 10_000_000_000
+UNITS_KEPT = 500
+"""Units of a rollout that are known to have been bad, of each kind; far more than a decision needs."""
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -30,7 +33,6 @@ class Arm(msgspec.Struct, frozen=True):
     version: str
     role: str
     weight_bp: int = 0
-    has_lease: bool = False
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -82,8 +84,23 @@ class Rollout(msgspec.Struct):
     recent: list[Recent] = []
     requests: int = 0
     """Of the canary, so far."""
+    bad_units: dict[str, list[str]] = {}
+    """By kind, the units that count as bad already, the latest last."""
     decided: dict[str, str] = {}
     """Action by cause: each cause is decided once."""
+
+    def newly_bad(self, kind: str, *arms: Mapping[str, int]) -> list[int]:
+        """What is bad in each arm (the canary's, the control's), less the units that were bad before; notes them.
+
+        One bad event a unit: a sticky caller who repeats a bad input is drawn once, not each time.
+        """
+        known = self.bad_units.setdefault(kind, [])
+        before = frozenset(known)
+        sums = [sum(weight for unit, weight in arm.items() if unit not in before) for arm in arms]
+        # Ids of events stand for units that were drawn for one request: they do not come again.
+        known += sorted({unit for arm in arms for unit in arm if unit not in before and "-" not in unit})
+        del known[:-UNITS_KEPT]
+        return sums
 
     @property
     def rolled_back(self) -> bool:
@@ -145,6 +162,7 @@ class Rollouts(msgspec.Struct):
             rollout.ended = _ending(rollout, route)
             if rollout.ended is not None:
                 self.active.remove(rollout)
+                rollout.recent, rollout.bad_units, rollout.first_scores = [], {}, []
                 self.ended.append(rollout)
                 del self.ended[:-ENDED_KEPT]
         on_trial = {(r.variant, r.version) for r in self.active if r.model == route.model}
@@ -179,22 +197,26 @@ def routes_of(event: Control) -> list[Document]:
     if event.after is None:
         return []
     found = event.after.values() if event.kind == "routes" else [event.after]
-    return [_document(content) for content in found if isinstance(content, dict) and "variants" in content]
+    documents = [
+        _document(content) for content in found if isinstance(content, dict) and "variants" in content
+    ]
+    return [document for document in documents if document is not None]
 
 
-def _document(content: dict[str, Any]) -> Document:
-    return Document(
-        model=str(content["model"]),
-        revision=int(content["revision"]),
-        arms=tuple(
+def _document(content: dict[str, Any]) -> Document | None:
+    try:
+        arms = tuple(
             Arm(
                 name=str(variant["name"]),
                 version=str(variant["version"]),
                 role=str(variant["role"]),
                 weight_bp=int(variant.get("weight_bp", 0)),
-                has_lease=variant.get("lease_until_ns") is not None,
             )
             for variant in content["variants"]
-        ),
-        latched=tuple(content.get("latched", ())),
-    )
+        )
+        if not any(arm.role == "primary" for arm in arms):
+            return None
+        latched = tuple(str(version) for version in content.get("latched", ()))
+        return Document(str(content["model"]), int(content["revision"]), arms, latched)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

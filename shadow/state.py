@@ -48,15 +48,20 @@ class WatchState(msgspec.Struct):
     settings: Settings = Settings()
     tick: int = 0
     clock_ns: int = 0
+    times: list[int] = []
+    """What the clock has not been set by yet: it takes a few events to move it."""
     rollouts: Rollouts = msgspec.field(default_factory=Rollouts)
     accuracy: dict[str, dict[str, dict[str, Accuracy]]] = {}
     """By model, version and week (the date of its Monday)."""
     labels: dict[str, int] = {}
-    """What became of labels: kept, duplicate, erratum, late, unknown, wrong_row, wrong_type, undeclared."""
+    """What became of labels, each counted once: kept, duplicate, erratum, late, unknown, wrong_row, wrong_type, or
+    undeclared (no version of the model that answered declares labels)."""
     counts: dict[str, int] = {}
     """Events by what they were."""
     trees: dict[str, dict[str, str]] = {}
     """Digest of each version as it last answered."""
+    complete: bool = True
+    """Whether the last tick missed no record."""
     incomplete_ticks: int = 0
     unread_scores: int = 0
     """Answers whose outputs were by hash or not what the bundle declares."""

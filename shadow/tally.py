@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from shadow.harm import MICRO
 from shadow.labels import Label
 from shadow.outputs import Judged, OutputReader
 
+TIME_MAX_NS = 1 << 62
+"""The year 2116: a later time is no time, and sums of times still fit in 64 bits."""
+_ROW_MAX = 1 << 31
 EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
 
@@ -43,25 +46,33 @@ class VersionKey(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """One answered request; `arm` is None outside of experiments."""
+    """One answered request; `arm` is None outside of experiments. `unit` is what was drawn for: of a sticky caller the
+    same each time, else the request's own."""
 
     id: str
     at_ns: int
     rows: int
     revision: int
     arm: ArmKey | None
+    unit: str
     outputs: tuple[Tensor, ...]
 
 
 class ArmTally:
-    """Counts of one arm, in micro-requests."""
+    """Requests of one arm in micro-requests, and by kind of badness the units that were hit, with what they weigh.
 
-    __slots__ = ("failed", "nonfinite", "requests")
+    Units, not requests: a sticky caller who sends one bad input again and again proves no more than once.
+    """
+
+    __slots__ = ("bad", "requests")
 
     def __init__(self) -> None:
         self.requests = 0
-        self.failed = 0
-        self.nonfinite = 0
+        self.bad: dict[str, dict[str, int]] = {}
+
+    def hit(self, kind: str, unit: str, weight: int) -> None:
+        """A bad request; of a unit the first one counts."""
+        self.bad.setdefault(kind, {}).setdefault(unit, weight)
 
 
 class Tally:
@@ -79,7 +90,6 @@ class Tally:
         self.answered: dict[VersionKey, list[Answered]] = {}
         self.controls: list[Control] = []
         self.labels: list[Label] = []
-        self.label_models: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.missing: list[str] = []
         self.revisions: set[tuple[str, int]] = set()
@@ -106,10 +116,9 @@ class Tally:
         self.missing.append(f"{hole.source:016x}-{hole.epoch:08x} {hole.from_seq}..{hole.to_seq}")
 
     @property
-    def time_ns(self) -> int:
-        """The median time of the tick's events, 0 without any: no single event moves the clock."""
-        times = sorted(self._times)
-        return times[len(times) // 2] if times else 0
+    def times(self) -> list[int]:
+        """When things happened by the clock, in no order."""
+        return self._times
 
     @property
     def is_empty(self) -> bool:
@@ -124,10 +133,10 @@ class Tally:
         at_ns = event.received_ns
         if self._by_event_time:
             given = (event.parameters or {}).get("event_time_ns")
-            at_ns = given if type(given) is int and given > 0 else 0
+            at_ns = given if type(given) is int and 0 < given < TIME_MAX_NS else 0
         if at_ns:
             self._times.append(at_ns)
-        arm = None
+        arm, unit = None, route.unit_hash or event.id
         if route.reason in EXPERIMENT and route.assigned is not None and route.weight_bp is not None:
             arm = ArmKey(model.name, route.revision, route.assigned, route.weight_bp)
             self.revisions.add((model.name, route.revision))
@@ -135,28 +144,51 @@ class Tally:
             if tally is None:
                 tally = self.arms[arm] = ArmTally()
             tally.requests += MICRO
-            if event.kind == "failed":
-                tally.failed += MICRO
-            elif "nonfinite" in event.degraded:
-                tally.nonfinite += MICRO
+            bad = _badness(event)
+            if bad is not None:
+                tally.hit(bad, unit, MICRO)
         if event.kind == "done" and model.version is not None:
             key = VersionKey(model.name, model.version, model.tree_sha256 or "")
-            answered = Answered(event.id, at_ns, event.rows, route.revision, arm, tuple(event.outputs))
+            answered = Answered(event.id, at_ns, event.rows, route.revision, arm, unit, tuple(event.outputs))
             self.answered.setdefault(key, []).append(answered)
 
     def _feedback(self, event: Feedback) -> None:
         self.counts[event.kind] += 1
+        if not self._by_event_time:
+            self._times.append(event.at_ns)
         if event.kind != "label":
             return
-        self.label_models.add(event.model)
-        for place, label in enumerate(event.labels):
-            value = label.get("value")
-            if not isinstance(value, bool | int | float) or not math.isfinite(value):
-                self.counts["label_wrong_type"] += 1
-                continue
-            at_ns = int(label.get("at_ns") or event.at_ns)
-            row = int(label.get("row") or 0)
-            self.labels.append(Label((at_ns, event.id, place), str(label.get("id")), row, float(value)))
+        for place, given in enumerate(event.labels):
+            label = _label(event, place, given)
+            if isinstance(label, str):
+                self.counts[label] += 1
+            else:
+                self.labels.append(label)
+
+
+def _badness(event: Prediction) -> str | None:
+    """What was bad about a request for the variant it was drawn for, though another may have answered it."""
+    if event.first_try is not None:
+        return "nonfinite" if event.first_try.get("code") == "nonfinite" else "failed"
+    if event.kind == "failed":
+        return "failed"
+    return "nonfinite" if "nonfinite" in event.degraded else None
+
+
+def _label(event: Feedback, place: int, given: dict[str, Any]) -> Label | str:
+    """A label, or what is wrong with it. Workers take nothing else; other writers of the log might."""
+    value, row, at_ns = given.get("value"), given.get("row", 0), given.get("at_ns", 0)
+    try:
+        is_number = isinstance(value, bool | int | float) and math.isfinite(value)
+    except OverflowError:
+        is_number = False
+    if not is_number:
+        return "label_wrong_type"
+    if type(row) is not int or not 0 <= row < _ROW_MAX:
+        return "label_wrong_row"
+    if type(at_ns) is not int or not 0 < at_ns < TIME_MAX_NS:
+        at_ns = event.at_ns
+    return Label((at_ns, event.id, place), str(given.get("id")), row, float(value), event.model)  # type: ignore[arg-type]
 
 
 class Scored(NamedTuple):
@@ -180,25 +212,39 @@ def scored(answered: list[Answered], reader: OutputReader) -> Iterator[Scored]:
         joinable = all(is_batched for *_, is_batched in shape)
         alike.setdefault(shape if joinable else each.id, []).append(each)
     for group in alike.values():
-        rows = sum(each.rows for each in group)
-        tensors = group[0].outputs
-        if len(group) > 1:
-            tensors = tuple(
-                Tensor(
-                    name=tensor.name,
-                    datatype=tensor.datatype,
-                    shape=(rows, *tensor.shape[1:]),
-                    data=b"".join(each.outputs[i].data or b"" for each in group),
-                )
-                for i, tensor in enumerate(tensors)
+        found = _judged(group, reader)
+        if found is None and len(group) > 1:
+            # One that is not what the bundle declares keeps none of the others.
+            for each in group:
+                found = _judged([each], reader)
+                yield from found or ()
+        else:
+            yield from found or ()
+
+
+def _judged(group: list[Answered], reader: OutputReader) -> list[Scored] | None:
+    """Requests whose outputs are alike; None where they are not what the bundle declares: there is no score then."""
+    rows = sum(each.rows for each in group)
+    tensors = group[0].outputs
+    if len(group) > 1:
+        tensors = tuple(
+            Tensor(
+                name=tensor.name,
+                datatype=tensor.datatype,
+                shape=(rows, *tensor.shape[1:]),
+                data=b"".join(each.outputs[i].data or b"" for each in group),
             )
-        try:
-            judged: Judged = reader.judge(tensors, rows)
-        except ValueError:
-            # Not what the bundle declares: there is no score, and failures are counted all the same.
-            continue
-        at = 0
-        for each in group:
-            part = slice(at, at + each.rows)
-            yield Scored(each, judged.scores[part], None if judged.classes is None else judged.classes[part])
-            at += each.rows
+            for i, tensor in enumerate(tensors)
+        )
+    try:
+        judged: Judged = reader.judge(tensors, rows)
+    except ValueError:
+        return None
+    found, at = [], 0
+    for each in group:
+        part = slice(at, at + each.rows)
+        found.append(
+            Scored(each, judged.scores[part], None if judged.classes is None else judged.classes[part])
+        )
+        at += each.rows
+    return found

@@ -11,9 +11,10 @@ beside it, by the logged weight); labels that came due; decisions.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import date, timedelta
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +33,12 @@ from shadow.outputs import OutputReader
 from shadow.rollouts import RECENT_NS, Arm, Document, Recent, Rollout, Rollouts
 from shadow.state import Accuracy, Settings, WatchState
 from shadow.tally import ArmKey, ArmTally, Scored, Tally, VersionKey, scored
+
+DAY_NS = 86_400 * 1_000_000_000
+CLOCK_EVENTS = 5
+"""So many set the clock."""
+SCORE_MAX = 1e100
+"""Beyond it a score is none."""
 
 
 class ReferenceRows(Protocol):
@@ -118,22 +125,33 @@ class Watch:
         tally, state = self._tally, self.state
         self._tally = Tally(state.settings.clock)
         state.tick = tick.number
-        state.clock_ns = max(state.clock_ns, tally.time_ns)
-        for kind, count in tally.counts.items():
+        self._set_clock(tally.times)
+        for kind, count in sorted(tally.counts.items()):
             state.counts[kind] = state.counts.get(kind, 0) + count
         for event in sorted(tally.controls, key=lambda each: _order(each.id)):
             state.rollouts.apply(event)
         answers = list(self._read(tally))
-        complete = not tally.missing
-        if complete:
+        state.complete = not tally.missing
+        if state.complete:
             self._fold_arms(tally.arms, tick)
             self._fold_shift(answers)
         else:
             state.incomplete_ticks += 1
-        self._join.serve(self._served(answers))
-        self._label(tally, fate)
-        self._mature(complete)
+        outcomes = self._join.serve(list(self._served(answers)))
+        outcomes += self._label(tally, fate)
+        for outcome, count in sorted(outcomes.items()):
+            state.labels[outcome] = state.labels.get(outcome, 0) + count
+        self._mature()
         return self._decide(tick)
+
+    def _set_clock(self, times: list[int]) -> None:
+        """The median of what came, once that is enough: no single event moves the clock, and what was wrong for a
+        moment is right again with the next ones."""
+        state, waiting = self.state, sorted([*self.state.times, *times])
+        is_enough = len(waiting) >= CLOCK_EVENTS
+        if waiting and (is_enough or not state.clock_ns):
+            state.clock_ns = waiting[(len(waiting) - 1) // 2]
+        state.times = [] if is_enough else waiting
 
     # --- answers ---------------------------------------------------------------------------
 
@@ -176,6 +194,7 @@ class Watch:
                 revision=answered.revision,
                 assigned=answered.arm.assigned if answered.arm else None,
                 weight_bp=answered.arm.weight_bp if answered.arm else None,
+                unit=answered.unit,
                 is_class=is_class,
                 predicted=predicted.astype(np.float64),
             )
@@ -205,10 +224,13 @@ class Watch:
             canary, control = arms.get(canary_key, none), arms.get(control_key, none)
             rollout.requests += canary.requests // MICRO
             for kind in ("failed", "nonfinite"):
-                bad = getattr(canary, kind), getattr(control, kind)
+                bad = rollout.newly_bad(kind, canary.bad.get(kind, {}), control.bad.get(kind, {}))
                 counts = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
                 parts.setdefault((id(rollout), kind), (rollout, []))[1].append(counts)
-            bad = canary.failed + canary.nonfinite, control.failed + control.nonfinite
+            bad = rollout.newly_bad(
+                "hard",
+                *({u: w for of in arm.bad.values() for u, w in of.items()} for arm in (canary, control)),
+            )
             both = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
             rollout.recent.append(Recent(tick.at_ns, both))
         for (_, kind), (rollout, counts_of) in parts.items():
@@ -229,7 +251,8 @@ class Watch:
                 if rollout.bins is None:
                     continue
                 rollout.shift = ShiftEvidence(rollout.bins.scores)
-                if rollout.first_scores:
+                rollout.first_scores = []
+                if rollout.bins.source == "control":
                     # The rows that made the bins prove nothing; those of a reference were there before.
                     continue
             counts = ShiftCounts(share, _binned(rollout.bins, canary), _binned(rollout.bins, control))
@@ -241,13 +264,14 @@ class Watch:
     def _make_bins(self, rollout: Rollout, control: list[Scored]) -> ScoreBins | None:
         tree = self.state.trees.get(rollout.model, {}).get(rollout.control_version, "")
         reference = self._bundles.reference(rollout.model, rollout.control_version, tree)
-        if reference is not None and len(reference.scores):
+        if reference is not None and _usable(reference.scores).any():
             return ScoreBins.from_reference(np.asarray(reference.scores, dtype=np.float64))
         for each in sorted(control, key=lambda one: (one.answered.at_ns, one.answered.id)):
-            rollout.first_scores.extend(float(score) for score in each.scores if np.isfinite(score))
+            left = CONTROL_ROWS - len(rollout.first_scores)
+            rollout.first_scores += [float(score) for score in each.scores[_usable(each.scores)][:left]]
         if len(rollout.first_scores) < CONTROL_ROWS:
             return None
-        return ScoreBins.from_control(np.array(rollout.first_scores[:CONTROL_ROWS]))
+        return ScoreBins.from_control(np.array(rollout.first_scores))
 
     def _margin(self, rollout: Rollout) -> float:
         return self.state.settings.policy_of(rollout.model).harm_margin
@@ -266,31 +290,42 @@ class Watch:
 
     # --- labels ----------------------------------------------------------------------------
 
-    def _label(self, tally: Tally, fate: Callable[[str], str | None]) -> None:
-        state = self.state
-        outcomes = self._join.label(tally.labels, state.clock_ns, fate)
-        outcomes["unknown"] += self._join.expire(state.clock_ns)
-        outcomes["wrong_type"] += tally.counts.get("label_wrong_type", 0)
-        for outcome, count in outcomes.items():
-            if count:
-                state.labels[outcome] = state.labels.get(outcome, 0) + count
+    def _label(self, tally: Tally, fate: Callable[[str], str | None]) -> Counter[str]:
+        declared = {model: self._declares_labels(model) for model in {label.model for label in tally.labels}}
+        joined = [label for label in tally.labels if declared[label.model]]
+        outcomes = self._join.label(joined, self.state.clock_ns, fate)
+        outcomes["undeclared"] += len(tally.labels) - len(joined)
+        outcomes["unknown"] += self._join.expire(self.state.clock_ns)
+        for outcome in ("wrong_type", "wrong_row"):
+            outcomes[outcome] += tally.counts.get(f"label_{outcome}", 0)
+        return +outcomes
 
-    def _mature(self, complete: bool) -> None:
-        bad: dict[ArmKey, list[int]] = defaultdict(lambda: [0, 0])
+    def _declares_labels(self, model: str) -> bool:
+        """Whether a version that answered declares labels; taken to be so while none has."""
+        trees = self.state.trees.get(model, {})
+        keys = [VersionKey(model, version, tree) for version, tree in trees.items()]
+        return not keys or any(self._reader(key)[1].labels is not None for key in keys)
+
+    def _mature(self) -> None:
+        arms: dict[ArmKey, ArmTally] = {}
         for matured in self._join.mature(self.state.clock_ns):
             wrong = self._account(matured)
             served = matured.served
             if wrong is not None and served.assigned is not None and served.weight_bp is not None:
                 key = ArmKey(served.model, served.revision, served.assigned, served.weight_bp)
                 weight = MICRO // len(matured.labels)
-                bad[key][0] += weight * len(wrong)
-                bad[key][1] += weight * int(wrong.sum())
-        if not complete:
+                tally = arms.setdefault(key, ArmTally())
+                tally.requests += weight * len(wrong)
+                if wrong.any():
+                    tally.hit("wrong", served.unit, weight * int(wrong.sum()))
+        if not self.state.complete:
             return
         parts: dict[int, tuple[Rollout, list[ArmCounts]]] = {}
-        for rollout, canary_key, control_key, share in self._pairs(list(bad)):
-            canary, control = bad.get(canary_key, [0, 0]), bad.get(control_key, [0, 0])
-            counts = ArmCounts(share, *canary, *control)
+        none = ArmTally()
+        for rollout, canary_key, control_key, share in self._pairs(arms):
+            canary, control = arms.get(canary_key, none), arms.get(control_key, none)
+            bad = rollout.newly_bad("wrong", canary.bad.get("wrong", {}), control.bad.get("wrong", {}))
+            counts = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
             parts.setdefault(id(rollout), (rollout, []))[1].append(counts)
         for rollout, counts_of in parts.values():
             rollout.evidence["wrong"].fold_tick(counts_of, self._margin(rollout))
@@ -327,7 +362,12 @@ class Watch:
 
 def week_of(at_ns: int) -> str:
     """The Monday of a time's week, UTC, as a date."""
-    at = datetime.fromtimestamp(at_ns // 1_000_000_000, UTC).date()
+    return _monday(at_ns // DAY_NS)
+
+
+@lru_cache(maxsize=1024)
+def _monday(day: int) -> str:
+    at = date(1970, 1, 1) + timedelta(days=day)
     return (at - timedelta(days=at.weekday())).isoformat()
 
 
@@ -341,12 +381,16 @@ def _order(event_id: str) -> tuple[int, int]:
     return which.epoch, which.seq
 
 
+def _usable(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Scores that bins can be made of."""
+    return np.abs(scores) < SCORE_MAX
+
+
 def _binned(bins: ScoreBins, answers: list[Scored]) -> list[int]:
-    """Micro-rows by bin."""
-    totals = np.zeros(len(bins.scores), dtype=np.int64)
-    by_rows: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
-    for each in answers:
-        by_rows[len(each.scores)].append(each.scores)
-    for rows, scores in by_rows.items():
-        totals += bins.tally(np.concatenate(scores), MICRO // rows)
-    return [int(total) for total in totals]
+    """Micro-rows by bin: a request weighs as one whatever its rows, and so do all of a sticky caller in a tick."""
+    if not answers:
+        return [0] * len(bins.scores)
+    requests = Counter(each.answered.unit for each in answers)
+    weights = [MICRO // (len(each.scores) * requests[each.answered.unit]) for each in answers]
+    row_weights = np.repeat(np.array(weights), [len(each.scores) for each in answers])
+    return [int(n) for n in bins.tally(np.concatenate([each.scores for each in answers]), row_weights)]

@@ -10,17 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.audit.event import Control, Event, Feedback, ModelFacts, Prediction, RouteFacts, Tensor
+from gateway.audit.drained import sources_of
+from gateway.audit.event import Control, Event, Feedback, ModelFacts, Prediction, RouteFacts, Tensor, Verdict
 from gateway.audit.feed import Feed, Positions
 from gateway.audit.recorder import Recorder
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from shadow.act import Acted, Actor, Pending
 from shadow.bundles import Bundles
+from shadow.replay import Replayed, Source, replay, stored_of
 from shadow.sidecar import Parts, Sidecar
 from shadow.state import Settings
 from shadow.store import Store
-from tests.gateway.audit.sim import GATEWAY_ID, Log, settle
+from shadow.verdicts import spool_verdicts, stored_after
+from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, settle
 
 SECOND_NS = 1_000_000_000
 DAY_NS = 86_400 * SECOND_NS
@@ -28,11 +31,15 @@ MODEL = "flights"
 
 
 def route(revision: int, *, primary: str = "1", canary: str | None = None, **more: Any) -> Control:
-    """A route's control event: all to the primary, or `weight_bp` to a canary."""
+    """A route's control event: all to the primary, or `weight_bp` to a canary; `others` are further ones."""
     weight_bp = more.get("weight_bp", 1000) if canary is not None else 0
+    others = more.get("others", {})
+    left_bp = 10_000 - weight_bp - sum(bp for _, bp in others.values())
     variants: list[dict[str, Any]] = [
-        {"name": "primary", "version": primary, "role": "primary", "weight_bp": 10_000 - weight_bp}
+        {"name": "primary", "version": primary, "role": "primary", "weight_bp": left_bp}
     ]
+    for name, (version, bp) in others.items():
+        variants.append({"name": name, "version": version, "role": "canary", "weight_bp": bp})
     if canary is not None:
         variants.append({"name": "canary", "version": canary, "role": "canary", "weight_bp": weight_bp})
     after: dict[str, Any] = {"model": MODEL, "revision": revision, "variants": variants}
@@ -72,12 +79,14 @@ def prediction(revision: int, assigned: str, weight_bp: int, version: str, **mor
             served=assigned,
             weight_bp=weight_bp,
             reason=more.get("reason", "weight"),
+            unit_hash=more.get("unit"),
         ),
         model=ModelFacts(name=MODEL, version=version, tree_sha256=more.get("tree_sha256", "")),
         outputs=outputs,
         status=200 if kind == "done" else 500,
         degraded=more.get("degraded", ()),
         parameters={"event_time_ns": more["event_ns"]} if "event_ns" in more else None,
+        first_try=more.get("first_try"),
     )
 
 
@@ -96,16 +105,19 @@ class FakeActor(Actor):
 
     def __init__(self, outcome: str = "done") -> None:
         self.outcome = outcome
+        self.lease = Acted("done")
         self.rolled_back: list[Pending] = []
+        self.at_ns: list[int] = []
         self.renewed: list[dict[str, frozenset[str]]] = []
 
     def roll_back(self, pending: Pending, at_ns: int) -> Acted:
         self.rolled_back.append(pending)
+        self.at_ns.append(at_ns)
         return Acted(self.outcome, "as the test has it")
 
     def renew_leases(self, models: dict[str, frozenset[str]]) -> dict[str, Acted]:
         self.renewed.append(models)
-        return {model: Acted("done") for model in models}
+        return dict.fromkeys(models, self.lease)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -140,6 +152,29 @@ class Stage:
                 tick_s=1.0,
             )
         )
+
+    def die(self) -> None:
+        """The sidecar is killed: locks go, what was not committed goes, its ring stays for the recorder."""
+        forget_owner(self.sidecar._writer)
+        self.sidecar._parts.store.close()
+
+    def succeed(self) -> Sidecar:
+        """The next sidecar, once the recorder is done with the ring of the last one; it has adopted its ticks."""
+        settle(self.recorder)
+        self.sidecar = self.start()
+        own = sources_of(GATEWAY_ID, "sidecar")
+        settle(self.recorder)
+        self.sidecar.adopt(stored_after(self.log.spool, own, self.sidecar._saved.cut))
+        return self.sidecar
+
+    def verdicts(self) -> list[Verdict]:
+        """What sidecars wrote, as it lies on disk."""
+        return spool_verdicts(self.log.spool, sources_of(GATEWAY_ID, "sidecar"), {})
+
+    def replayed(self) -> Replayed:
+        """The log folded again."""
+        source = Source(lambda: self.feed({}), 0)
+        return replay(source, GATEWAY_ID, stored_of(self.verdicts()), Bundles(self.models))
 
     def feed(self, positions: Positions) -> Feed:
         return SpoolFeed(self.log.spool, positions)
