@@ -128,7 +128,13 @@ def _counts(rollout: Rollout, cause: str) -> dict[str, dict[str, float]]:
     if cause == "drift.relative" and rollout.shift is not None:
         rows = sum(rollout.shift.canary) / MICRO, sum(rollout.shift.control) / MICRO
         return {"canary": {"rows": rows[0]}, "control": {"rows": rows[1]}}
-    kind = cause.partition(".")[2] or "failed"
+    if cause == "hard_failure":
+        canary, control = _recently(rollout)
+        return {
+            "canary": {"requests": canary[1], "bad": canary[0]},
+            "control": {"requests": control[1], "bad": control[0]},
+        }
+    kind = cause.partition(".")[2]
     evidence = rollout.evidence[kind]
     return {
         "canary": {"requests": evidence.canary_requests / MICRO, "bad": evidence.canary_bad / MICRO},
@@ -147,16 +153,23 @@ def _says_harm(rollout: Rollout, kind: str, needed: float) -> str:
         f"version {rollout.version} {_WORDS[kind]} {times} version {rollout.control_version}"
         f" ({evidence.canary_bad / MICRO:g} of {evidence.canary_requests / MICRO:,.0f} against"
         f" {evidence.control_bad / MICRO:g} of {evidence.control_requests / MICRO:,.0f} at the same time);"
-        f" evidence {OMEGA[kind] * evidence.evidence:,.0f}, needed {needed:,.0f}"
+        f" evidence {_short(OMEGA[kind] * evidence.evidence)}, needed {_short(needed)}"
     )
 
 
+def _recently(rollout: Rollout) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(bad, requests) of the canary and of the control lately."""
+    counts = [recent.counts for recent in rollout.recent]
+    canary = sum(c.canary_bad for c in counts) / MICRO, sum(c.canary_requests for c in counts) / MICRO
+    control = sum(c.control_bad for c in counts) / MICRO, sum(c.control_requests for c in counts) / MICRO
+    return canary, control
+
+
 def _says_hard(rollout: Rollout) -> str:
-    bad = sum(r.counts.canary_bad for r in rollout.recent) / MICRO
-    of = sum(r.counts.canary_requests for r in rollout.recent) / MICRO
+    canary, control = _recently(rollout)
     return (
-        f"version {rollout.version} failed {bad:g} of {of:,.0f} requests within ten seconds,"
-        f" over 20x as often as version {rollout.control_version} beside it"
+        f"version {rollout.version} failed {canary[0]:g} of its last {canary[1]:,.0f} requests, over 20x as often as"
+        f" version {rollout.control_version} beside it ({control[0]:g} of {control[1]:,.0f})"
     )
 
 
@@ -167,5 +180,12 @@ def _says_shift(rollout: Rollout, shift: ShiftEvidence, declared: tuple[str, flo
     return (
         f"{output} of version {rollout.version} is {abs(estimate_sd):.2f} sd {'above' if estimate_sd > 0 else 'below'}"
         f" version {rollout.control_version}'s on the same traffic ({rows[0]:,.0f} rows against {rows[1]:,.0f});"
-        f" declared were {allowed:g} sd; evidence {OMEGA['shift'] * shift.evidence:,.0f}, needed {needed:,.0f}"
+        f" declared were {allowed:g} sd; evidence {_short(OMEGA['shift'] * shift.evidence)}, needed {_short(needed)}"
     )
+
+
+def _short(value: float) -> str:
+    """Three digits: 12.3, 4,570, 1.23e+18. Nobody reads more of an e-value."""
+    if value < 1000:
+        return f"{value:.3g}"
+    return f"{float(f'{value:.3g}'):,.0f}" if value < 1e6 else f"{value:.3g}"

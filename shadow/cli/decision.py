@@ -35,13 +35,10 @@ def list_(model: str | None, reading: Reading, as_json: bool) -> None:
     if not found:
         say("no decisions: nothing that a canary did called for one")
         return
-    rows = [
-        (moment(event.at_ns), event.model, event.body.get("action"), event.body.get("cause"), event.id)
-        for event in found
-    ]
-    table(("at", "model", "action", "cause", "id"), rows)
     for event in found:
-        say(f"{event.id[-4:]}: {event.body.get('says')}")
+        say(f"{moment(event.at_ns)}  {event.model}  {_action(event.body)} ({event.body.get('cause')})")
+        say(f"  {event.body.get('says')}")
+        say(f"  id {event.id}")
 
 
 @command.command("show")
@@ -64,7 +61,7 @@ def show(decision_id: str, reading: Reading, as_json: bool) -> None:
     rows: list[tuple[str, Any]] = [
         ("at", moment(event.at_ns)),
         ("model", f"{event.model}, rollout {body.get('rollout')}, tick {body.get('tick')}"),
-        ("action", f"{body.get('action')}{' (dry run)' if body.get('dry_run') else ''}"),
+        ("action", _action(body)),
         ("cause", body.get("cause")),
         ("weights", weights),
         ("latched", ", ".join(body.get("latched", ()))),
@@ -112,6 +109,10 @@ def replay_(reading: Reading, as_json: bool) -> None:
         say(f"{said}: {'the log bears them out' if not differing else f'{len(differing)} differ'}")
     if differing:
         raise Stop(f"{len(differing)} decisions are not what the log gives", NO)
+
+
+def _action(body: dict[str, Any]) -> str:
+    return f"{body.get('action')}, dry run" if body.get("dry_run") else str(body.get("action"))
 
 
 def _shown(one: Compared) -> dict[str, Any]:

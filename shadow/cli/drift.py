@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from gateway.cli.screen import json_option, print_json, say, table
+from shadow.bundles import Bundles
 from shadow.cli.reading import Reading, reading_options
 from shadow.decide import summary
 from shadow.state import Accuracy, WatchState
@@ -28,6 +29,7 @@ def report(model: str | None, reading: Reading, as_json: bool) -> None:
     state = replayed.state
     rollouts = [*state.rollouts.ended, *state.rollouts.active]
     rollouts = [rollout for rollout in rollouts if model in (None, rollout.model)]
+    notes = _notes(state, model, Bundles(reading.models))
     if as_json:
         accuracy = msgspec.to_builtins(state.accuracy)
         print_json(
@@ -38,6 +40,7 @@ def report(model: str | None, reading: Reading, as_json: bool) -> None:
                 "incomplete_ticks": state.incomplete_ticks,
                 "unread_scores": state.unread_scores,
                 "ticks": replayed.ticks,
+                "notes": notes,
             }
         )
         return
@@ -51,6 +54,28 @@ def report(model: str | None, reading: Reading, as_json: bool) -> None:
         say(f"{state.incomplete_ticks} of {replayed.ticks} ticks miss records and prove nothing")
     if state.unread_scores:
         say(f"{state.unread_scores} answers have no score: outputs by hash, or not as the bundle declares")
+    for note in notes:
+        say(note)
+
+
+def _notes(state: WatchState, model: str | None, bundles: Bundles) -> list[str]:
+    """What is not watched of versions that answered, and why."""
+    notes = []
+    for name, trees in sorted(state.trees.items()):
+        if model not in (None, name):
+            continue
+        for version, tree in sorted(trees.items(), key=lambda item: int(item[0])):
+            settings = bundles.settings(name, version, tree)
+            if settings is None:
+                reason = bundles.reason(name, version, tree)
+                notes.append(f"{reason}; no labels and no declared outputs are read, failures count")
+                continue
+            if settings.labels is None:
+                notes.append(f"{name}/{version} declares no labels: whether it is right is not watched")
+            if bundles.reference(name, version, tree) is None:
+                reason = bundles.reference_reason(name, version, tree)
+                notes.append(f"{reason}; shifts are in units of the control's first rows")
+    return notes
 
 
 def _accuracy(state: WatchState, model: str | None) -> None:
