@@ -18,6 +18,8 @@ log = logging.getLogger("tidegate.sidecar")
 
 TIMEOUT_S = 5.0
 TOKEN_FILE = "sidecar.token"
+_NO_ANSWER = (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""No token or listener yet, or an answer that is none of a gateway's."""
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -51,7 +53,11 @@ class Actor:
 
     def __init__(self, url: str, state_dir: Path, transport: httpx.BaseTransport | None = None) -> None:
         self._token_file = state_dir / TOKEN_FILE
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False, transport=transport)
+        # Certificates are read at once or never, and a plain listener has none.
+        verify = url.startswith("https:")
+        self._http = httpx.Client(
+            base_url=url, timeout=TIMEOUT_S, trust_env=False, transport=transport, verify=verify
+        )
 
     def roll_back(self, pending: Pending, at_ns: int) -> Acted:
         """Take a version's traffic away and latch it.
@@ -84,7 +90,7 @@ class Actor:
                     "evidence": {"event": pending.event, "at_ns": at_ns},
                 },
             )
-        except (httpx.HTTPError, OSError, ValueError, KeyError) as exc:
+        except _NO_ANSWER as exc:
             return Acted("unreachable", f"{type(exc).__name__}: {exc}")
         return Acted("done") if reply.is_success else _refusal(reply)
 
@@ -113,7 +119,7 @@ class Actor:
                     body={"reason": "the sidecar watches"},
                 )
                 found[model] = Acted("done") if reply.is_success else _refusal(reply)
-            except (httpx.HTTPError, OSError, ValueError, KeyError) as exc:
+            except _NO_ANSWER as exc:
                 found[model] = Acted("unreachable", f"{type(exc).__name__}: {exc}")
         return found
 
@@ -133,7 +139,7 @@ class Actor:
 def _refusal(reply: httpx.Response) -> Acted:
     try:
         says = str(reply.json().get("error", ""))
-    except ValueError:
+    except (ValueError, AttributeError):
         says = ""
     if reply.status_code == 412:
         return Acted("conflict", says)

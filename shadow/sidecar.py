@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import signal
 import sqlite3
@@ -30,19 +31,18 @@ from gateway.audit.feed import Feed, Positions
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
-from gateway.errors import GatewayError, LogIncomplete
-from shadow.act import Actor, Pending
+from gateway.errors import GatewayError
+from shadow.act import Acted, Actor, Pending
 from shadow.bundles import Bundles
 from shadow.replay import fold
-from shadow.runner import READ_EVENTS, Runner
+from shadow.runner import Runner
 from shadow.state import Settings
 from shadow.store import Store, open_store, set_aside
 from shadow.verdicts import (
     Stored,
     decision_event,
     gateway_sources,
-    spool_verdicts,
-    stored_ticks,
+    stored_after,
     tick_event,
 )
 from shadow.watch import Tick, Watch
@@ -77,6 +77,8 @@ class Parts(NamedTuple):
     feed: Callable[[Positions], Feed]
     settings: Settings
     tick_s: float
+    wait_ms: int = 0
+    """How long a turn waits for a feed that has nothing: one that works only while it is read needs it."""
 
 
 class Sidecar:
@@ -91,13 +93,21 @@ class Sidecar:
         self._saved = parts.store.saved
         self.watch = Watch(parts.bundles, parts.store.join, self._saved.state)
         self._feed = parts.feed(self._saved.feed or self._saved.cut)
-        self.runner = Runner(self._feed, self.watch, self._saved.cut, gateway_sources(parts.gateway_id))
+        self.runner = Runner(
+            self._feed,
+            self.watch,
+            self._saved.cut,
+            gateway_sources(parts.gateway_id),
+            gateway_sources(parts.gateway_id, ("worker", "control")),
+        )
         self._fresh_settings: Settings | None = None
-        self._was_complete = True
-        self._last_at_ns = 0
-        self._caught_up_s = self._last_tick_s = time.monotonic()
+        self._read_until_ns = 0
+        """Of which time the newest record was that this process judged; 0 before its first tick."""
+        self._last_tick_s = time.monotonic()
         self._next_tick_s = self._last_tick_s + parts.tick_s
-        self._next_act_s = self._next_lease_s = 0.0
+        self._next_lease_s = 0.0
+        self._next_act_s: dict[str, float] = {}
+        """By decision that is not in effect yet: when it is tried again."""
         self._told: dict[str, str] = {}
 
     # --- start -----------------------------------------------------------------------------
@@ -140,20 +150,19 @@ class Sidecar:
 
     def step(self) -> bool:
         """One turn; whether there was anything to read."""
-        found = self.runner.read()
+        found = self.runner.read(self._parts.wait_ms)
         now_s = time.monotonic()
-        if found < READ_EVENTS // 2:
-            self._caught_up_s = now_s
         if now_s >= self._next_tick_s:
-            quiet = self.watch.tally.is_empty and now_s - self._last_tick_s < QUIET_TICK_S
+            # What is still to be done rests on evidence that must not grow old.
+            quiet = self.watch.tally.is_empty and not self._saved.pending
+            quiet = quiet and now_s - self._last_tick_s < QUIET_TICK_S
             lacking = self.watch.lacks_routes and now_s < self._next_tick_s + LACKING_S
             if quiet or not lacking:
                 self._next_tick_s = now_s + self._parts.tick_s
             if not quiet and not lacking:
                 self.tick()
                 self._last_tick_s = now_s
-        if now_s >= self._next_act_s:
-            self._act(now_s)
+        self._act(now_s)
         if now_s >= self._next_lease_s:
             self._renew(now_s)
         self._writer.heartbeat()
@@ -173,11 +182,12 @@ class Sidecar:
         events += [decision_event(decision, tick, state) for decision in decisions]
         seq = self._log(events)
         self._fresh_settings = None
-        self._was_complete = not missing
         for each in decisions:
             log.warning("decision", extra={"model": each.model, "cause": each.cause, "says": each.says})
         made = tuple((self._writer.event_id(seq + 1 + i), each) for i, each in enumerate(decisions))
         self._commit(Stored(tick, settings, made))
+        stale_s = self.runner.stale_s
+        self._read_until_ns = tick.at_ns - int(stale_s * 1e9) if math.isfinite(stale_s) else 0
 
     def close(self) -> None:
         """End the epoch; the open tick is not made."""
@@ -224,28 +234,38 @@ class Sidecar:
         running = {(r.model, r.number) for r in saved.state.rollouts.active}
         saved.pending = [p for p in saved.pending if (p.model, p.rollout) in running]
         self._parts.store.commit()
-        self._last_at_ns = stored.tick.at_ns
-        self._next_act_s = 0.0
 
     # --- acts ------------------------------------------------------------------------------
 
     def _act(self, now_s: float) -> None:
-        self._next_act_s = now_s + RETRY_S
         for pending in list(self._saved.pending):
-            acted = self._parts.actor.roll_back(pending, self._last_at_ns)
+            if now_s < self._next_act_s.get(pending.event, 0.0):
+                continue
+            age_s = (time.time_ns() - self._read_until_ns) / 1e9
+            if age_s > self._parts.settings.policy_of(pending.model).max_staleness_s:
+                # The next tick makes it young again, or shows that there is nothing to do.
+                continue
+            acted = self._parts.actor.roll_back(pending, self._read_until_ns)
+            retry_s = REFUSED_S if acted.outcome == "refused" else RETRY_S
+            self._next_act_s[pending.event] = now_s + retry_s
             if acted.outcome in {"done", "nothing_to_do"}:
                 self._saved.pending.remove(pending)
                 self._told.pop(pending.event, None)
+                self._next_act_s.pop(pending.event, None)
                 log.warning("rolled_back", extra={"model": pending.model, "outcome": acted.outcome})
-                continue
-            if acted.outcome == "refused":
-                self._next_act_s = now_s + REFUSED_S
-            if self._told.get(pending.event) != acted.says:
-                self._told[pending.event] = acted.says
-                says = f"{pending.model}: rollback of version {pending.version} {acted.outcome}: {acted.says}"
-                body = {"what": "act", "outcome": acted.outcome, "decision": pending.event, "says": says}
-                self._log([Verdict(kind="alarm", at_ns=time.time_ns(), model=pending.model, body=body)])
-                log.error("rollback_not_done", extra={"says": says})
+            elif acted.outcome != "conflict":
+                # In a conflict someone changed the route just now: it is looked at again.
+                self._tell(pending, acted)
+
+    def _tell(self, pending: Pending, acted: Acted) -> None:
+        """Raise an alarm about an act that was not done, once for each thing that stands in the way."""
+        if self._told.get(pending.event) == acted.says:
+            return
+        self._told[pending.event] = acted.says
+        says = f"{pending.model}: rollback of version {pending.version} {acted.outcome}: {acted.says}"
+        body = {"what": "act", "outcome": acted.outcome, "decision": pending.event, "says": says}
+        self._log([Verdict(kind="alarm", at_ns=time.time_ns(), model=pending.model, body=body)])
+        log.error("rollback_not_done", extra={"says": says})
 
     def _renew(self, now_s: float) -> None:
         """Renew leases while this monitor is worth trusting: it reads the present, and its last tick was whole."""
@@ -254,9 +274,9 @@ class Sidecar:
         }
         shortest_s = min((policy.lease_s for policy in automatic.values()), default=30)
         self._next_lease_s = now_s + max(shortest_s / 3, 0.1)
-        if not automatic or not self._was_complete:
+        if not automatic or not self.watch.state.complete:
             return
-        stale_s = max(now_s - self._caught_up_s, 0.0)
+        stale_s = self.runner.stale_s
         rollouts = self.watch.state.rollouts.active
         models = {
             model: frozenset(r.version for r in rollouts if r.model == model and r.rolled_back)
@@ -281,13 +301,6 @@ def _feed(config: configuration.Config, spool: Path) -> Callable[[Positions], Fe
     return made
 
 
-def _stored(spool: Path, own: tuple[int, ...], cut: Positions) -> list[Stored]:
-    try:
-        return stored_ticks(spool_verdicts(spool, own, cut))
-    except ValueError as exc:
-        raise LogIncomplete(str(exc)) from exc
-
-
 def _run(context: process.Context) -> int:
     config = configuration.decode(context.config)
     state_dir, ring_dir = context.state_path, Path(context.ring_dir)
@@ -310,13 +323,14 @@ def _run(context: process.Context) -> int:
         feed=_feed(config, state_dir / "spool"),
         settings=Settings(config.sidecar.clock, config.policy),
         tick_s=config.sidecar.tick_s,
+        wait_ms=int(IDLE_S * 1000) if config.sidecar.source == "kafka" else 0,
     )
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sidecar = Sidecar(parts)
     try:
-        stored = _stored(state_dir / "spool", own, parts.store.saved.cut)
+        stored = stored_after(state_dir / "spool", own, parts.store.saved.cut)
         sidecar.adopt(stored, gone_is_missing=config.sidecar.source == "spool")
         while not stopping:
             if not sidecar.step():

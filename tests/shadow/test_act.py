@@ -1,0 +1,178 @@
+"""Acts: against the real admin API, and against one that is away, refuses, or was changed by someone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.config import Policy
+from shadow.act import Acted, Actor, Pending
+from tests.gateway.control.plane import MODEL, Plane
+from tests.gateway.test_admin import ROUTE, SIDECAR_TOKEN, Admin
+from tests.gateway.test_admin import admin as admin  # a fixture
+from tests.gateway.test_admin import plane as plane  # a fixture
+
+PENDING = Pending(model=MODEL, rollout=2, variant="canary", version="2", says="version 2 fails", event="e-1")
+
+
+class Bridge:
+    """A transport to the admin API of this process; what happens before a request can be chosen."""
+
+    def __init__(self, admin: Admin) -> None:
+        self.admin = admin
+        self.seen: list[tuple[str, str]] = []
+        self.before: dict[str, Callable[[], object]] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        method, path = request.method, request.url.path
+        if method in self.before:
+            self.before.pop(method)()
+        self.seen.append((method, path))
+        reply = self.admin.plain(method, path, content=request.content, headers=dict(request.headers))
+        return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+
+
+@pytest.fixture
+def bridge(admin: Admin) -> Bridge:
+    """Version 2 has a tenth."""
+    assert admin.split().status_code == 200
+    return Bridge(admin)
+
+
+@pytest.fixture
+def actor(bridge: Bridge, tmp_path: Path) -> Actor:
+    """The sidecar's, with its token."""
+    (tmp_path / "sidecar.token").write_text(SIDECAR_TOKEN + "\n")
+    return Actor("http://127.0.0.1:8081", tmp_path, httpx.MockTransport(bridge))
+
+
+def shown(admin: Admin) -> Any:
+    """The route as anyone sees it."""
+    return admin.send("GET", ROUTE).json()
+
+
+def test_a_rollback_is_done(actor: Actor, admin: Admin) -> None:
+    """Weight 0, latched, by the sidecar, in its words, with the decision as evidence; again: nothing to do."""
+    assert actor.roll_back(PENDING, time.time_ns()) == Acted("done")
+    route = shown(admin)
+    weights = {v["name"]: v.get("weight_bp", 0) for v in route["variants"]}
+    assert weights == {"primary": 10_000, "canary": 0}
+    assert route["latched"] == ["2"]
+    changed = route["changed"]
+    assert (changed["by"], changed["reason"], changed["evidence"]) == ("sidecar", PENDING.says, "e-1")
+    assert actor.roll_back(PENDING, time.time_ns()) == Acted("nothing_to_do")
+
+
+def test_a_person_took_the_weight_away(actor: Actor, admin: Admin, bridge: Bridge) -> None:
+    """Nothing is changed on top of it: no latch."""
+    admin.send("POST", f"{ROUTE}/shift", {"weights_bp": {"canary": 0}, "reason": "no"}, if_match="2")
+    assert actor.roll_back(PENDING, time.time_ns()).outcome == "nothing_to_do"
+    assert shown(admin)["latched"] == []
+    assert {method for method, _ in bridge.seen} == {"GET"}
+
+
+def test_the_variant_was_renamed(actor: Actor, admin: Admin) -> None:
+    """The version is what counts, whatever its variant is called now."""
+    variants = [
+        {"name": "primary", "version": "1", "role": "primary", "weight_bp": 8_000},
+        {"name": "late", "version": "2", "role": "canary", "weight_bp": 2_000},
+    ]
+    assert admin.send("PUT", ROUTE, {"variants": variants, "reason": "x"}, if_match="2").status_code == 200
+    assert actor.roll_back(PENDING, time.time_ns()) == Acted("done")
+
+
+def test_the_route_changes_meanwhile(actor: Actor, admin: Admin, bridge: Bridge) -> None:
+    """412: a conflict, and nothing overwritten; the next try sees the new revision."""
+    body = {"weights_bp": {"canary": 500}, "reason": "slower"}
+    bridge.before["POST"] = lambda: admin.send("POST", f"{ROUTE}/shift", body, if_match="2")
+    acted = actor.roll_back(PENDING, time.time_ns())
+    assert (acted.outcome, shown(admin)["revision"]) == ("conflict", 3)
+    assert "revision 3" in acted.says
+    assert actor.roll_back(PENDING, time.time_ns()) == Acted("done")
+    assert shown(admin)["revision"] == 4
+
+
+def test_a_hold_beats_the_sidecar(actor: Actor, admin: Admin) -> None:
+    """Frozen: refused in the gateway's words; after the thaw it is done."""
+    admin.send("POST", f"{ROUTE}/freeze", {"reason": "wait"}, if_match="2")
+    acted = actor.roll_back(PENDING, time.time_ns())
+    assert acted.outcome == "refused"
+    assert "frozen" in acted.says
+    admin.send("POST", f"{ROUTE}/thaw", {"reason": "go"}, if_match="3")
+    assert actor.roll_back(PENDING, time.time_ns()) == Acted("done")
+
+
+def test_old_evidence_is_refused(actor: Actor, admin: Admin) -> None:
+    """Control looks at its age, too."""
+    acted = actor.roll_back(PENDING, time.time_ns() - 3600 * 10**9)
+    assert acted.outcome == "refused"
+    assert "old" in acted.says
+    assert shown(admin)["revision"] == 2
+
+
+def test_an_unknown_model_is_refused(actor: Actor) -> None:
+    """The model is gone."""
+    gone = Pending(model="nobody", rollout=2, variant="canary", version="2", says="x", event="e-1")
+    assert actor.roll_back(gone, time.time_ns()).outcome == "refused"
+
+
+def test_leases_under_an_automatic_ramp(actor: Actor, admin: Admin, plane: Plane) -> None:
+    """Renewed at the same revision; not for a condemned version; refused where there is none."""
+    (refused,) = actor.renew_leases({MODEL: frozenset()}).values()
+    assert refused.outcome == "refused"
+    plane.engine.policy_of = lambda model: Policy(ramp="auto")
+    assert actor.renew_leases({MODEL: frozenset()}) == {MODEL: Acted("done")}
+    route = shown(admin)
+    assert route["revision"] == 2
+    until = next(v["lease_until_ns"] for v in route["variants"] if v["role"] == "canary")
+    assert until > time.time_ns()
+    assert actor.renew_leases({MODEL: frozenset({"2"})}) == {}
+    assert actor.renew_leases({}) == {}
+    assert actor.renew_leases({"nobody": frozenset()})["nobody"].outcome == "refused"
+
+
+def test_leases_of_a_route_without_canaries(actor: Actor, admin: Admin) -> None:
+    """Nothing is asked of it."""
+    admin.send("POST", f"{ROUTE}/shift", {"weights_bp": {"canary": 0}, "reason": "no"}, if_match="2")
+    assert actor.renew_leases({MODEL: frozenset()}) == {}
+
+
+def away(request: httpx.Request) -> httpx.Response:
+    """Nobody listens."""
+    raise httpx.ConnectError("refused", request=request)
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [
+        away,
+        lambda request: httpx.Response(503, json={"error": "audit_unavailable"}),
+        lambda request: httpx.Response(502, text="<html>"),
+        lambda request: httpx.Response(200, text="<html>"),
+        lambda request: httpx.Response(200, json={"variants": [{}]}),
+        lambda request: httpx.Response(200, json=[1]),
+        lambda request: httpx.Response(200, json={"variants": 7}),
+    ],
+    ids=["away", "503", "502", "html", "no names", "a list", "no variants"],
+)
+def test_what_cannot_be_understood_is_unreachable(
+    tmp_path: Path, transport: Callable[[httpx.Request], httpx.Response]
+) -> None:
+    """No listener, one that cannot, one that is none of ours: tried again later, never an accident."""
+    (tmp_path / "sidecar.token").write_text(SIDECAR_TOKEN)
+    actor = Actor("http://127.0.0.1:8081", tmp_path, httpx.MockTransport(transport))
+    assert actor.roll_back(PENDING, 1).outcome == "unreachable"
+    assert actor.renew_leases({MODEL: frozenset()})[MODEL].outcome == "unreachable"
+
+
+def test_without_a_token_there_is_no_control_yet(tmp_path: Path) -> None:
+    """Control makes the token when it first starts; until then it is unreachable."""
+    actor = Actor("http://127.0.0.1:8081", tmp_path, httpx.MockTransport(away))
+    acted = actor.roll_back(PENDING, 1)
+    assert acted.outcome == "unreachable"
+    assert "sidecar.token" in acted.says
