@@ -76,7 +76,8 @@ class Watch:
     Args:
         join: where predictions wait for labels; committed by the caller together with `state`.
 
-    Threading: one thread. Cost: about 10 us an event, numpy per tick and version.
+    Threading: one thread. Cost: about 10 us an event to take and 10 to fold, 60 more over the life of one
+    that labels are declared for.
     """
 
     def __init__(self, bundles: BundleSource, join: LabelJoin, state: WatchState | None = None) -> None:
@@ -309,15 +310,14 @@ class Watch:
     def _mature(self) -> None:
         arms: dict[ArmKey, ArmTally] = {}
         for matured in self._join.mature(self.state.clock_ns):
-            wrong = self._account(matured)
-            served = matured.served
-            if wrong is not None and served.assigned is not None and served.weight_bp is not None:
+            served, judged = matured.served, self._account(matured)
+            if judged is not None and served.assigned is not None and served.weight_bp is not None:
                 key = ArmKey(served.model, served.revision, served.assigned, served.weight_bp)
                 weight = MICRO // len(matured.labels)
                 tally = arms.setdefault(key, ArmTally())
-                tally.requests += weight * len(wrong)
-                if wrong.any():
-                    tally.hit("wrong", served.unit, weight * int(wrong.sum()))
+                tally.requests += weight * judged[0]
+                if judged[1]:
+                    tally.hit("wrong", served.unit, weight * judged[1])
         if not self.state.complete:
             return
         parts: dict[int, tuple[Rollout, list[ArmCounts]]] = {}
@@ -330,23 +330,26 @@ class Watch:
         for rollout, counts_of in parts.values():
             rollout.evidence["wrong"].fold_tick(counts_of, self._margin(rollout))
 
-    def _account(self, matured: Matured) -> NDArray[np.bool_] | None:
-        """Count into the week's accuracy; the labelled rows' wrongness for classes, None for values or no label."""
+    def _account(self, matured: Matured) -> tuple[int, int] | None:
+        """Count into the week's accuracy; of classes the rows that are labelled and those that are wrong."""
         served, labels = matured
         weeks = self.state.accuracy.setdefault(served.model, {}).setdefault(served.version, {})
         week = weeks.setdefault(week_of(served.at_ns), Accuracy())
-        has_label = np.isfinite(labels)
-        week.rows += len(labels)
-        week.unlabelled += int((~has_label).sum())
-        given, said = labels[has_label], served.predicted[has_label]
-        if not len(given):
+        rows, said = len(labels), served.predicted
+        unlabelled = np.isnan(labels)
+        missing = int(np.count_nonzero(unlabelled))
+        week.rows += rows
+        week.unlabelled += missing
+        if missing == rows:
             return None
+        if missing:
+            labels, said = labels[~unlabelled], said[~unlabelled]
         if not served.is_class:
-            week.absolute_error += float(np.abs(given - said).sum())
+            week.absolute_error += float(np.abs(labels - said).sum())
             return None
-        wrong = given != said
-        week.wrong += int(wrong.sum())
-        return wrong  # type: ignore[no-any-return]
+        wrong = int(np.count_nonzero(labels != said))
+        week.wrong += wrong
+        return rows - missing, wrong
 
     # --- decisions -------------------------------------------------------------------------
 
