@@ -52,8 +52,9 @@ def decide(rollout: Rollout, document: Document, policy: Policy, tick: int, outp
     """
     needed = 1.0 / policy.alpha
     found: list[tuple[str, str, str]] = []
-    if hard_failure([recent.counts for recent in rollout.recent]):
-        found.append(("hard_failure", "rollback", _says_hard(rollout)))
+    looks = sum(rollout.evidence[kind].ticks_with_evidence for kind in ("failed", "nonfinite"))
+    if hard_failure([recent.counts for recent in rollout.recent], max(looks, 1), policy.alpha):
+        found.append(("hard_failure", policy.on_harm, _says_hard(rollout)))
     for kind in BADNESS:
         evidence = rollout.evidence[kind]
         strong = OMEGA[kind] * evidence.evidence >= needed
@@ -66,9 +67,11 @@ def decide(rollout: Rollout, document: Document, policy: Policy, tick: int, outp
         found.append(("drift.relative", policy.on_relative_drift, says))
     made = []
     for cause, action, says in found:
-        if cause in rollout.decided or (action == "rollback" and rollout.rolled_back):
+        # What was an alert, or a dry run, may be a rollback once the policy says so.
+        done = f"{action} (dry run)" if policy.ramp == "dry-run" else action
+        if rollout.decided.get(cause) == done or rollout.rolled_back:
             continue
-        rollout.decided[cause] = action
+        rollout.decided[cause] = done
         made.append(_decision(rollout, document, policy, tick, cause, action, says))
     return made
 

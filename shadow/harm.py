@@ -41,6 +41,8 @@ LOG_CAP = 700.0
 
 BAD_REQUESTS_MIN, TICKS_MIN = 5, 2
 HARD_UNITS_MIN, HARD_RATIO, HARD_EVIDENCE = 3, 20.0, 10_000.0
+# Hard failures may cost a healthy rollout a tenth of alpha on top, over all looks together.
+HARD_OMEGA = 0.1
 # A wholly bad request of m rows weighs up to m - 1 micro-requests less than one; it still counts as one.
 _ROUNDING = MICRO // 100
 
@@ -141,7 +143,7 @@ class HarmEvidence(msgspec.Struct):
 
     @property
     def relative(self) -> float:
-        """E-value against "at most 1 + margin times as often bad as the control" (drift-rollback 4.2)."""
+        """E-value against "at most 1 + margin times as often bad as the control" (docs/statistics.md)."""
         logs = [0.0] * len(RATIOS)
         for stratum in self.strata:
             canary, control = stratum.canary_bad / MICRO, stratum.control_bad / MICRO
@@ -151,7 +153,7 @@ class HarmEvidence(msgspec.Struct):
 
     @property
     def absolute(self) -> float:
-        """E-value against "bad in at most one request of 10,000" (drift-rollback 9, E3)."""
+        """E-value against "bad in at most one request of 10,000" (docs/statistics.md)."""
         bad, good = self.canary_bad / MICRO, (self.canary_requests - self.canary_bad) / MICRO
         return mean_wealth([bad * up + good * down for up, down in rate_bets()])
 
@@ -203,7 +205,7 @@ def needed(omega: float, alpha: float = ALPHA) -> float:
 
 
 def coin(weight_bp: int, margin: float, ratio: float) -> Bet:
-    """The bet that the canary is bad `ratio` times as often as the margin allows (drift-rollback 4.2).
+    """The bet that the canary is bad `ratio` times as often as the margin allows (docs/statistics.md).
 
     With w the weight and v = w (1 + margin), a bad request is the canary's with probability of at most
     theta0 = v / (v + 1 - w) under the null, and theta = v r / (v r + 1 - w) if the bet is right; the gain
@@ -235,7 +237,7 @@ def mean_wealth(logs: Sequence[float]) -> float:
 
 
 def enough(canary_bad: int, ticks_with_evidence: int) -> bool:
-    """Whether evidence may roll back: 5 bad requests of the canary, from 2 ticks (drift-rollback 4.5).
+    """Whether evidence may roll back: 5 bad requests of the canary, from 2 ticks (docs/statistics.md).
 
     Not needed for the error rate; it keeps one burst of poisoned requests from moving weights.
     `canary_bad` is in micro-requests.
@@ -243,23 +245,22 @@ def enough(canary_bad: int, ticks_with_evidence: int) -> bool:
     return (canary_bad + _ROUNDING) // MICRO >= BAD_REQUESTS_MIN and ticks_with_evidence >= TICKS_MIN
 
 
-def hard_failure(recent: Sequence[ArmCounts], bad_units: int | None = None) -> bool:
-    """Whether the canary plainly fails: `recent` are the ticks of the last 10 s (drift-rollback 4.1, E10).
+def hard_failure(recent: Sequence[ArmCounts], looks: int = 1, alpha: float = ALPHA) -> bool:
+    """Whether the canary plainly fails: `recent` are the ticks of the last 10 s.
 
-    True when at least 3 units of the canary were bad, at more than 20 times the control's rate on the same
-    ticks, and those events alone are 10,000 times likelier under "20 times as bad" than under "as bad".
-    The last stands in for "no statistics": at equal weights 3 bad ones against none are a coin that fell
-    three times alike, and a long rollout throws it often. For kinds that a healthy version hardly ever
-    shows (failed, nonfinite), never for wrong answers. `bad_units` is the number of distinct units where
-    the caller knows it; else whole bad requests, which are never more. Without a request of the control
-    there is nothing to compare with, and the answer is no.
+    True when at least 3 requests of the canary were bad, at more than 20 times the control's rate on the same
+    ticks, and these events alone are c times likelier under "20 times as bad" than under "as bad". That ratio is
+    an e-value of its window, so it passes c by chance with probability of at most 1/c; c is 10,000 and grows with
+    the number of looks k so that the sum of k (k + 1) / (HARD_OMEGA alpha) over all looks stays within its share
+    (a union bound: windows may overlap). For kinds that a healthy version hardly ever shows (failed, nonfinite),
+    never for wrong answers. Without a request of the control there is nothing to compare with, and the answer is
+    no. `looks`: ticks of this rollout in which a request of the canary was bad, this one included.
     """
     canary_bad = sum(counts.canary_bad for counts in recent)
     control_bad = sum(counts.control_bad for counts in recent)
     canary_requests = sum(counts.canary_requests for counts in recent)
     control_requests = sum(counts.control_requests for counts in recent)
-    units = (canary_bad + _ROUNDING) // MICRO if bad_units is None else bad_units
-    if units < HARD_UNITS_MIN or not control_requests:
+    if (canary_bad + _ROUNDING) // MICRO < HARD_UNITS_MIN or not control_requests:
         return False
     if canary_bad * control_requests <= HARD_RATIO * control_bad * canary_requests:
         return False
@@ -267,4 +268,4 @@ def hard_failure(recent: Sequence[ArmCounts], bad_units: int | None = None) -> b
     for counts in recent:
         bet = coin(counts.weight_bp, 0.0, HARD_RATIO)
         log += counts.canary_bad / MICRO * bet.canary + counts.control_bad / MICRO * bet.control
-    return log >= math.log(HARD_EVIDENCE)
+    return log >= math.log(max(HARD_EVIDENCE, looks * (looks + 1) / (HARD_OMEGA * alpha)))

@@ -2,7 +2,7 @@
 
 Labels come late, out of order, twice, or never. A prediction is judged once, when its horizon (`labels.maturity_s` of
 its bundle) has passed on the watch's clock, whether its label has come or not, and in prediction order: judging labels
-as they arrive would favour what is labelled fast (drift-rollback §3). The first label of a row counts; what differs
+as they arrive would favour what is labelled fast (docs/statistics.md). The first label of a row counts; what differs
 later is an erratum, counted and never judged again.
 
 The join lives in the sidecar's database, or in one in memory for a replay: same code, same answers. All calls of a

@@ -2,9 +2,8 @@
 
 Stands before the ramp: `tidegate rollout power` prints it, and a stage that could find nothing is not worth
 its time. Pure. Evidence grows by a known mean per request if the canary is worse in a known way, so it
-reaches its threshold, in the median, after about threshold / growth requests (drift-rollback 4.4-4.5,
-9.2). The same bets as in `harm` and `detectors.relative` are used, tables and all, so a change there is a
-change here.
+reaches its threshold, in the median, after about threshold / growth requests (docs/statistics.md). The same
+bets as in `harm` and `detectors.relative` are used, tables and all, so a change there is a change here.
 """
 
 from __future__ import annotations

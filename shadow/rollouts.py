@@ -87,7 +87,7 @@ class Rollout(msgspec.Struct):
     bad_units: dict[str, list[str]] = {}
     """By kind, the units that count as bad already, the latest last."""
     decided: dict[str, str] = {}
-    """Action by cause: each cause is decided once."""
+    """Action by cause, marked where it was a dry run: each is decided once."""
 
     def newly_bad(self, kind: str, *arms: Mapping[str, int]) -> list[int]:
         """What is bad in each arm (the canary's, the control's), less the units that were bad before; notes them.
@@ -182,14 +182,16 @@ class Rollouts(msgspec.Struct):
 def _ending(rollout: Rollout, route: Document) -> str | None:
     if rollout.version in route.latched:
         return "latched"
-    if route.primary.version == rollout.version:
-        return "promoted"
+    still = [
+        arm
+        for arm in route.arms
+        if (arm.name, arm.version, arm.role) == (rollout.variant, rollout.version, "canary")
+    ]
     if route.primary.version != rollout.control_version:
-        return "primary_changed"
-    for arm in route.arms:
-        if (arm.name, arm.version, arm.role) == (rollout.variant, rollout.version, "canary"):
-            return None if arm.weight_bp else "weight_zero"
-    return "removed"
+        return "promoted" if route.primary.version == rollout.version else "primary_changed"
+    if not still:
+        return "removed"
+    return None if still[0].weight_bp else "weight_zero"
 
 
 def routes_of(event: Control) -> list[Document]:

@@ -10,7 +10,7 @@ import msgspec
 from gateway.cli.failures import Stop
 from gateway.cli.screen import json_option, percent, print_json, say, table
 from gateway.cli.weights import parse_weight
-from shadow.harm import OMEGA
+from shadow.harm import HARD_OMEGA, OMEGA
 from shadow.power import Finding, Stage, plan
 
 _PER_SECOND = {"s": 1.0, "min": 60.0, "h": 3_600.0}
@@ -66,8 +66,8 @@ def power(
     say(
         f"Medians at {stage.rate_per_s:.4g} requests a second, {percent(stage.weight_bp)} to the canary,"
         f" {stage.base_rate * 100:.4g}% of requests bad today; no sooner than the second tick ends.\n"
-        f"A healthy canary is rolled back in at most {stage.alpha * 100:.4g}% of rollouts, all kinds of"
-        f" evidence together, however long they take."
+        f"A healthy canary is rolled back in at most {stage.alpha * (1 + HARD_OMEGA) * 100:.4g}% of rollouts, all"
+        f" kinds of evidence together, however long they take."
     )
 
 

@@ -9,7 +9,7 @@ has the mean "canary minus control, minus tolerance" whatever the traffic does, 
 independent of the row: common drift, busy hours and incidents cancel. 1 + lambda D is a bet that stays
 above 0, its product over rows an e-process for the null "over the stream, the canary's conditional mean
 exceeds the control's by at most the tolerance", and the product depends on counts by version and bin alone
-(drift-rollback 9.2). Half of the stake bets on a rise, half on a fall.
+(docs/statistics.md). Half of the stake bets on a rise, half on a fall.
 
 m is the control's mean over earlier ticks: it must not know the rows it centres. It is held within half an
 sd, so that the bets of a weight stay the same for as long as the weight does.

@@ -25,7 +25,7 @@ def test_the_table_says_what_is_found_and_when() -> None:
     line = next(line for line in result.stdout.splitlines() if "bad 2 times as often" in line)
     assert line.split()[-2:] == ["9.5", "min"]
     assert "scores shifted 0.5 sd beyond the tolerance" in result.stdout
-    assert "at most 1% of rollouts" in result.stdout
+    assert "at most 1.1% of rollouts" in result.stdout
 
 
 def test_json_holds_the_stage_and_its_findings() -> None:

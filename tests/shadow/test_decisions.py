@@ -89,11 +89,12 @@ def test_another_output_on_the_same_traffic() -> None:
     assert decision.counts["canary"]["rows"] > 50
 
 
-def test_plain_failure_within_one_tick() -> None:
-    """hard_failure: every request of the canary fails; two ticks are not waited for, policy or not."""
-    play = run(play_with(on_harm="alert"), Arm("2", failing=1.0), ticks=1, each=100)
+@pytest.mark.parametrize("action", ["rollback", "alert"])
+def test_plain_failure_within_one_tick(action: str) -> None:
+    """hard_failure: every request of the canary fails; two ticks are not waited for. `on_harm` says what is done."""
+    play = run(play_with(on_harm=action), Arm("2", failing=1.0), ticks=1, each=100)
     decision = play.decisions[0]
-    assert (decision.cause, decision.action) == ("hard_failure", "rollback")
+    assert (decision.cause, decision.action) == ("hard_failure", action)
     canary = decision.counts["canary"]
     assert canary["bad"] == canary["requests"] > 10
     assert f"failed {canary['bad']:g} of its last {canary['requests']:g} requests" in decision.says

@@ -247,11 +247,13 @@ def test_a_hard_failure_is_many_units_far_above_the_control(recent, expected) ->
     assert hard_failure([requests(*tick) for tick in recent]) is expected
 
 
-def test_a_hard_failure_counts_units_not_requests() -> None:
-    """A hundred requests of two clients are two units."""
-    tick = [requests(1000, 100, 100, 900, 0)]
-    assert not hard_failure(tick, bad_units=2)
-    assert hard_failure(tick, bad_units=3)
+def test_a_hard_failure_has_to_be_plainer_the_more_often_one_looked() -> None:
+    """What is plain at the first look is chance at the ten thousandth: all looks share a tenth of alpha."""
+    tick = [requests(1000, 50, 5, 450, 0)]
+    assert hard_failure(tick, looks=1)
+    assert hard_failure(tick, looks=3, alpha=0.5)
+    assert not hard_failure(tick, looks=10_000)
+    assert hard_failure([requests(1000, 100, 100, 900, 0)], looks=10_000)
 
 
 @pytest.mark.parametrize("seed", range(2))
