@@ -165,6 +165,10 @@ class Policy(_Section):
     alpha: Annotated[
         float, Meta(gt=0, le=0.5, description="chance that a harmless rollout is rolled back")
     ] = 0.01
+    trust_routing_keys: Annotated[
+        bool,
+        Meta(description="requests drawn by a routing key count as evidence: only where callers are trusted"),
+    ] = False
     lease_s: Annotated[
         int,
         Meta(ge=1, le=3600, description="a canary of an automatic ramp keeps its traffic without renewal"),

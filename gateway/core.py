@@ -164,8 +164,12 @@ class Core:
             key = head.routing_key
             if key is None and parameters is not None:
                 key = parameters.get("routing_key")
-            inference.unit = unit = _bits(64) if key is None else table.unit_of(str(key))
-            inference.assignment = assignment = table.pick(unit)
+            if key is None:
+                inference.unit = unit = _bits(64)
+                inference.assignment = assignment = table.pick(unit)
+            else:
+                inference.unit = unit = table.unit_of(str(key))
+                inference.assignment = assignment = table.pick_keyed(unit)
             version = entry.version(assignment.version)
         timeout_ns = self._timeout_ns if head.timeout_ms is None else head.timeout_ms * 1_000_000
         if parameters is not None:

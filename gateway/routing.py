@@ -12,7 +12,7 @@ shrinking gives back the last taken. So raising a weight never moves a unit off 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from datetime import UTC, datetime
 from typing import cast
 
@@ -171,15 +171,20 @@ class Assignment(msgspec.Struct, frozen=True):
 class RouteTable:
     """A route compiled for one worker. `pick` costs one index; 80 KB a split route, 8 bytes else."""
 
-    def __init__(self, route: Route, owners: list[Assignment]) -> None:
+    def __init__(self, route: Route, owners: list[Assignment], distinct: Iterable[Assignment]) -> None:
         self.route = route
         self._owners = owners
         self._count = len(owners)
+        self._keyed = {owner.assigned: msgspec.structs.replace(owner, reason="key") for owner in distinct}
         self._salt = bytes.fromhex(route.salt)[:64]
 
     def pick(self, unit: int) -> Assignment:
         """The assignment of a 64-bit unit."""
         return self._owners[unit % self._count]
+
+    def pick_keyed(self, unit: int) -> Assignment:
+        """The same for the unit of a routing key, reason `key`: the client may have chosen where it falls."""
+        return self._keyed[self._owners[unit % self._count].assigned]
 
     def unit_of(self, routing_key: str) -> int:
         """The unit of a sticky key: BLAKE2b keyed with the route's secret salt."""
@@ -192,7 +197,7 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
 
     A canary whose version is not ready in this worker, or whose lease is over, is served by the
     primary: `assigned` stays, reason `fallback` (lease: its effective weight is 0, so its buckets
-    are the primary's, reason `weight`).
+    are the primary's, reason `weight`). Drawn by a routing key, the reason is `key` in every case.
 
     Raises:
         ChangeInvalid: buckets without an owner.
@@ -227,7 +232,7 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
         msg = f"route {route.model}: {owners.count(None)} buckets have no owner"
         raise ChangeInvalid(msg)
     filled = owners[:1] if len(made) == 1 else owners
-    return RouteTable(route, cast("list[Assignment]", filled))
+    return RouteTable(route, cast("list[Assignment]", filled), made.values())
 
 
 def lease_end_ns(route: Route, now_ns: int) -> int | None:

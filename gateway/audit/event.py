@@ -57,7 +57,11 @@ class RouteFacts(msgspec.Struct, frozen=True):
     served: str | None
     weight_bp: int | None
     reason: str
-    """weight | pinned | forced | retry | fallback"""
+    """weight | key | pinned | forced | retry | fallback
+
+    key: drawn by a routing key, so that the client may have chosen the arm; served by another variant than assigned
+    where that one was not ready.
+    """
     unit_hash: str | None = None
     """16 hex digits: the random unit, or the keyed hash of the routing key."""
 

@@ -61,6 +61,24 @@ def test_the_record_is_what_was_scored(tmp_path: Path) -> None:
     run(main())
 
 
+def test_keyed_draw_is_recorded_as_such(tmp_path: Path) -> None:
+    """Whoever sends a key, in the head or as a parameter, may choose where it falls: the record says so."""
+
+    async def main() -> None:
+        path = Path_(tmp_path)
+        body = (
+            b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}],'
+            b'"parameters":{"routing_key":"u1"}}'
+        )
+        sinks = [path.send([1, 2, 3, 4], routing_key="u1"), Sink(), path.send([1, 2, 3, 4])]
+        path.send_body(body, sinks[1])
+        await until(lambda: all(s.status for s in sinks))
+        assert sorted(e.route.reason for e in path.predictions()) == ["key", "key", "weight"]
+        path.close()
+
+    run(main())
+
+
 def test_requests_of_one_turn_are_one_run(tmp_path: Path) -> None:
     """What arrives in one turn of the loop runs together and each gets its own rows back."""
 

@@ -290,6 +290,16 @@ def test_sticky_units_depend_on_key_and_salt() -> None:
     assert 800 < shares["a"] < 1_200
 
 
+@pytest.mark.parametrize("ready", [{"1", "2"}, {"1"}])
+def test_keyed_draw_is_the_same_and_says_so(ready: set[str]) -> None:
+    """A key's unit gets what a random one gets; the reason alone tells them apart, also where it fell back."""
+    table = compile_route(split(a=2_500), 7, ready)
+    for unit in range(TOTAL_BP):
+        drawn_by_key = table.pick_keyed(unit)
+        assert drawn_by_key == msgspec.structs.replace(table.pick(unit), reason="key")
+        assert table.pick_keyed(unit) is drawn_by_key
+
+
 def test_hole_is_not_compiled() -> None:
     """A route with buckets that nobody owns is refused."""
     route = split(a=1_000)
