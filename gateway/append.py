@@ -14,7 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from gateway.audit.event import Event, Prediction
+import msgspec
+
+from gateway.audit.event import Event, ModelFacts, Prediction, RouteFacts
 from gateway.audit.writer import Writer
 from gateway.config import Audit
 from gateway.errors import FrameTooLarge
@@ -23,8 +25,9 @@ log = logging.getLogger("tidegate.worker")
 
 RETRY_S = 0.001
 REFUSALS_PER_S = 100
-"""Above this, refusals are summed by (model, version, code) and logged once a second."""
+"""Above this, refusals are summed by model, version, route and code, and logged once a second."""
 
+_Alike = tuple[ModelFacts | None, RouteFacts | None, str | None, int]
 Release = Callable[[int | None, str], None]
 """Called with the frame's first number and the level reached; (None, "") when nothing may leave."""
 
@@ -57,7 +60,7 @@ class Appender:
         self._syncing: deque[tuple[int, int, Callable[[bool], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._refused: list[Event] = []
-        self._summed: dict[tuple[str | None, str | None, str | None, int], int] = {}
+        self._summed: dict[_Alike, int] = {}
         self._second = 0
         self._second_count = 0
         self.gaps = 0
@@ -116,9 +119,11 @@ class Appender:
         if self._second_count <= REFUSALS_PER_S:
             self._refused.append(event)
             return
-        model = event.model
-        name, version = (model.name, model.version) if model is not None else (None, None)
-        key = (name, version, event.code, event.status)
+        route = event.route
+        if route is not None:
+            # What was drawn for is each request's own; how it was drawn is not.
+            route = msgspec.structs.replace(route, unit_hash=None)
+        key = (event.model, route, event.code, event.status)
         self._summed[key] = self._summed.get(key, 0) + event.count
 
     def log(self, event: Event) -> None:
@@ -148,10 +153,21 @@ class Appender:
         self._writer.lose(len(events))
         self.gaps += len(events)
 
-    def flush_sums(self, make: Callable[[str | None, str | None, str | None, int, int], Event]) -> None:
-        """Once a second: log the summed refusals; `make(model, version, code, status, count)`."""
+    def flush_sums(self) -> None:
+        """Once a second: log the summed refusals."""
         summed, self._summed = self._summed, {}
-        self._refused.extend(make(*key, count) for key, count in summed.items())
+        for (model, route, code, status), count in summed.items():
+            self._refused.append(
+                Prediction(
+                    kind="refused",
+                    done_ns=time.time_ns(),
+                    route=route,
+                    model=model,
+                    code=code,
+                    status=status,
+                    count=count,
+                )
+            )
         self.flush()
 
     def _give_up(self, count: int, release: Release) -> None:

@@ -114,7 +114,7 @@ class Core:
                 version.codec.decode(body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
-            self.refuse(head, exc, sink, received_ns)
+            self.refuse(head, exc, sink, received_ns, inference)
 
     async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """The same for a body whose JSON would hold the loop up: decoded on a thread."""
@@ -129,7 +129,7 @@ class Core:
                 await asyncio.to_thread(version.codec.decode, body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
-            self.refuse(head, exc, sink, received_ns)
+            self.refuse(head, exc, sink, received_ns, inference)
 
     def _admit(self, head: Head, inference: Inference) -> Entry:
         if self.inflight >= self._inflight_max:
@@ -196,7 +196,9 @@ class Core:
             else:
                 self._loop.call_soon(self.turn)
 
-    def refuse(self, head: Head, exc: Exception, sink: Any, received_ns: int) -> None:
+    def refuse(
+        self, head: Head, exc: Exception, sink: Any, received_ns: int, inference: Inference | None = None
+    ) -> None:
         """Answer with an error at once and log the refusal with this turn; a defect of ours is `internal`."""
         if not isinstance(exc, GatewayError):
             log.error("request_not_taken", exc_info=exc)
@@ -204,7 +206,7 @@ class Core:
         self.refused += 1
         status, fields, body = self._problem(exc)
         sink.reply(status, fields, body)
-        event = refused_event(head, exc.code, status, self.models.get(head.model), received_ns)
+        event = refused_event(head, exc.code, status, self.models.get(head.model), received_ns, inference)
         if exc.code == "audit_unavailable":
             return
         self.appender.refuse(event)

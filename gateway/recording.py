@@ -21,7 +21,7 @@ from gateway import tensors
 from gateway.audit.event import ModelFacts, Prediction, RouteFacts
 from gateway.audit.frame import Run, RunTensor, encoder
 from gateway.batching import Batch, Inference
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Overloaded
 from gateway.routing import Assignment
 from loaders.signature import Signature
 
@@ -274,10 +274,25 @@ def _same(values: list[Any]) -> list[Any]:
     return [first]
 
 
-def refused_event(head: Any, code: str, status: int, entry: Any, received_ns: int) -> Prediction:
-    """The event of a request that was refused before it had a version."""
-    model = None
-    if entry is not None:
+def refused_event(
+    head: Any, code: str, status: int, entry: Any, received_ns: int, inference: Inference | None
+) -> Prediction:
+    """The event of a request that was refused.
+
+    Past routing it was the version drawn that refused, by its own signature, what the primary's takes: the event
+    has route and version then. A full queue says nothing about a version.
+
+    Args:
+        entry: the model's, None where the model is not known.
+        inference: the request as far as it came, None where nothing was read of it.
+    """
+    model, routed = None, None
+    if inference is not None and inference.routed_ns and code != Overloaded.code:
+        routed = inference
+        version = routed.assignment.version
+        found = None if entry is None else entry.versions.get(version)
+        model = ModelFacts(name=head.model, version=version) if found is None else found.facts
+    elif entry is not None:
         # Only versions that exist: a client that counts through others must not make events without end.
         known = head.version if head.version in entry.states else None
         model = ModelFacts(name=head.model, version=known)
@@ -285,11 +300,14 @@ def refused_event(head: Any, code: str, status: int, entry: Any, received_ns: in
         kind="refused",
         received_ns=wall_ns(received_ns),
         done_ns=time.time_ns(),
+        request_id=None if routed is None else routed.request_id,
         traceparent=head.traceparent,
         endpoint=head.endpoint if entry is not None else None,
+        route=None if routed is None else _route_facts(routed.assignment, routed.unit),
         model=model,
         status=status,
         code=code,
+        parameters=None if routed is None else routed.parameters,
     )
 
 

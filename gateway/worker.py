@@ -33,7 +33,6 @@ from gateway.api.infer import DataApi
 from gateway.api.problems import reply_of, status_of
 from gateway.api.server import Server
 from gateway.append import Appender
-from gateway.audit.event import ModelFacts, Prediction
 from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
 from gateway.core import Core
@@ -150,7 +149,7 @@ class Worker:
             await asyncio.sleep(0.005)
         ticking.cancel()
         # The last second's refusals, too.
-        self.appender.flush_sums(_summed)
+        self.appender.flush_sums()
         self.writer.close()
         self.core.lanes.close()
         self.registry.close()
@@ -185,7 +184,7 @@ class Worker:
             self.appender.flush()
             if now_s >= next_second:
                 next_second = now_s + 1.0
-                self.appender.flush_sums(_summed)
+                self.appender.flush_sums()
                 self.writer.heartbeat()
                 self._gauges()
                 if self.server is not None:
@@ -214,13 +213,6 @@ def _make_codec(model: str, session: Session) -> Codec:
 
 def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:
     return RunEncoder(model, version, session.signature, batchable=session.batchable)
-
-
-def _summed(model: str | None, version: str | None, code: str | None, status: int, count: int) -> Prediction:
-    facts = ModelFacts(name=model, version=version) if model is not None else None
-    return Prediction(
-        kind="refused", done_ns=time.time_ns(), model=facts, code=code, status=status, count=count
-    )
 
 
 async def _main(index: int, context: process.Context) -> None:

@@ -103,6 +103,7 @@ class Prediction(msgspec.Struct, tag_field="type", tag="prediction"):
     principal: str | None = None
     rows: int = 0
     route: RouteFacts | None = None
+    """Of a refused one: only where the version that was drawn refused what the primary's signature takes."""
     model: ModelFacts | None = None
     batch: BatchFacts | None = None
     inputs: list[Tensor] = []
