@@ -7,6 +7,7 @@ bounds only when it converts; nothing else reads the environment. Objects get th
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -32,7 +33,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Data(_Section):
-    """The data listener: inference."""
+    """The data listener: inference, and feedback, which needs a token unless the address is loopback."""
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="port; 0 takes a free one")] = 8080
@@ -48,6 +49,16 @@ class Data(_Section):
     body_timeout_s: Annotated[int, Meta(ge=1, description="a request's body must be there in")] = 10
     connections_max: Annotated[int, Meta(ge=1, description="connections a worker holds")] = 4096
     inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this host can reach it; a name that is no address and not `localhost` may be anywhere."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
 
 class Admin(_Section):

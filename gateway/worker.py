@@ -35,6 +35,7 @@ from gateway.api.server import Server
 from gateway.append import Appender
 from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
+from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError
 from gateway.fleet import Fleet
@@ -125,9 +126,10 @@ class Worker:
         door = FastProtocol.bind(
             self.core, takes_fast=data.door == "fast", connections_max=data.connections_max
         )
+        token = None if data.on_loopback else TokenFile(self.context.state_path, FEEDBACK)
         self.server = Server(
             uvicorn.Config(
-                DataApi(self.core, data.body_max_bytes, self.config.audit.level).app(),
+                DataApi(self.core, data.body_max_bytes, self.config.audit.level, token).app(),
                 http=door,
                 ws="none",
                 lifespan="off",

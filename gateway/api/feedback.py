@@ -130,7 +130,9 @@ class FeedbackIntake:
         self._audit_level = audit_level
         self._clock_ns = clock_ns
 
-    async def take(self, entry: Entry, body: bytes, asked_level: str | None) -> tuple[int, str]:
+    async def take(
+        self, entry: Entry, body: bytes, asked_level: str | None, principal: str = ANONYMOUS
+    ) -> tuple[int, str]:
         """Keep a body's labels; returns how many, and the audit level reached.
 
         Raises:
@@ -150,7 +152,7 @@ class FeedbackIntake:
             labels.append(logged_label(index, label, kind, now_ns))
             if len(labels) % TURN_LABELS == 0:
                 await asyncio.sleep(0)
-        event = Feedback(kind="label", at_ns=now_ns, model=entry.model, labels=labels, principal=ANONYMOUS)
+        event = Feedback(kind="label", at_ns=now_ns, model=entry.model, labels=labels, principal=principal)
         payload = encoder.encode(Events([event]))
         if len(payload) > appender.max_frame_bytes:
             msg = (

@@ -19,8 +19,9 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
-from gateway.api.heads import FAST_BODY_MAX_BYTES, make_head, read_level
+from gateway.api.heads import ANONYMOUS, FAST_BODY_MAX_BYTES, make_head, read_level
 from gateway.api.problems import reply_of
+from gateway.control.tokens import TokenFile
 from gateway.core import Core
 from gateway.errors import (
     BodyTooLarge,
@@ -77,10 +78,14 @@ class DataApi:
         core: the worker's request path.
         body_max_bytes: largest body, also after inflating.
         audit_level: what a reply waits for, unless its request asks for more.
+        feedback_token: what labels need; None where anyone may send them.
     """
 
-    def __init__(self, core: Core, body_max_bytes: int, audit_level: str) -> None:
+    def __init__(
+        self, core: Core, body_max_bytes: int, audit_level: str, feedback_token: TokenFile | None = None
+    ) -> None:
         self._core = core
+        self._feedback_token = feedback_token
         self._models = core.models
         self._feedback = FeedbackIntake(core.models, core.appender, audit_level)
         self._body_max_bytes = body_max_bytes
@@ -191,11 +196,14 @@ class DataApi:
 
     async def feedback(self, request: Request) -> Response:
         """Labels of earlier predictions; 202 once they are in the log."""
+        principal = ANONYMOUS
+        if self._feedback_token is not None:
+            principal = self._feedback_token.check(request.headers.get("authorization"))
         entry = self._entry(request)
         asked = request.headers.get("x-tidegate-audit-level")
         level = None if asked is None else read_level(asked.encode("latin-1"))
         body = await self._body(request, min(self._body_max_bytes, FEEDBACK_MAX_BYTES))
-        accepted, reached = await self._feedback.take(entry, body, level)
+        accepted, reached = await self._feedback.take(entry, body, level, principal)
         response = _json({"accepted": accepted}, 202)
         response.raw_headers.append((b"x-tidegate-audit", reached.encode()))
         return response

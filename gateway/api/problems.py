@@ -79,6 +79,8 @@ def reply_of(exc: BaseException) -> tuple[int, bytes, bytes]:
     wait_s = retry_after_s(exc)
     if wait_s is not None:
         fields += b"retry-after: %d\r\n" % wait_s
+    if isinstance(exc, errors.Unauthorized):
+        fields += b"www-authenticate: Bearer\r\n"
     if isinstance(exc, errors.UnsupportedCoding):
         fields += b"accept-encoding: gzip, deflate\r\n"
     return status, fields, body

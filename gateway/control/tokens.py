@@ -1,10 +1,12 @@
-"""Who asks: the tokens of the admin listener, made at the first start, compared in constant time.
+"""Who asks: tokens, made by control at the first start, compared in constant time.
 
 The CLI reads `admin.token`, the sidecar `sidecar.token`; which of them was given is the principal of a change.
+`feedback.token` is of the data listener alone: for those who send labels where it is not on loopback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
@@ -13,14 +15,16 @@ from pathlib import Path
 
 from gateway.errors import Unauthorized
 
-ADMIN, SIDECAR = "admin", "sidecar"
+ADMIN, SIDECAR, FEEDBACK = "admin", "sidecar", "feedback"
 PRINCIPALS = (ADMIN, SIDECAR)
+"""Of the admin listener."""
 TOKEN_CHARS_MIN = 32
 """A shorter one is no token: what a kill or a full disk left of one must not open the door."""
 
 
 def ensure_tokens(state_dir: Path) -> dict[str, str]:
-    """The token of every principal."""
+    """The token of every principal of the admin listener; the one for feedback is made beside them."""
+    ensure_token(state_dir, FEEDBACK)
     return {principal: ensure_token(state_dir, principal) for principal in PRINCIPALS}
 
 
@@ -50,8 +54,32 @@ def ensure_token(state_dir: Path, principal: str = ADMIN) -> str:
     return token
 
 
-def check_bearer(header: str | None, tokens: Mapping[str, str]) -> str:
+class TokenFile:
+    """A principal's token as another process than control knows it: read at the first use that finds it."""
+
+    def __init__(self, state_dir: Path, principal: str) -> None:
+        self._path = state_dir / f"{principal}.token"
+        self._principal = principal
+        self._token = ""
+
+    def check(self, header: str | None) -> str:
+        """The principal, for an Authorization header with its token.
+
+        Raises:
+            Unauthorized: absent or another, or control has not made it yet.
+        """
+        if not self._token:
+            with contextlib.suppress(OSError):
+                token = self._path.read_text(errors="replace").strip()
+                self._token = token if len(token) >= TOKEN_CHARS_MIN else ""
+        return check_bearer(header, {self._principal: self._token}, needed=self._principal)
+
+
+def check_bearer(header: str | None, tokens: Mapping[str, str], *, needed: str = ADMIN) -> str:
     """The principal whose token an Authorization header holds.
+
+    Args:
+        needed: whose token the message asks for.
 
     Raises:
         Unauthorized: absent or another.
@@ -65,6 +93,6 @@ def check_bearer(header: str | None, tokens: Mapping[str, str]) -> str:
         if hmac.compare_digest(offered, token.encode()) and token
     ]
     if scheme.lower() != "bearer" or not known:
-        msg = "a bearer token is needed: the admin token lies in the state directory as admin.token"
+        msg = f"a bearer token is needed: the {needed} token lies in the state directory as {needed}.token"
         raise Unauthorized(msg)
     return known[0]

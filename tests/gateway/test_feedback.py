@@ -21,6 +21,7 @@ from gateway.api.feedback import AHEAD_NS, LABELS_MAX, YEAR_2000_NS, FeedbackInt
 from gateway.api.infer import DataApi
 from gateway.audit.event import Feedback
 from gateway.audit.identity import EventId
+from gateway.control.tokens import FEEDBACK, TokenFile, ensure_token
 from gateway.errors import InvalidRequest
 from loaders.bundle import BundleSettings, LabelSettings
 from tests.gateway.path import Path_, SumSession, until
@@ -44,7 +45,8 @@ class Api:
     def __init__(self, tmp_path: Path, *settings_: str, kind: str | None = None, **facts: Any) -> None:
         self.path = Path_(tmp_path, *settings_, session=labelled(kind), **facts)
         core, config = self.path.core, self.path.config
-        api = DataApi(core, config.data.body_max_bytes, config.audit.level)
+        token = None if config.data.on_loopback else TokenFile(tmp_path, FEEDBACK)
+        api = DataApi(core, config.data.body_max_bytes, config.audit.level, token)
         api._feedback = FeedbackIntake(core.models, core.appender, config.audit.level, lambda: NOW_NS)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api.app(), raise_app_exceptions=False), base_url="http://127.0.0.1"
@@ -433,5 +435,36 @@ def test_the_primarys_bundle_counts(tmp_path: Path) -> None:
         entry.versions["2"] = other  # type: ignore[assignment]
         assert (await api.send({"id": ID, "value": 0.5})).status_code == 400
         assert module._label_kind(entry) == "class"
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gateway.example"])  # noqa: S104
+def test_feedback_from_outside_needs_the_token(tmp_path: Path, host: str) -> None:
+    """Labels decide rollbacks: a listener that others can reach takes them with the token only, and says by whom."""
+
+    async def main() -> None:
+        api = Api(tmp_path, f"data.host={host}")
+        token = ensure_token(tmp_path, FEEDBACK)
+        for sent in ({}, {"authorization": "Bearer " + "0" * 64}, {"authorization": token}):
+            for model in ("sum", "unknown"):
+                reply = await api.send(LABEL, model=model, **sent)
+                assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
+                assert reply.headers["www-authenticate"] == "Bearer"
+        assert api.events() == []
+        assert (await api.send(LABEL, authorization=f"Bearer {token}")).status_code == 202
+        assert [event.principal for event in api.events()] == ["feedback"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_feedback_on_loopback_is_anonymous(tmp_path: Path, host: str) -> None:
+    """On loopback no token is asked for."""
+
+    async def main() -> None:
+        api = Api(tmp_path, f"data.host={host}")
+        assert (await api.send(LABEL)).status_code == 202
+        assert [event.principal for event in api.events()] == ["anonymous"]
 
     run(main)

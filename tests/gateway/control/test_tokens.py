@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.tokens import check_bearer, ensure_token, ensure_tokens
+from gateway.control.tokens import FEEDBACK, TokenFile, check_bearer, ensure_token, ensure_tokens
 from gateway.errors import Unauthorized
 
 
@@ -23,7 +23,7 @@ def test_token_is_made_once_and_private(tmp_path: Path) -> None:
 def test_each_principal_has_its_own(tmp_path: Path) -> None:
     """Two private files, two tokens; the token says who asks."""
     tokens = ensure_tokens(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["admin.token", "sidecar.token"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["admin.token", "feedback.token", "sidecar.token"]
     assert (tmp_path / "sidecar.token").stat().st_mode & 0o777 == 0o600
     assert len({*tokens.values()}) == 2
     for principal in ("admin", "sidecar"):
@@ -82,3 +82,25 @@ def test_empty_token_opens_nothing(header: str | None) -> None:
     """No header equals the token that is not there."""
     with pytest.raises(Unauthorized):
         check_bearer(header, {"admin": "", "sidecar": ""})
+
+
+def test_feedback_token_opens_nothing_else(tmp_path: Path) -> None:
+    """It is made with the others, 0600, and the admin listener does not know it."""
+    tokens = ensure_tokens(tmp_path)
+    path = tmp_path / "feedback.token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(Unauthorized):
+        check_bearer(f"Bearer {path.read_text().strip()}", tokens)
+
+
+def test_token_of_another_process(tmp_path: Path) -> None:
+    """Nothing opens before control has made it; then it alone does."""
+    known = TokenFile(tmp_path, FEEDBACK)
+    for header in (None, "Bearer ", "Bearer", "Bearer " + "0" * 64):
+        with pytest.raises(Unauthorized, match=r"feedback\.token"):
+            known.check(header)
+    token = ensure_token(tmp_path, FEEDBACK)
+    assert known.check(f"Bearer {token}") == "feedback"
+    other = ensure_token(tmp_path)
+    with pytest.raises(Unauthorized):
+        known.check(f"Bearer {other}")
