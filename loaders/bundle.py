@@ -5,11 +5,14 @@ repository -> **bundle** -> session. The file and its keys are optional; an unkn
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +22,13 @@ from msgspec import Meta
 from loaders.errors import BundleInvalid
 
 BUNDLE_FILE = "bundle.toml"
+BUNDLE_MAX_BYTES = 65_536
+MATURITY_MAX_S = 315_576_000
+"""Ten years."""
+_REASON_CHARS = 300
+"""What a reason quotes of a file at most."""
+Name = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""What is shown to people: a control character could move their cursor."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,22 +46,22 @@ class LabelSettings(_Section):
     """What labels will come, and when they are complete."""
 
     kind: Literal["class", "value", "rank"] = "class"
-    maturity_s: Annotated[int, Meta(ge=0)] = 86_400
+    maturity_s: Annotated[int, Meta(ge=0, le=MATURITY_MAX_S)] = 86_400
 
 
 class Redaction(_Section):
     """A cell that must not be recorded in the clear."""
 
-    input: str
-    feature: str
+    input: Name
+    feature: Name
     how: Literal["drop", "hash", "bucket"]
 
 
 class InputSettings(_Section):
     """Names of an input's columns."""
 
-    features: tuple[str, ...] = ()
-    categorical: tuple[str, ...] = ()
+    features: tuple[Name, ...] = ()
+    categorical: tuple[Name, ...] = ()
 
 
 class Decision(_Section):
@@ -65,7 +75,7 @@ class OutputSettings(_Section):
     """What an output means."""
 
     kind: Literal["probability", "score", "value", "label", "rank"] = "value"
-    classes: tuple[str, ...] = ()
+    classes: tuple[Name, ...] = ()
     decision: Decision | None = None
 
 
@@ -73,7 +83,7 @@ class BundleSettings(_Section):
     """bundle.toml."""
 
     schema: Literal[1] = 1
-    owner: str = ""
+    owner: Name = ""
     tier: Literal["low", "medium", "high"] = "medium"
     task: Literal["binary", "multiclass", "regression", "ranking", "generic"] = "generic"
     card: str | None = None
@@ -82,8 +92,8 @@ class BundleSettings(_Section):
     audit: AuditSettings = AuditSettings()
     labels: LabelSettings | None = None
     redact: tuple[Redaction, ...] = ()
-    inputs: dict[str, InputSettings] = {}
-    outputs: dict[str, OutputSettings] = {}
+    inputs: dict[Name, InputSettings] = {}
+    outputs: dict[Name, OutputSettings] = {}
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,27 +122,21 @@ def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bu
     """
     content = dict(known or {})
     where = f"{directory.parent.name}/{directory.name}"
-    text = _bytes(directory / BUNDLE_FILE)
+    text = _text(directory / BUNDLE_FILE, where)
     if text:
         content[BUNDLE_FILE] = text
-    try:
-        tree: dict[str, Any] = tomllib.loads(text.decode())
-        settings = msgspec.convert(tree, BundleSettings)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as exc:
-        msg = f"{where}/{BUNDLE_FILE}: {exc}"
-        raise BundleInvalid(msg) from exc
-    base = directory.resolve()
+    settings = _settings(text, where)
     for name in (settings.card, settings.reference, settings.golden):
-        if name is not None and not (directory / name).resolve().is_relative_to(base):
-            msg = f"{where}/{BUNDLE_FILE}: {name!r} lies outside of the version's directory"
-            raise BundleInvalid(msg)
-        if name is not None and not (directory / name).is_file():
-            msg = f"{where}/{BUNDLE_FILE}: names {name!r}, which is not there"
-            raise BundleInvalid(msg)
+        if name is not None:
+            _check_named(directory, name, where)
     reference = None
     if settings.reference is not None:
-        reference = _file_sha256(directory / settings.reference)
-    config = hashlib.sha256(text + b"\0" + _bytes(directory.parent / "config.pbtxt"))
+        reference = _file_sha256(directory / settings.reference, f"{where}/{settings.reference}")
+    config = hashlib.sha256(text + b"\0")
+    with contextlib.suppress(FileNotFoundError):
+        name = f"{directory.parent.name}/config.pbtxt"
+        with open_regular(directory.parent / "config.pbtxt", name) as file:
+            hashlib.file_digest(file, lambda: config)
     return Bundle(
         settings=settings,
         tree_sha256=tree_sha256(directory, content),
@@ -141,22 +145,80 @@ def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bu
     )
 
 
-def _bytes(path: Path) -> bytes:
+def _settings(text: bytes, where: str) -> BundleSettings:
+    # A file can be wrong in ways that its parser did not think of: nested too deep, numbers without end.
     try:
-        return path.read_bytes()
+        tree: dict[str, Any] = tomllib.loads(text.decode())
+        return msgspec.convert(tree, BundleSettings)
+    except (msgspec.ValidationError, ValueError, RecursionError, OverflowError) as exc:
+        msg = f"{where}/{BUNDLE_FILE}: {str(exc)[:_REASON_CHARS]}"
+        raise BundleInvalid(msg) from exc
+
+
+def _check_named(directory: Path, name: str, where: str) -> None:
+    try:
+        inside = (directory / name).resolve().is_relative_to(directory.resolve())
+        there = (directory / name).is_file()
+    except (ValueError, RuntimeError) as exc:
+        # A null character; a loop of links.
+        msg = f"{where}/{BUNDLE_FILE}: {name[:_REASON_CHARS]!r} is no file name"
+        raise BundleInvalid(msg) from exc
+    if not inside:
+        msg = f"{where}/{BUNDLE_FILE}: {name!r} lies outside of the version's directory"
+        raise BundleInvalid(msg)
+    if not there:
+        msg = f"{where}/{BUNDLE_FILE}: names {name!r}, which is not there"
+        raise BundleInvalid(msg)
+
+
+def _text(path: Path, where: str) -> bytes:
+    try:
+        with open_regular(path, f"{where}/{BUNDLE_FILE}") as file:
+            text = file.read(BUNDLE_MAX_BYTES + 1)
     except FileNotFoundError:
         return b""
+    if len(text) > BUNDLE_MAX_BYTES:
+        msg = f"{where}/{BUNDLE_FILE}: more than {BUNDLE_MAX_BYTES} bytes; expected settings alone"
+        raise BundleInvalid(msg)
+    return text
+
+
+def open_regular(path: Path, name: str) -> BufferedReader:
+    """Open a file of a model for reading; never waits for a writer, as a named pipe would.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        BundleInvalid: it is no regular file: a pipe, a device, a directory.
+        OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _irregular(name)
+    return open(fd, "rb")  # noqa: PTH123  a descriptor
+
+
+def _irregular(name: str) -> BundleInvalid:
+    return BundleInvalid(f"{name[:_REASON_CHARS]} is no regular file; expected one, or a link to one")
 
 
 def tree_sha256(directory: Path, known: Mapping[str, bytes] | None = None) -> str:
     """The digest over sorted relative names and digests of all files; `known` as in `read_bundle`.
 
     Raises:
+        BundleInvalid: a pipe, a socket or a device is among them.
         OSError: a file cannot be read, or one that was read already is gone.
     """
     digest = hashlib.sha256()
     known = known or {}
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    where = f"{directory.parent.name}/{directory.name}"
+    files: dict[str, Path] = {}
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if _counts(path, f"{where}/{name}"):
+            files[name] = path
     for name in known:
         if name not in files:
             # Moved away while it was read: the digest would name another version.
@@ -165,11 +227,21 @@ def tree_sha256(directory: Path, known: Mapping[str, bytes] | None = None) -> st
         if name in known:
             one = hashlib.sha256(known[name]).hexdigest()
         else:
-            one = _file_sha256(path)
-        digest.update(f"{name}\0{one}\n".encode())
+            one = _file_sha256(path, f"{where}/{name}")
+        # A name need not be text.
+        digest.update(f"{name}\0{one}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def _counts(path: Path, name: str) -> bool:
+    """Whether it is a file; directories and links that lead nowhere are none."""
+    if path.is_file():
+        return True
+    if path.is_fifo() or path.is_socket() or path.is_block_device() or path.is_char_device():
+        raise _irregular(name)
+    return False
+
+
+def _file_sha256(path: Path, name: str) -> str:
+    with open_regular(path, name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from loaders import graph, probe
-from loaders.bundle import Bundle, read_bundle, tree_sha256
+from loaders.bundle import Bundle, open_regular, read_bundle, tree_sha256
 from loaders.datatypes import FROM_ORT, NUMPY
 from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged
 from loaders.repository import MODEL_FILE, version_directory
@@ -95,7 +95,8 @@ def load(
     where = f"{model}/{version}"
     directory = version_directory(root, model, version)
     try:
-        content = (directory / MODEL_FILE).read_bytes()
+        with open_regular(directory / MODEL_FILE, f"{where}/{MODEL_FILE}") as file:
+            content = file.read()
     except OSError as exc:
         msg = f"{where}: {MODEL_FILE}: {exc.strerror}"
         raise ModelUnreadable(msg) from exc

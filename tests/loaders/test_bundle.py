@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         ("card = 'README.md'", "names 'README.md', which is not there"),
         ("golden = '../../secret'", "'../../secret' lies outside of the version's directory"),
         ("reference = '/etc/hostname'", "lies outside"),
+        (r'reference = "\u0000"', "no file name"),
+        ("[labels]\nmaturity_s = 9300000000", r"labels\.maturity_s"),
+        ("[labels]\nmaturity_s = 99999999999999999999999", r"labels\.maturity_s"),
+        ("[inputs.X]\nfeatures = ['" + "a" * 257 + "']", r"inputs.*features"),
+        ('[inputs.X]\nfeatures = ["a\\u001b[2J"]', r"inputs.*features"),
+        ('[outputs."a\\u0007"]', "outputs"),
+        ("[outputs." + "a" * 257 + "]", "outputs"),
+        ("a=" + "[" * 50_000, "m/1/bundle.toml: "),
+        ("a" + ".a" * 20_000 + "=1", "m/1/bundle.toml: "),
+        ("a = " + "9" * 5_000, "m/1/bundle.toml: "),
+        ("#" * 65_537, "more than 65536 bytes"),
     ],
 )
 def test_wrong_bundle_refuses_the_version(tmp_path: Path, text: str, said: str) -> None:
@@ -65,6 +77,42 @@ def test_wrong_bundle_refuses_the_version(tmp_path: Path, text: str, said: str) 
         read_bundle(put(tmp_path, b"x", bundle=text))
     assert str(wrong.value).startswith("m/1/bundle.toml: ")
     assert str(tmp_path) not in str(wrong.value)
+    assert len(str(wrong.value)) < 400
+
+
+def test_file_of_the_largest_size(tmp_path: Path) -> None:
+    """64 KiB of settings are read."""
+    assert read_bundle(put(tmp_path, b"x", bundle="#" * 65_536)).settings == BundleSettings()
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle.toml", "reference.npz", "model.onnx", "notes/pipe", "../config.pbtxt"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    """A named pipe would be waited for, a device read without end: the version is refused, and says which it is."""
+    directory = put(tmp_path, b"x")
+    if name == "reference.npz":
+        (directory / "bundle.toml").write_text("reference = 'reference.npz'")
+    path = directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(BundleInvalid, match=path.name):
+        read_bundle(directory)
+
+
+def test_link_that_leads_nowhere_and_name_that_is_no_text(tmp_path: Path) -> None:
+    """The first is no file and changes nothing; the second is one, and does."""
+    directory = put(tmp_path, b"x")
+    before = read_bundle(directory).tree_sha256
+    (directory / ".#model.onnx").symlink_to("nowhere")
+    assert read_bundle(directory).tree_sha256 == before
+    Path(os.fsdecode(os.fsencode(directory) + b"/\xff")).write_bytes(b"")
+    assert read_bundle(directory).tree_sha256 != before
 
 
 def test_file_that_is_no_text(tmp_path: Path) -> None:
