@@ -64,7 +64,7 @@ class Single:
             ):
                 return False
             into.inputs = [tensors.packer(self._code, count).pack(*data)]
-        except (struct.error, OverflowError, TypeError, ValueError):
+        except (struct.error, OverflowError, TypeError, ValueError, IndexError):
             return False
         into.shapes = [tuple(shape)]
         into.rows = shape[0]
