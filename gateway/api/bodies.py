@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from gateway.control.gates import Evidence
+from gateway.control.gates import Evidence, Int64
 from gateway.errors import BodyTooLarge, Forbidden, InvalidRequest, PreconditionRequired
 from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Variant
 
@@ -36,7 +36,7 @@ class ReasonBody(_Body):
 class ShiftBody(_Body):
     """Weights by canary name, in basis points."""
 
-    weights_bp: dict[str, int]
+    weights_bp: dict[str, Int64]
 
 
 class PromoteBody(_Body):
@@ -48,7 +48,7 @@ class PromoteBody(_Body):
 class RollbackBody(_Body):
     """A canary's traffic to the primary, or the route to a revision; neither: to the newest that differs."""
 
-    to_revision: int | None = None
+    to_revision: Int64 | None = None
     variant: str | None = None
     evidence: Evidence | None = None
 

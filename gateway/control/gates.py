@@ -22,6 +22,7 @@ LEASING = frozenset(("route", "shift", "promote", "rollback", "thaw"))
 AHEAD_S = 60
 """Evidence may be so far in the future: clocks of two hosts differ."""
 
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 LoadStates = dict[int, tuple[str, str]]
 """State word and reason of a version by worker; empty when no worker is to hold it."""
 
@@ -30,7 +31,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a change rests on: the id of the event that says so, and until when the log was read for it."""
 
     event: Annotated[str, Meta(min_length=1, max_length=100)]
-    at_ns: int
+    at_ns: Int64
 
 
 def check_evidence(evidence: Evidence, policy: Policy, now_ns: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gateway import config
 from gateway.api.admin import LEASE, OPEN, READ, ROLLBACK, RULES
 from tests.gateway.control.plane import MODEL
-from tests.gateway.test_admin import ROUTE, SIDECAR_TOKEN, VARIANTS, Admin, refusal
+from tests.gateway.test_admin import BEARER, ROUTE, SIDECAR_TOKEN, VARIANTS, Admin, refusal
 from tests.gateway.test_admin import admin as admin  # a fixture
 from tests.gateway.test_admin import plane as plane  # a fixture
 
@@ -141,6 +141,21 @@ def test_evidence_is_held_against_the_clock(
     else:
         assert "max_staleness_s" in refusal(reply, 409, code)
         assert admin.send("GET", ROUTE).json()["revision"] == 2
+
+
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+def test_number_beyond_64_bits_is_refused(admin: Admin, digits: int) -> None:
+    """Wherever a number stands, and however long it is: a 400 of its form."""
+    admin.split()
+    number = "9" * digits
+    for verb, body in (
+        ("rollback", '{"variant":"canary","reason":"x","evidence":{"event":"e","at_ns":%s}}'),
+        ("rollback", '{"reason":"x","to_revision":%s}'),
+        ("shift", '{"reason":"x","weights_bp":{"canary":%s}}'),
+    ):
+        headers = {**BEARER, "if-match": "2"}
+        reply = admin.plain("POST", f"{ROUTE}/{verb}", content=(body % number).encode(), headers=headers)
+        refusal(reply, 400, "invalid_request")
 
 
 @pytest.mark.parametrize("verb", ["rollback", "lease"])
