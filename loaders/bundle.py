@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -27,8 +28,10 @@ MATURITY_MAX_S = 315_576_000
 """Ten years."""
 _REASON_CHARS = 300
 """What a reason quotes of a file at most."""
-Name = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
-"""What is shown to people: a control character could move their cursor."""
+NAME_CHARS_MAX = 256
+_PLAIN = r"^[^\x00-\x1f\x7f-\x9f]*\Z"
+Name = Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=_PLAIN)]
+"""What is shown to people, and stands in reasons: a control character could move their cursor."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +110,11 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     tree_sha256: str
     config_sha256: str
     reference_sha256: str | None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a `Name`."""
+    return len(text) <= NAME_CHARS_MAX and re.match(_PLAIN, text) is not None
 
 
 def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bundle:

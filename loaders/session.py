@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from loaders import graph, probe
-from loaders.bundle import Bundle, open_regular, read_bundle, tree_sha256
+from loaders.bundle import NAME_CHARS_MAX, Bundle, is_name, open_regular, read_bundle, tree_sha256
 from loaders.datatypes import FROM_ORT, NUMPY
 from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged
 from loaders.repository import MODEL_FILE, version_directory
@@ -166,6 +166,12 @@ def _signature(session: Any, model: str, version: str) -> Signature:
     def specs(values: Any, what: str) -> tuple[TensorSpec, ...]:
         out = []
         for value in values:
+            if not is_name(value.name):
+                msg = (
+                    f"{model}/{version}: {what} {value.name[:40]!r} cannot be shown: expected a name of at most"
+                    f" {NAME_CHARS_MAX} characters without control characters"
+                )
+                raise ModelInvalid(msg)
             datatype = FROM_ORT.get(value.type)
             if datatype is None:
                 msg = f"{model}/{version}: {what} '{value.name}' is {value.type}, which is not served"

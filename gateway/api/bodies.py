@@ -3,6 +3,7 @@ ignored."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -21,12 +22,20 @@ Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 VersionText = Annotated[str, Meta(pattern=VERSION_PATTERN)]
 Share = Annotated[int, Meta(ge=0, le=10_000)]
 Reason = Annotated[str, Meta(max_length=2000)]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 VARIANTS_MAX = 64
 """An event holds a route twice, and must fit into an eighth of control's ring."""
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Reason = ""
+
+    def __post_init__(self) -> None:
+        found = _CONTROL.search(self.reason.strip())
+        if found is not None:
+            # It is shown on terminals, and kept for ever.
+            msg = f"reason holds the control character {found[0]!r}; expected one line of plain text"
+            raise ValueError(msg)
 
 
 class ReasonBody(_Body):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from gateway.cli.failures import explain
+from gateway.cli.plain import lines
 
 
 class Entry(NamedTuple):
@@ -79,6 +80,6 @@ class LazyGroup(click.Group):
             told = explain(exc)
             if told is None:
                 raise
-            click.echo(told[0], err=True)
+            click.echo(lines(told[0]), err=True)
             sys.exit(told[1])
         sys.exit(code if isinstance(code, int) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,17 +14,23 @@ import rich.console
 import rich.table
 import rich.text
 
+from gateway.cli.plain import lines, one_line
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+_UNESCAPED = re.compile(r"[\x7f-\x9f]")
+"""Control characters that JSON lets stand in a string."""
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, indented."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    print_json_line(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_json_line(document: bytes) -> None:
-    """One encoded JSON document as a line."""
-    click.echo(document)
+    """One encoded JSON document as it is formatted; its control characters as JSON escapes."""
+    click.echo(_UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", document.decode()).encode())
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
@@ -42,7 +49,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
 
 def say(text: str) -> None:
     """A line for a person on stdout."""
-    click.echo(text)
+    click.echo(lines(text))
 
 
 def percent(weight_bp: int) -> str:
@@ -65,7 +72,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value)
+    return one_line(str(value))
 
 
 def _is_numeric(text: str) -> bool:

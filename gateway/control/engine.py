@@ -379,4 +379,4 @@ def _require_reason(change: Change) -> None:
 
 def changed_by(by: str, reason: Any, evidence: str | None = None) -> Change:
     """A change as of now."""
-    return Change(by=by, reason=str(reason or ""), at_ns=time.time_ns(), evidence=evidence)
+    return Change(by=by, reason=str(reason or "").strip(), at_ns=time.time_ns(), evidence=evidence)

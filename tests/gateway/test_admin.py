@@ -225,6 +225,23 @@ def test_change_needs_a_reason(admin: Admin, reason: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "reason", ["\x1b[2Jgone", "two\nlines", "tab\tin it", "csi \x9b2J", "a\x7fb", "a\x00b"]
+)
+def test_reason_is_one_line_of_plain_text(admin: Admin, reason: str) -> None:
+    """Control characters would act on the terminals where it is shown: refused, naming the one found."""
+    for path, body in ((f"{ROUTE}/freeze", {}), (f"/admin/v1/models/{MODEL}/load", {"version": "2"})):
+        reply = admin.send("POST", path, {**body, "reason": reason}, if_match="1")
+        assert "control character" in refusal(reply, 400, "invalid_request")
+
+
+def test_blanks_around_a_reason_are_none_of_it(admin: Admin) -> None:
+    """A file's last newline does no harm."""
+    body = {"reason": " because \n"}
+    assert admin.send("POST", f"{ROUTE}/freeze", body, if_match="1").status_code == 200
+    assert admin.send("GET", ROUTE).json()["changed"]["reason"] == "because"
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         ('{"reason": "x", "weight_bp": {"canary": 1}}', "weight_bp"),

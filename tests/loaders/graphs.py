@@ -19,13 +19,14 @@ def model(
     y: tuple[int, Sequence[object]] = (FLOAT, ("N", 4)),
     weights: dict[str, np.ndarray] | None = None,
     functions: Sequence[onnx.FunctionProto] = (),
+    output: str = "Y",
 ) -> bytes:
-    """A model from X to Y."""
+    """A model from X to Y, or to another name."""
     graph = helper.make_graph(
         list(nodes),
         "g",
         [helper.make_tensor_value_info("X", x[0], list(x[1]))],
-        [helper.make_tensor_value_info("Y", y[0], list(y[1]))],
+        [helper.make_tensor_value_info(output, y[0], list(y[1]))],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )
     opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid("own", 1)] if functions else [])]
@@ -34,9 +35,9 @@ def model(
     return bytes(made.SerializeToString())
 
 
-def double() -> bytes:
+def double(output: str = "Y") -> bytes:
     """Y = X + X, row by row."""
-    return model([helper.make_node("Add", ["X", "X"], ["Y"])])
+    return model([helper.make_node("Add", ["X", "X"], [output])], output=output)
 
 
 def fixed() -> bytes:

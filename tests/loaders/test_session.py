@@ -205,6 +205,16 @@ def test_datatype_that_is_not_served(tmp_path: Path) -> None:
         load(tmp_path, "m", "1")
 
 
+@pytest.mark.parametrize("name", ["Y\x1b[2J", "Y\x9b", "Y" * 257])
+def test_name_that_cannot_be_shown(tmp_path: Path, name: str) -> None:
+    """An output's name stands in reasons of rollbacks: one that these cannot hold would keep its version in traffic."""
+    graphs.put(tmp_path, graphs.double(name))
+    with pytest.raises(
+        ModelInvalid, match=r"m/1: output 'Y.* cannot be shown: expected a name of at most 256"
+    ):
+        load(tmp_path, "m", "1")
+
+
 def test_bad_bundle_refuses_before_the_model(tmp_path: Path) -> None:
     """A wrong bundle.toml refuses the version."""
     graphs.put(tmp_path, graphs.double(), bundle="tire = 'low'")
