@@ -36,7 +36,7 @@ from gateway.control.changes import (
     with_variants,
 )
 from gateway.control.engine import Engine, Outcome, changed_by
-from gateway.control.gates import check_evidence
+from gateway.control.gates import check_evidence, check_sidecar
 from gateway.control.state import public_document, rollback_target
 from gateway.control.tokens import SIDECAR
 from gateway.errors import ChangeInvalid, Forbidden, StateConflict
@@ -99,6 +99,8 @@ class RouteHandlers:
             raise ChangeInvalid(msg)
         if body.evidence is not None:
             policy = self._engine.policy_of(request.path_params["model"])
+            if request.state.principal == SIDECAR:
+                check_sidecar(body.evidence, policy, self._engine.state.serving.gateway_id)
             check_evidence(body.evidence, policy, time.time_ns())
         elif request.state.principal == SIDECAR:
             msg = "the sidecar's rollback needs evidence: the event that it rests on, and its time (at_ns)"

@@ -12,6 +12,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gateway.audit.drained import sources_of
+from gateway.audit.identity import parse_event_id
 from gateway.config import Policy
 from gateway.control.changes import leased
 from gateway.errors import ChangeInvalid, EvidenceStale, StateConflict
@@ -48,6 +50,34 @@ def check_evidence(evidence: Evidence, policy: Policy, now_ns: int) -> None:
             f" (policy max_staleness_s) and {AHEAD_S} s ahead: judge again on newer records"
         )
         raise EvidenceStale(msg)
+
+
+def check_sidecar(evidence: Evidence, policy: Policy, gateway_id: str) -> None:
+    """What the sidecar's token may do on its evidence: whoever else holds that token shall not move traffic with it.
+
+    Only `dry-run` forbids its rollbacks. `on_harm` and `on_relative_drift` do not: they answer statistical harm, and
+    hard failures of a version roll back whatever they say.
+
+    Raises:
+        ChangeInvalid: the evidence is no event that a sidecar of this gateway has written.
+        StateConflict: the policy lets nothing move by itself.
+    """
+    try:
+        ours = parse_event_id(evidence.event).source in sources_of(gateway_id, "sidecar")
+    except ValueError:
+        ours = False
+    if not ours:
+        msg = (
+            f"evidence {evidence.event!r} is no event of this gateway's sidecar; expected the id of its decision,"
+            " 16-8-16 hex digits"
+        )
+        raise ChangeInvalid(msg)
+    if policy.ramp == "dry-run":
+        msg = (
+            'policy ramp is "dry-run": the sidecar says what it would do and moves nothing; set ramp to "manual" or'
+            ' "auto", or roll back by hand'
+        )
+        raise StateConflict(msg)
 
 
 def check_latches(route: Route) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.serving import Gateway, call
+from gateway.audit.identity import EventId, source_of
 from tests.e2e.onnx_models import write_linear
 from tests.e2e.wire import Wire, infer
 
@@ -99,7 +100,9 @@ def test_sidecar_takes_a_canary_back_and_the_latch_outlives_control(gateway: Gat
     path = f"/admin/v1/{ROUTE}"
     body = {"weights_bp": {"canary": 1}, "reason": "more"}
     assert call(gateway.admin_url, "POST", f"{path}/shift", body, headers).status == 403
-    evidence = {"event": "00-00000001-2a", "at_ns": time.time_ns()}
+    gateway_id = (gateway.state_dir / "gateway_id").read_text().strip()
+    event = EventId(source_of(gateway_id, "sidecar", 0), 1, 42)
+    evidence = {"event": str(event), "at_ns": time.time_ns()}
     body = {"variant": "canary", "reason": "fails", "evidence": evidence}
     assert call(gateway.admin_url, "POST", f"{path}/rollback", body, headers).status == 200
     wire = Wire(gateway.data_url)

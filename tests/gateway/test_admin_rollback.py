@@ -9,7 +9,8 @@ import pytest
 
 from gateway import config
 from gateway.api.admin import LEASE, OPEN, READ, ROLLBACK, RULES
-from tests.gateway.control.plane import MODEL
+from gateway.audit.identity import EventId, source_of
+from tests.gateway.control.plane import GATEWAY_ID, MODEL
 from tests.gateway.test_admin import BEARER, ROUTE, SIDECAR_TOKEN, VARIANTS, Admin, refusal
 from tests.gateway.test_admin import admin as admin  # a fixture
 from tests.gateway.test_admin import plane as plane  # a fixture
@@ -19,9 +20,12 @@ BACK = {"variant": "canary", "reason": "fails twice as often"}
 S = 1_000_000_000
 
 
+EVENT = str(EventId(source_of(GATEWAY_ID, "sidecar", 1), 9, 42))
+
+
 def young(age_s: float = 1.0) -> dict[str, Any]:
-    """Evidence of that age."""
-    return {"event": "00-00000001-2a", "at_ns": time.time_ns() - int(age_s * S)}
+    """Evidence of that age, of the second sidecar of this gateway."""
+    return {"event": EVENT, "at_ns": time.time_ns() - int(age_s * S)}
 
 
 def under(admin: Admin, *settings: str) -> None:
@@ -110,7 +114,7 @@ def test_sidecars_rollback_stands_under_its_name_with_its_evidence(admin: Admin)
     reply = ask(admin, "rollback", {**BACK, "evidence": young()}, 2, authorization=SIDECAR)
     assert (reply.status_code, reply.json()["after_bp"]["canary"]) == (200, 0)
     changed = admin.send("GET", ROUTE).json()["changed"]
-    assert (changed["by"], changed["evidence"]) == ("sidecar", "00-00000001-2a")
+    assert (changed["by"], changed["evidence"]) == ("sidecar", EVENT)
 
 
 def test_sidecar_rolls_back_canaries_only(admin: Admin) -> None:
@@ -141,6 +145,44 @@ def test_evidence_is_held_against_the_clock(
     else:
         assert "max_staleness_s" in refusal(reply, 409, code)
         assert admin.send("GET", ROUTE).json()["revision"] == 2
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "because I say so",
+        EVENT.upper(),
+        EVENT + "0",
+        str(EventId(source_of(GATEWAY_ID, "worker", 0), 9, 42)),
+        str(EventId(source_of("ffffffffffffffff", "sidecar", 0), 9, 42)),
+    ],
+)
+def test_sidecars_evidence_is_an_event_of_its_own(admin: Admin, event: str) -> None:
+    """Words, and events of others: 400; nothing moves. A person may name what they like."""
+    admin.split()
+    body = {**BACK, "evidence": {**young(), "event": event}}
+    text = refusal(ask(admin, "rollback", body, 2, authorization=SIDECAR), 400, "change_invalid")
+    assert "no event of this gateway's sidecar" in text
+    assert admin.send("GET", ROUTE).json()["revision"] == 2
+    assert ask(admin, "rollback", body, 2).status_code == 200
+
+
+def test_sidecar_moves_nothing_in_a_dry_run(admin: Admin) -> None:
+    """The policy says that nothing moves by itself: 409 for its token, and a person still may."""
+    under(admin, "ramp=dry-run")
+    admin.split()
+    body = {**BACK, "evidence": young()}
+    text = refusal(ask(admin, "rollback", body, 2, authorization=SIDECAR), 409, "state_conflict")
+    assert 'ramp is "dry-run"' in text
+    assert ask(admin, "rollback", body, 2).status_code == 200
+
+
+@pytest.mark.parametrize("answer", ["hold", "alert"])
+def test_hard_failures_roll_back_whatever_answers_statistics(admin: Admin, answer: str) -> None:
+    """A version that fails hard goes back also where harm and drift are only told."""
+    under(admin, f"on_harm={answer}", f"on_relative_drift={answer}")
+    admin.split()
+    assert ask(admin, "rollback", {**BACK, "evidence": young()}, 2, authorization=SIDECAR).status_code == 200
 
 
 @pytest.mark.parametrize("digits", [19, 400, 5000])
