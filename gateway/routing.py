@@ -203,8 +203,8 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
         ChangeInvalid: buckets without an owner.
     """
     primary = route.primary
-    expired = {v.name for v in route.variants if v.lease_until_ns is not None and v.lease_until_ns <= now_ns}
-    lent = sum(v.weight_bp for v in route.variants if v.name in expired)
+    expired = _expired(route, now_ns)
+    effective_bp = effective_weights_bp(route, now_ns)
     owners: list[Assignment | None] = [None] * TOTAL_BP
     made: dict[str, Assignment] = {}
     for v in route.variants:
@@ -220,7 +220,7 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
                 assigned=own.name,
                 served=served.name,
                 version=served.version,
-                weight_bp=own.weight_bp + (lent if own is primary else 0),
+                weight_bp=effective_bp[own.name],
                 reason="fallback" if fallback else "weight",
                 revision=route.revision,
                 generation=generation,
@@ -233,6 +233,19 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
         raise ChangeInvalid(msg)
     filled = owners[:1] if len(made) == 1 else owners
     return RouteTable(route, cast("list[Assignment]", filled), made.values())
+
+
+def effective_weights_bp(route: Route, now_ns: int) -> dict[str, int]:
+    """Weight by name as drawn now: what canaries whose lease is over have falls to the primary; shadows have 0."""
+    expired = _expired(route, now_ns)
+    lent = sum(v.weight_bp for v in route.variants if v.name in expired)
+    weights = {v.name: 0 if v.name in expired else v.weight_bp for v in route.variants}
+    weights[route.primary.name] += lent
+    return weights
+
+
+def _expired(route: Route, now_ns: int) -> set[str]:
+    return {v.name for v in route.variants if v.lease_until_ns is not None and v.lease_until_ns <= now_ns}
 
 
 def lease_end_ns(route: Route, now_ns: int) -> int | None:

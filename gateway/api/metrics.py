@@ -7,6 +7,7 @@ state that breaks every scrape. Label values come from closed sets: models and v
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from gateway import fleet as words_of
 from gateway.control.snapshot import Serving
 from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
+from gateway.routing import effective_weights_bp
 
 _KINDS = (
     ("done", words_of.DONE),
@@ -41,9 +43,10 @@ _FORWARDER = ("forwarded_events", "lag_events", "lag_bytes", "oldest_age_ms", "r
 
 
 class FleetCollector:
-    """Makes the metric families of one scrape."""
+    """Makes the metric families of one scrape, as of `now_ns` (epoch)."""
 
-    def __init__(self, fleet: Fleet, serving: Serving, state_dir: Path) -> None:
+    def __init__(self, fleet: Fleet, serving: Serving, state_dir: Path, now_ns: int) -> None:
+        self._now_ns = now_ns
         self._fleet = fleet
         self._serving = serving
         self._state_dir = state_dir
@@ -54,13 +57,16 @@ class FleetCollector:
         yield self._labels()
         yield from self._workers()
         weights = GaugeMetricFamily(
-            "tidegate_route_weight_bp", "share of live traffic", labels=["model", "variant", "version"]
+            "tidegate_route_weight_bp",
+            "share of live traffic; of a canary whose lease is over 0, the primary has it",
+            labels=["model", "variant", "version"],
         )
         revisions = GaugeMetricFamily("tidegate_route_revision", "revision", labels=["model"])
         for route in self._serving.routes.values():
             revisions.add_metric([route.model], route.revision)
+            effective_bp = effective_weights_bp(route, self._now_ns)
             for v in route.variants:
-                weights.add_metric([route.model, v.name, v.version], v.weight_bp)
+                weights.add_metric([route.model, v.name, v.version], effective_bp[v.name])
         yield weights
         yield revisions
         yield from self._forwarder()
@@ -142,7 +148,7 @@ class FleetCollector:
 
 
 def exposition(fleet: Fleet, serving: Serving, state_dir: Path) -> tuple[bytes, str]:
-    """The body and content type of one scrape."""
+    """The body and content type of one scrape, now."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(FleetCollector(fleet, serving, state_dir))
+    registry.register(FleetCollector(fleet, serving, state_dir, time.time_ns()))
     return generate_latest(registry), CONTENT_TYPE_LATEST

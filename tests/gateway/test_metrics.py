@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import fleet as words_of
 from gateway.api.metrics import exposition
-from gateway.control.changes import with_variants
+from gateway.control.changes import leased, with_variants
 from gateway.control.snapshot import DesiredVersion, Serving
 from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
 from gateway.routing import Change, Variant, first_route
@@ -40,9 +42,9 @@ def fleet(tmp_path: Path) -> Fleet:
     return Fleet.create(tmp_path / "fleet", 2)
 
 
-def scrape(fleet: Fleet, state_dir: Path) -> Samples:
+def scrape(fleet: Fleet, state_dir: Path, serving: Serving = SERVING) -> Samples:
     """Samples by name and label values, in the labels' alphabetical order."""
-    body, content_type = exposition(fleet, SERVING, state_dir)
+    body, content_type = exposition(fleet, serving, state_dir)
     assert content_type.startswith("text/plain")
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
@@ -128,3 +130,14 @@ def test_forwarder_status(fleet: Fleet, tmp_path: Path) -> None:
     found = scrape(fleet, tmp_path)
     assert found["tidegate_forwarder_lag_events",] == 12
     assert found["tidegate_forwarder_forwarded_events",] == 100
+
+
+@pytest.mark.parametrize(("left_s", "shares"), [(60, (9000, 1000)), (-1, (10_000, 0))])
+def test_weight_of_a_lease_that_is_over(
+    fleet: Fleet, tmp_path: Path, left_s: int, shares: tuple[int, int]
+) -> None:
+    """The share shown is the share drawn: after its lease a canary has none, and the primary has all."""
+    held = leased(ROUTE, time.time_ns() + left_s * 1_000_000_000)
+    found = scrape(fleet, tmp_path, msgspec.structs.replace(SERVING, routes={"m": held}))
+    weight = "tidegate_route_weight_bp"
+    assert (found[weight, "m", "primary", "1"], found[weight, "m", "canary", "2"]) == shares
