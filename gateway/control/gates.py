@@ -55,8 +55,8 @@ def check_evidence(evidence: Evidence, policy: Policy, now_ns: int) -> None:
 def check_sidecar(evidence: Evidence, policy: Policy, gateway_id: str) -> None:
     """What the sidecar's token may do on its evidence: whoever else holds that token shall not move traffic with it.
 
-    Only `dry-run` forbids its rollbacks. `on_harm` and `on_relative_drift` do not: they answer statistical harm, and
-    hard failures of a version roll back whatever they say.
+    Only `dry-run` forbids its rollbacks. The sidecar itself keeps to `on_harm` and `on_relative_drift`; here they
+    forbid nothing, since a version that fails hard may go back whatever they say about statistics.
 
     Raises:
         ChangeInvalid: the evidence is no event that a sidecar of this gateway has written.

@@ -178,8 +178,8 @@ def test_sidecar_moves_nothing_in_a_dry_run(admin: Admin) -> None:
 
 
 @pytest.mark.parametrize("answer", ["hold", "alert"])
-def test_hard_failures_roll_back_whatever_answers_statistics(admin: Admin, answer: str) -> None:
-    """A version that fails hard goes back also where harm and drift are only told."""
+def test_answers_to_statistics_forbid_no_rollback(admin: Admin, answer: str) -> None:
+    """A version that fails hard may go back also where harm and drift are only told."""
     under(admin, f"on_harm={answer}", f"on_relative_drift={answer}")
     admin.split()
     assert ask(admin, "rollback", {**BACK, "evidence": young()}, 2, authorization=SIDECAR).status_code == 200
