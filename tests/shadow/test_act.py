@@ -12,12 +12,14 @@ import pytest
 
 from gateway.config import Policy
 from shadow.act import Acted, Actor, Pending
-from tests.gateway.control.plane import MODEL, Plane
+from gateway.audit.identity import EventId, source_of
+from tests.gateway.control.plane import GATEWAY_ID, MODEL, Plane
 from tests.gateway.test_admin import ROUTE, SIDECAR_TOKEN, Admin
 from tests.gateway.test_admin import admin as admin  # a fixture
 from tests.gateway.test_admin import plane as plane  # a fixture
 
-PENDING = Pending(model=MODEL, rollout=2, variant="canary", version="2", says="version 2 fails", event="e-1")
+EVENT = str(EventId(source_of(GATEWAY_ID, "sidecar", 0), 1, 2))
+PENDING = Pending(model=MODEL, rollout=2, variant="canary", version="2", says="version 2 fails", event=EVENT)
 
 
 class Bridge:
@@ -64,7 +66,7 @@ def test_a_rollback_is_done(actor: Actor, admin: Admin) -> None:
     assert weights == {"primary": 10_000, "canary": 0}
     assert route["latched"] == ["2"]
     changed = route["changed"]
-    assert (changed["by"], changed["reason"], changed["evidence"]) == ("sidecar", PENDING.says, "e-1")
+    assert (changed["by"], changed["reason"], changed["evidence"]) == ("sidecar", PENDING.says, EVENT)
     assert actor.roll_back(PENDING, time.time_ns()) == Acted("nothing_to_do")
 
 
@@ -117,7 +119,7 @@ def test_old_evidence_is_refused(actor: Actor, admin: Admin) -> None:
 
 def test_an_unknown_model_is_refused(actor: Actor) -> None:
     """The model is gone."""
-    gone = Pending(model="nobody", rollout=2, variant="canary", version="2", says="x", event="e-1")
+    gone = Pending(model="nobody", rollout=2, variant="canary", version="2", says="x", event=EVENT)
     assert actor.roll_back(gone, time.time_ns()).outcome == "refused"
 
 
