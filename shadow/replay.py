@@ -16,11 +16,12 @@ from gateway.audit.feed import Feed
 from gateway.audit.identity import parse_event_id
 from gateway.errors import LogIncomplete
 from shadow.decide import Decision
+from shadow.readers import BundleSource
 from shadow.runner import Runner
 from shadow.state import WatchState
 from shadow.store import Store
 from shadow.verdicts import Stored, gateway_sources, stored_ticks
-from shadow.watch import BundleSource, Watch
+from shadow.watch import Watch
 
 TOLERANCE = 1e-9
 """Of evidence on another machine; counts and verdicts are equal everywhere."""

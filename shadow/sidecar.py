@@ -36,7 +36,7 @@ from shadow.act import Acted, Actor, Pending
 from shadow.bundles import Bundles
 from shadow.replay import fold
 from shadow.runner import Runner
-from shadow.state import Settings
+from shadow.state import Settings, Tick
 from shadow.store import Store, open_store, set_aside
 from shadow.verdicts import (
     Stored,
@@ -45,7 +45,7 @@ from shadow.verdicts import (
     stored_after,
     tick_event,
 )
-from shadow.watch import Tick, Watch
+from shadow.watch import Watch
 
 log = logging.getLogger("tidegate.sidecar")
 

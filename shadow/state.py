@@ -7,6 +7,7 @@ database. So a replay needs nothing but log and bundles, and two folds can be co
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,6 +31,14 @@ class Settings(msgspec.Struct, frozen=True):
     def sha256(self) -> str:
         """Digest (hex), as verdicts carry it."""
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+class Tick(NamedTuple):
+    """One tick's own facts. `cuts` is for each (source, epoch) that moved: [first seq, next seq)."""
+
+    number: int
+    at_ns: int
+    cuts: dict[str, tuple[int, int]]
 
 
 class Accuracy(msgspec.Struct):

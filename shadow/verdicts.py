@@ -19,8 +19,7 @@ from gateway.audit.identity import ROLES, parse_event_id, source_of
 from gateway.audit.spool import epochs, read_epoch
 from gateway.errors import LogIncomplete
 from shadow.decide import Decision, summary
-from shadow.state import Settings, WatchState
-from shadow.watch import Tick
+from shadow.state import Settings, Tick, WatchState
 
 SOURCES_A_ROLE = 1024
 MISSING_SHOWN = 100

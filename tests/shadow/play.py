@@ -16,10 +16,10 @@ from loaders.bundle import BundleSettings
 from shadow.bundles import Reference
 from shadow.decide import Decision
 from shadow.runner import Runner
-from shadow.state import Settings
+from shadow.state import Settings, Tick
 from shadow.store import Store
 from shadow.verdicts import gateway_sources
-from shadow.watch import Tick, Watch
+from shadow.watch import Watch
 from tests.gateway.audit.sim import GATEWAY_ID
 from tests.shadow.story import SECOND_NS, prediction
 

@@ -13,9 +13,9 @@ from gateway.audit.event import Control, Event, Gap, Heartbeat, Prediction
 from gateway.audit.frame import Caller, Run, RunTensor, encoder
 from shadow.decide import Decision
 from shadow.runner import Cuts, Runner
-from shadow.state import Settings
+from shadow.state import Settings, Tick
 from shadow.store import Store
-from shadow.watch import Tick, Watch
+from shadow.watch import Watch
 from tests.gateway.audit.sim import Log, settle
 from tests.shadow.play import CONTROL, SOURCES, WORKERS, Arm, ListFeed, Numbers, Shelf, traffic
 from tests.shadow.story import SECOND_NS, Stage, labels, prediction, route

@@ -1,0 +1,160 @@
+"""Evidence: folds what one tick holds into the rollouts on trial, canary against the control beside it. Watch stage.
+
+tally -> **evidence** -> decide. Which arms stood beside each other, and at what share, comes from the route of the
+revision that the requests name; what they did comes from the tally. A tick that misses records is never folded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.detectors.bins import CONTROL_ROWS, ScoreBins
+from shadow.detectors.relative import ShiftCounts, ShiftEvidence
+from shadow.harm import MICRO, ArmCounts
+from shadow.readers import Readers
+from shadow.rollouts import RECENT_NS, Arm, Document, Recent, Rollout
+from shadow.state import WatchState
+from shadow.tally import ArmKey, ArmTally, Scored, VersionKey
+
+SCORE_MAX = 1e100
+"""Beyond it a score is none."""
+
+
+class Evidence:
+    """Folds ticks into the rollouts of a state.
+
+    Args:
+        state: changed in place.
+
+    Threading: one thread.
+    """
+
+    def __init__(self, state: WatchState, readers: Readers) -> None:
+        self._state = state
+        self._readers = readers
+
+    def fold_arms(self, arms: dict[ArmKey, ArmTally], at_ns: int) -> None:
+        """Failures and answers that are not finite, of requests drawn by weight, in the tick of `at_ns`."""
+        parts: dict[tuple[int, str], tuple[Rollout, list[ArmCounts]]] = {}
+        none = ArmTally()
+        for rollout, canary_key, control_key, share in self._pairs(arms):
+            canary, control = arms.get(canary_key, none), arms.get(control_key, none)
+            rollout.requests += canary.requests // MICRO
+            for kind in ("failed", "nonfinite"):
+                bad = rollout.newly_bad(kind, canary.bad.get(kind, {}), control.bad.get(kind, {}))
+                counts = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
+                parts.setdefault((id(rollout), kind), (rollout, []))[1].append(counts)
+            bad = rollout.newly_bad(
+                "hard",
+                *({u: w for of in arm.bad.values() for u, w in of.items()} for arm in (canary, control)),
+            )
+            both = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
+            rollout.recent.append(Recent(at_ns, both))
+        for (_, kind), (rollout, counts_of) in parts.items():
+            rollout.evidence[kind].fold_tick(counts_of, self._margin(rollout))
+        for rollout in self._state.rollouts.active:
+            rollout.recent = [r for r in rollout.recent if at_ns - RECENT_NS < r.at_ns <= at_ns]
+
+    def fold_shift(self, answers: list[tuple[VersionKey, Scored]]) -> None:
+        """Scores of what was answered."""
+        by_arm: dict[ArmKey, list[Scored]] = defaultdict(list)
+        for _, each in answers:
+            if each.answered.arm is not None:
+                by_arm[each.answered.arm].append(each)
+        parts: dict[int, tuple[Rollout, list[ShiftCounts]]] = {}
+        for rollout, canary_key, control_key, share in self._pairs(by_arm):
+            canary, control = by_arm.get(canary_key, []), by_arm.get(control_key, [])
+            if rollout.bins is None:
+                rollout.bins = self._make_bins(rollout, control)
+                if rollout.bins is None:
+                    continue
+                rollout.shift = ShiftEvidence(rollout.bins.scores)
+                rollout.first_scores = []
+                if rollout.bins.source == "control":
+                    # The rows that made the bins prove nothing; those of a reference were there before.
+                    continue
+            counts = ShiftCounts(share, _binned(rollout.bins, canary), _binned(rollout.bins, control))
+            parts.setdefault(id(rollout), (rollout, []))[1].append(counts)
+        for rollout, counts_of in parts.values():
+            if rollout.shift is not None:
+                rollout.shift.fold_tick(counts_of, self._allowed_sd(rollout))
+
+    def fold_wrong(self, arms: dict[ArmKey, ArmTally]) -> None:
+        """Classes that turned out wrong, of predictions whose labels came due."""
+        parts: dict[int, tuple[Rollout, list[ArmCounts]]] = {}
+        none = ArmTally()
+        for rollout, canary_key, control_key, share in self._pairs(arms):
+            canary, control = arms.get(canary_key, none), arms.get(control_key, none)
+            bad = rollout.newly_bad("wrong", canary.bad.get("wrong", {}), control.bad.get("wrong", {}))
+            counts = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
+            parts.setdefault(id(rollout), (rollout, []))[1].append(counts)
+        for rollout, counts_of in parts.values():
+            rollout.evidence["wrong"].fold_tick(counts_of, self._margin(rollout))
+
+    def output(self, rollout: Rollout) -> str:
+        """The output whose score is compared."""
+        outputs = self._readers.settings(self._control_key(rollout)).outputs
+        named = [name for name, output in outputs.items() if output.decision is not None]
+        named += [name for name, output in outputs.items() if output.kind != "label"]
+        return named[0] if named else "score"
+
+    def _pairs(self, keys: Iterable[ArmKey]) -> Iterator[tuple[Rollout, ArmKey, ArmKey, int]]:
+        """Each rollout with its canary's and its control's arm at the weights that the route declares.
+
+        An arm at another weight was drawn while a lease had run out: there was no canary beside it.
+        """
+        for model, revision in sorted({(key.model, key.revision) for key in keys}):
+            document = self._state.rollouts.document(model, revision)
+            if document is None or not document.primary.weight_bp:
+                continue
+            control = _arm_key(document, document.primary)
+            for canary in document.canaries:
+                rollout = self._state.rollouts.on_trial(document, canary)
+                if rollout is not None:
+                    share = round(10_000 * canary.weight_bp / (canary.weight_bp + control.weight_bp))
+                    yield rollout, _arm_key(document, canary), control, min(max(share, 1), 9_999)
+
+    def _make_bins(self, rollout: Rollout, control: list[Scored]) -> ScoreBins | None:
+        reference = self._readers.reference(self._control_key(rollout))
+        if reference is not None and _usable(reference.scores).any():
+            return ScoreBins.from_reference(np.asarray(reference.scores, dtype=np.float64))
+        for each in sorted(control, key=lambda one: (one.answered.at_ns, one.answered.id)):
+            left = CONTROL_ROWS - len(rollout.first_scores)
+            rollout.first_scores += [float(score) for score in each.scores[_usable(each.scores)][:left]]
+        if len(rollout.first_scores) < CONTROL_ROWS:
+            return None
+        return ScoreBins.from_control(np.array(rollout.first_scores))
+
+    def _margin(self, rollout: Rollout) -> float:
+        return self._state.settings.policy_of(rollout.model).harm_margin
+
+    def _allowed_sd(self, rollout: Rollout) -> float:
+        policy = self._state.settings.policy_of(rollout.model)
+        return policy.shift_sd(rollout.version, self.output(rollout))
+
+    def _control_key(self, rollout: Rollout) -> VersionKey:
+        tree = self._state.trees.get(rollout.model, {}).get(rollout.control_version, "")
+        return VersionKey(rollout.model, rollout.control_version, tree)
+
+
+def _arm_key(document: Document, arm: Arm) -> ArmKey:
+    return ArmKey(document.model, document.revision, arm.name, arm.weight_bp)
+
+
+def _usable(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Scores that bins can be made of."""
+    return np.abs(scores) < SCORE_MAX
+
+
+def _binned(bins: ScoreBins, answers: list[Scored]) -> list[int]:
+    """Micro-rows by bin: a request weighs as one whatever its rows, and so do all of a sticky caller in a tick."""
+    if not answers:
+        return [0] * len(bins.scores)
+    requests = Counter(each.answered.unit for each in answers)
+    weights = [MICRO // (len(each.scores) * requests[each.answered.unit]) for each in answers]
+    row_weights = np.repeat(np.array(weights), [len(each.scores) for each in answers])
+    return [int(n) for n in bins.tally(np.concatenate([each.scores for each in answers]), row_weights)]
