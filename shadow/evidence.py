@@ -68,6 +68,9 @@ class Evidence:
         parts: dict[int, tuple[Rollout, list[ShiftCounts]]] = {}
         for rollout, canary_key, control_key, share in self._pairs(by_arm):
             canary, control = by_arm.get(canary_key, []), by_arm.get(control_key, [])
+            keyed = {each.answered.unit for each in (*canary, *control) if each.answered.is_keyed}
+            if keyed:
+                canary, control = _once(rollout.newly_seen(keyed), canary, control)
             if rollout.bins is None:
                 rollout.bins = self._make_bins(rollout, control)
                 if rollout.bins is None:
@@ -148,6 +151,13 @@ def _arm_key(document: Document, arm: Arm) -> ArmKey:
 def _usable(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Scores that bins can be made of."""
     return np.abs(scores) < SCORE_MAX
+
+
+def _once(fresh: frozenset[str], *arms: list[Scored]) -> list[list[Scored]]:
+    """A routing key was drawn once, however often it comes back: its rows count in the tick that saw it first."""
+    return [
+        [each for each in arm if not each.answered.is_keyed or each.answered.unit in fresh] for arm in arms
+    ]
 
 
 def _binned(bins: ScoreBins, answers: list[Scored]) -> list[int]:

@@ -7,7 +7,7 @@ an earlier trial of the same version is never carried into the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,6 +22,8 @@ BADNESS = ("failed", "nonfinite", "wrong")
 DOCUMENTS_KEPT = 200
 ENDED_KEPT = 50
 RECENT_NS = 10_000_000_000
+SHIFT_UNITS_MAX = 10_000
+"""Of so many routing keys a rollout the rows count for shift; those of further ones are left out."""
 UNITS_KEPT = 500
 """Units of a rollout that are known to have been bad, of each kind; far more than a decision needs."""
 
@@ -85,7 +87,9 @@ class Rollout(msgspec.Struct):
     requests: int = 0
     """Of the canary, so far."""
     bad_units: dict[str, list[str]] = {}
-    """By kind, the units that count as bad already, the latest last."""
+    """By kind, the units of routing keys that count as bad already, the latest last."""
+    shift_units: list[str] = []
+    """Units of routing keys whose rows count for shift already."""
     decided: dict[str, str] = {}
     """Action by cause, marked where it was a dry run: each is decided once."""
 
@@ -97,10 +101,16 @@ class Rollout(msgspec.Struct):
         known = self.bad_units.setdefault(kind, [])
         before = frozenset(known)
         sums = [sum(weight for unit, weight in arm.items() if unit not in before) for arm in arms]
-        # Ids of events stand for units that were drawn for one request: they do not come again.
+        # Ids of events stand for what was drawn for one request: they do not come again.
         known += sorted({unit for arm in arms for unit in arm if unit not in before and "-" not in unit})
         del known[:-UNITS_KEPT]
         return sums
+
+    def newly_seen(self, units: Iterable[str]) -> frozenset[str]:
+        """Of some units of routing keys those whose rows may count for shift; notes them, no more than so many."""
+        fresh = sorted({*units}.difference(self.shift_units))[: SHIFT_UNITS_MAX - len(self.shift_units)]
+        self.shift_units += fresh
+        return frozenset(fresh)
 
     @property
     def rolled_back(self) -> bool:
@@ -163,6 +173,7 @@ class Rollouts(msgspec.Struct):
             if rollout.ended is not None:
                 self.active.remove(rollout)
                 rollout.recent, rollout.bad_units, rollout.first_scores = [], {}, []
+                rollout.shift_units = []
                 self.ended.append(rollout)
                 del self.ended[:-ENDED_KEPT]
         on_trial = {(r.variant, r.version) for r in self.active if r.model == route.model}

@@ -27,6 +27,10 @@ class Settings(msgspec.Struct, frozen=True):
         """A model's policy."""
         return self.policies.get(model, _DEFAULT_POLICY)
 
+    def trusts_keys(self, model: str) -> bool:
+        """Whether the callers of a model may choose their arm by a routing key and still prove something."""
+        return bool(getattr(self.policy_of(model), "trust_routing_keys", False))
+
     @property
     def sha256(self) -> str:
         """Digest (hex), as verdicts carry it."""

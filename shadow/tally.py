@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audit.event import Control, Event, Feedback, Gap, Heartbeat, Prediction, Tensor
+from gateway.audit.event import Control, Event, Feedback, Gap, Heartbeat, Prediction, RouteFacts, Tensor
 from gateway.audit.feed import Hole
 from shadow.harm import MICRO
 from shadow.labels import Label
@@ -26,6 +26,10 @@ TIME_MAX_NS = 1 << 62
 _ROW_MAX = 1 << 31
 EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
+KEYED = "key"
+"""Drawn by a routing key: whoever may choose a key may choose the arm, so it proves nothing unless keys are trusted."""
+DEADLINE = "deadline_exceeded"
+"""Depends on load and on what the client asked: neither a failure of the version nor a success."""
 
 
 class ArmKey(NamedTuple):
@@ -46,8 +50,8 @@ class VersionKey(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """One answered request; `arm` is None outside of experiments. `unit` is what was drawn for: of a sticky caller the
-    same each time, else the request's own."""
+    """One answered request; `arm` is None outside of experiments. `unit` is what was drawn for: of a routing key the
+    same each time (`is_keyed`), else the request's own."""
 
     id: str
     at_ns: int
@@ -55,6 +59,7 @@ class Answered(NamedTuple):
     revision: int
     arm: ArmKey | None
     unit: str
+    is_keyed: bool
     outputs: tuple[Tensor, ...]
 
 
@@ -80,12 +85,14 @@ class Tally:
 
     Args:
         clock: "log" or "event": which time of a prediction counts.
+        trusts_keys: whether requests to a model that were drawn by a routing key are part of experiments.
 
     Threading: one thread. Memory: the outputs of one tick.
     """
 
-    def __init__(self, clock: str) -> None:
+    def __init__(self, clock: str, trusts_keys: Callable[[str], bool] = lambda model: False) -> None:
         self._by_event_time = clock == "event"
+        self._trusts_keys = trusts_keys
         self.arms: dict[ArmKey, ArmTally] = {}
         self.answered: dict[VersionKey, list[Answered]] = {}
         self.controls: list[Control] = []
@@ -136,10 +143,10 @@ class Tally:
             at_ns = given if type(given) is int and 0 < given < TIME_MAX_NS else 0
         if at_ns:
             self._times.append(at_ns)
-        arm, unit = None, route.unit_hash or event.id
-        if route.reason in EXPERIMENT and route.assigned is not None and route.weight_bp is not None:
-            arm = ArmKey(model.name, route.revision, route.assigned, route.weight_bp)
-            self.revisions.add((model.name, route.revision))
+        is_keyed = route.reason == KEYED and route.unit_hash is not None
+        unit = route.unit_hash if is_keyed and route.unit_hash else event.id
+        arm = self._arm(event, route, model.name)
+        if arm is not None:
             tally = self.arms.get(arm)
             if tally is None:
                 tally = self.arms[arm] = ArmTally()
@@ -149,8 +156,21 @@ class Tally:
                 tally.hit(bad, unit, MICRO)
         if event.kind == "done" and model.version is not None:
             key = VersionKey(model.name, model.version, model.tree_sha256 or "")
-            answered = Answered(event.id, at_ns, event.rows, route.revision, arm, unit, tuple(event.outputs))
+            answered = Answered(
+                event.id, at_ns, event.rows, route.revision, arm, unit, is_keyed, tuple(event.outputs)
+            )
             self.answered.setdefault(key, []).append(answered)
+
+    def _arm(self, event: Prediction, route: RouteFacts, model: str) -> ArmKey | None:
+        """What a request was drawn for; None where that proves nothing."""
+        if route.assigned is None or route.weight_bp is None:
+            return None
+        if route.reason not in EXPERIMENT and not (route.reason == KEYED and self._trusts_keys(model)):
+            return None
+        self.revisions.add((model, route.revision))
+        if event.code == DEADLINE or (event.first_try or {}).get("code") == DEADLINE:
+            return None
+        return ArmKey(model, route.revision, route.assigned, route.weight_bp)
 
     def _feedback(self, event: Feedback) -> None:
         self.counts[event.kind] += 1

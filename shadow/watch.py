@@ -50,12 +50,16 @@ class Watch:
         self._readers = Readers(bundles)
         self._evidence = Evidence(self.state, self._readers)
         self._join = join
-        self._tally = Tally(self.state.settings.clock)
+        self._tally = self._fresh_tally()
 
     def use(self, settings: Settings) -> None:
         """Go by other settings from this tick on; nothing may have been taken for it yet."""
         self.state.settings = settings
-        self._tally = Tally(settings.clock)
+        self._tally = self._fresh_tally()
+
+    def _fresh_tally(self) -> Tally:
+        settings = self.state.settings
+        return Tally(settings.clock, settings.trusts_keys)
 
     @property
     def tally(self) -> Tally:
@@ -89,7 +93,7 @@ class Watch:
             fate: of a label whose prediction does not wait (`Runner.fate`).
         """
         tally, state = self._tally, self.state
-        self._tally = Tally(state.settings.clock)
+        self._tally = self._fresh_tally()
         state.tick = tick.number
         self._set_clock(tally.times)
         for kind, count in sorted(tally.counts.items()):

@@ -12,6 +12,7 @@ import numpy as np
 from gateway.audit.event import Control, Event, Heartbeat, Prediction
 from gateway.audit.feed import Delivery, HighWater, Positions
 from gateway.audit.identity import id_prefix, parse_event_id, source_of
+from gateway.config import Policy
 from loaders.bundle import BundleSettings
 from shadow.bundles import Reference
 from shadow.decide import Decision
@@ -21,7 +22,7 @@ from shadow.store import Store
 from shadow.verdicts import gateway_sources
 from shadow.watch import Watch
 from tests.gateway.audit.sim import GATEWAY_ID
-from tests.shadow.story import SECOND_NS, prediction
+from tests.shadow.story import MODEL, SECOND_NS, prediction
 
 SOURCES = gateway_sources(GATEWAY_ID)
 CONTROL = source_of(GATEWAY_ID, "control", 0)
@@ -35,6 +36,15 @@ LABELLED = msgspec.convert(
     },
     BundleSettings,
 )
+
+
+class TrustsKeys(Policy):
+    """Of a model whose callers are trusted not to choose their arm."""
+
+    trust_routing_keys: bool = True
+
+
+TRUSTING = Settings(policies={MODEL: TrustsKeys()})
 PLAIN = msgspec.convert({"outputs": {"probabilities": {"kind": "probability"}}}, BundleSettings)
 
 

@@ -87,6 +87,7 @@ def prediction(revision: int, assigned: str, weight_bp: int, version: str, **mor
         degraded=more.get("degraded", ()),
         parameters={"event_time_ns": more["event_ns"]} if "event_ns" in more else None,
         first_try=more.get("first_try"),
+        code=more.get("code"),
     )
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.audit.event import Control, Gap
 from shadow.harm import MICRO
-from shadow.rollouts import UNITS_KEPT, Rollout
-from tests.shadow.play import WORKERS, Play, reference
+from shadow.rollouts import SHIFT_UNITS_MAX, UNITS_KEPT, Rollout
+from tests.shadow.play import TRUSTING, WORKERS, Play, reference
 from tests.shadow.story import SECOND_NS, labels, prediction, route
 
 
@@ -39,12 +39,13 @@ def control(**more: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("reason", "counts"), [("weight", 1), ("retry", 1), ("fallback", 1), ("pinned", 0), ("forced", 0)]
+    ("reason", "counts"),
+    [("weight", 1), ("retry", 1), ("fallback", 1), ("key", 0), ("pinned", 0), ("forced", 0), ("later", 0)],
 )
 def test_only_what_was_drawn_counts(reason: str, counts: int) -> None:
-    """Requests by weight, and those that another version answered; not those that named their version."""
+    """Requests by weight, and those that another version answered; not those whose caller chose version or key."""
     play = on_trial()
-    play.say(canary(reason=reason, kind="failed"), control(reason=reason))
+    play.say(canary(reason=reason, kind="failed", unit="ab" * 8), control(reason=reason, unit="cd" * 8))
     play.tick()
     evidence = rollout_of(play).evidence["failed"]
     assert (evidence.canary_requests, evidence.canary_bad) == (counts * MICRO, counts * MICRO)
@@ -173,13 +174,14 @@ def test_rows_of_a_request_weigh_as_one() -> None:
     assert rollout.requests == 1
 
 
-def test_a_sticky_caller_is_bad_once() -> None:
-    """One unit was drawn once, however often it comes back: one bad event of each kind, over all ticks."""
-    play = on_trial()
+def test_a_trusted_key_is_bad_once() -> None:
+    """One unit was drawn once, however often it comes back: one bad event of each kind, rows for shift in one tick."""
+    play = on_trial(settings=TRUSTING)
     for _ in range(3):
-        ids = play.say(*(canary(scores=[0.3], unit="ab" * 8) for _ in range(5)))
+        ids = play.say(*(canary(scores=[0.3], reason="key", unit="ab" * 8) for _ in range(5)))
         play.say(labels(*((of, 0, 1) for of in ids)))
-        play.say(*(canary(kind="failed", unit="ab" * 8) for _ in range(5)), control())
+        failed = (canary(kind="failed", reason="key", unit="ab" * 8) for _ in range(5))
+        play.say(*failed, control())
         play.tick()
     play.pass_time(100 * SECOND_NS)
     play.tick()
@@ -188,7 +190,45 @@ def test_a_sticky_caller_is_bad_once() -> None:
     assert rollout.evidence["wrong"].canary_bad == MICRO
     assert rollout.evidence["failed"].canary_requests == 30 * MICRO
     assert rollout.shift is not None
-    assert sum(rollout.shift.canary) == 3 * MICRO, "one a tick"
+    assert (sum(rollout.shift.canary), sum(rollout.shift.control)) == (MICRO, 3 * MICRO)
+    assert play.decisions == []
+
+
+def test_chosen_keys_decide_nothing() -> None:
+    """Ninety callers with keys that fall to the canary, all of whose requests fail: no evidence, no decision."""
+    play = on_trial()
+    for tick in range(5):
+        for caller in range(30):
+            unit = f"{tick * 30 + caller:016x}"
+            play.say(canary(kind="failed", reason="key", unit=unit), control(reason="key", unit=unit))
+        play.say(*(control() for _ in range(9)), canary())
+        play.tick()
+    assert rollout_of(play).evidence["failed"].canary_bad == 0
+    assert play.decisions == []
+
+
+def test_keys_that_count_for_shift_are_bounded() -> None:
+    """The state does not grow with callers: further keys are left out, known ones do not count again."""
+    rollout = Rollout("m", 1, "canary", "2", "1")
+    assert rollout.newly_seen({"b", "a"}) == {"a", "b"}
+    assert rollout.newly_seen({"b", "c"}) == {"c"}
+    assert len(rollout.newly_seen({f"{unit:05}" for unit in range(SHIFT_UNITS_MAX)})) == SHIFT_UNITS_MAX - 3
+    assert rollout.newly_seen({"one more"}) == frozenset()
+
+
+@pytest.mark.parametrize("how", ["failed", "first try"])
+def test_a_deadline_is_nobody_s_fault(how: str) -> None:
+    """It depends on load and on what the caller asked: neither bad nor good, the request is left out."""
+    play = on_trial()
+    facts = (
+        {"kind": "failed", "code": "deadline_exceeded"}
+        if how == "failed"
+        else {"reason": "retry", "first_try": {"version": "2", "code": "deadline_exceeded"}}
+    )
+    play.say(*(canary(**facts) for _ in range(9)), canary(kind="failed", code="inference_failed"), control())
+    play.tick()
+    evidence = rollout_of(play).evidence["failed"]
+    assert (evidence.canary_requests, evidence.canary_bad) == (MICRO, MICRO)
     assert play.decisions == []
 
 

@@ -13,11 +13,11 @@ from gateway.audit.event import Control, Event, Gap, Heartbeat, Prediction
 from gateway.audit.frame import Caller, Run, RunTensor, encoder
 from shadow.decide import Decision
 from shadow.runner import Cuts, Runner
-from shadow.state import Settings, Tick
+from shadow.state import Tick
 from shadow.store import Store
 from shadow.watch import Watch
 from tests.gateway.audit.sim import Log, settle
-from tests.shadow.play import CONTROL, SOURCES, WORKERS, Arm, ListFeed, Numbers, Shelf, traffic
+from tests.shadow.play import CONTROL, SOURCES, TRUSTING, WORKERS, Arm, ListFeed, Numbers, Shelf, traffic
 from tests.shadow.story import SECOND_NS, Stage, labels, prediction, route
 
 Sources = dict[int, list[Event]]
@@ -43,7 +43,9 @@ def a_log(seed: int) -> tuple[Sources, list[Cuts]]:
         for event in traffic(40, 2, BAD, rng.randrange(1 << 30), at_ns=(tick * 40 + 1) * SECOND_NS):
             unit = f"{rng.randrange(50):016x}" if rng.random() < 0.5 else None
             assert event.route is not None
-            event.route = msgspec.structs.replace(event.route, unit_hash=unit)
+            event.route = msgspec.structs.replace(
+                event.route, unit_hash=unit, reason=rng.choice(["weight", "weight", "key"])
+            )
             event.received_ns += rng.randrange(SECOND_NS)
             ids.append(add(event, rng.choice(WORKERS)))
             if rng.random() < 0.4:
@@ -84,7 +86,7 @@ def fold(deliveries: list[list[Event]], cuts: list[Cuts]) -> tuple[bytes, list[D
     """State, decisions and label join after all ticks."""
     store = Store()
     watch = Watch(Shelf(), store.join)
-    watch.use(Settings())
+    watch.use(TRUSTING)
     runner = Runner(ListFeed(deliveries), watch, {}, SOURCES)
     decisions = []
     for number, cut in enumerate(cuts, 1):
