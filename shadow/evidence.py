@@ -18,7 +18,7 @@ from shadow.harm import MICRO, ArmCounts
 from shadow.readers import Readers
 from shadow.rollouts import RECENT_NS, Arm, Document, Recent, Rollout
 from shadow.state import WatchState
-from shadow.tally import ArmKey, ArmTally, Scored, VersionKey
+from shadow.tally import ArmKey, ArmTally, Scored, Tally, VersionKey
 
 SCORE_MAX = 1e100
 """Beyond it a score is none."""
@@ -37,10 +37,11 @@ class Evidence:
         self._state = state
         self._readers = readers
 
-    def fold_arms(self, arms: dict[ArmKey, ArmTally], at_ns: int) -> None:
+    def fold_arms(self, tally: Tally, at_ns: int) -> None:
         """Failures and answers that are not finite, of requests drawn by weight, in the tick of `at_ns`."""
         parts: dict[tuple[int, str], tuple[Rollout, list[ArmCounts]]] = {}
         none = ArmTally()
+        arms = self._with_aborted(tally)
         for rollout, canary_key, control_key, share in self._pairs(arms):
             canary, control = arms.get(canary_key, none), arms.get(control_key, none)
             rollout.requests += canary.requests // MICRO
@@ -58,6 +59,28 @@ class Evidence:
             rollout.evidence[kind].fold_tick(counts_of, self._margin(rollout))
         for rollout in self._state.rollouts.active:
             rollout.recent = [r for r in rollout.recent if at_ns - RECENT_NS < r.at_ns <= at_ns]
+
+    def _with_aborted(self, tally: Tally) -> dict[ArmKey, ArmTally]:
+        """The arms, and what died with workers as failed requests of the newest route's arms.
+
+        All that died at once weighs as one request, shared by who had a part in it: it was one event, and whoever is
+        the primary of a killed worker has most of it. So deaths from outside fall on arms by weight.
+        """
+        arms = dict(tally.arms)
+        for death, lost in sorted(tally.aborted.items()):
+            for model in sorted({name for name, _ in lost}):
+                document = self._state.rollouts.latest(model)
+                if document is None:
+                    continue
+                on_trial = {arm.version: arm for arm in (*document.canaries, document.primary)}
+                dead = {version: lost[model, version] for version in on_trial if lost[model, version]}
+                for version, count in sorted(dead.items()):
+                    key = _arm_key(document, on_trial[version])
+                    arms[key] = arm = arms[key].copy() if key in arms else ArmTally()
+                    weight = MICRO * count // sum(dead.values())
+                    arm.requests += weight
+                    arm.hit("failed", f"{death}-", weight)
+        return arms
 
     def fold_shift(self, answers: list[tuple[VersionKey, Scored]]) -> None:
         """Scores of what was answered."""

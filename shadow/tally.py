@@ -28,6 +28,8 @@ EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
 KEYED = "key"
 """Drawn by a routing key: whoever may choose a key may choose the arm, so it proves nothing unless keys are trusted."""
+JUDGED = frozenset(("done", "failed", "refused"))
+"""A refused one has a route only where the version that was drawn refused what the primary's signature takes."""
 DEADLINE = "deadline_exceeded"
 """Depends on load and on what the client asked: neither a failure of the version nor a success."""
 
@@ -75,6 +77,12 @@ class ArmTally:
         self.requests = 0
         self.bad: dict[str, dict[str, int]] = {}
 
+    def copy(self) -> ArmTally:
+        """One that may go on without this one."""
+        other = ArmTally()
+        other.requests, other.bad = self.requests, {kind: dict(units) for kind, units in self.bad.items()}
+        return other
+
     def hit(self, kind: str, unit: str, weight: int) -> None:
         """A bad request; of a unit the first one counts."""
         self.bad.setdefault(kind, {}).setdefault(unit, weight)
@@ -98,6 +106,8 @@ class Tally:
         self.controls: list[Control] = []
         self.labels: list[Label] = []
         self.counts: Counter[str] = Counter()
+        self.aborted: dict[str, Counter[tuple[str, str]]] = {}
+        """By death of a worker: how many requests of each model and version died with it."""
         self.missing: list[str] = []
         self.revisions: set[tuple[str, int]] = set()
         self._times: list[int] = []
@@ -134,14 +144,16 @@ class Tally:
 
     def _prediction(self, event: Prediction) -> None:
         self.counts[event.kind] += event.count
-        if event.kind not in {"done", "failed"} or event.route is None or event.model is None:
+        if event.kind == "aborted":
+            self._aborted(event)
+        if event.kind not in JUDGED or event.route is None or event.model is None:
             return
         route, model = event.route, event.model
         at_ns = event.received_ns
         if self._by_event_time:
             given = (event.parameters or {}).get("event_time_ns")
             at_ns = given if type(given) is int and 0 < given < TIME_MAX_NS else 0
-        if at_ns:
+        if at_ns and event.kind != "refused":
             self._times.append(at_ns)
         is_keyed = route.reason == KEYED and route.unit_hash is not None
         unit = route.unit_hash if is_keyed and route.unit_hash else event.id
@@ -150,16 +162,25 @@ class Tally:
             tally = self.arms.get(arm)
             if tally is None:
                 tally = self.arms[arm] = ArmTally()
-            tally.requests += MICRO
+            tally.requests += MICRO * event.count
             bad = _badness(event)
             if bad is not None:
-                tally.hit(bad, unit, MICRO)
+                # A sum of keyed ones does not tell how many callers they were of.
+                tally.hit(bad, unit, MICRO if route.reason == KEYED else MICRO * event.count)
         if event.kind == "done" and model.version is not None:
             key = VersionKey(model.name, model.version, model.tree_sha256 or "")
             answered = Answered(
                 event.id, at_ns, event.rows, route.revision, arm, unit, is_keyed, tuple(event.outputs)
             )
             self.answered.setdefault(key, []).append(answered)
+
+    def _aborted(self, event: Prediction) -> None:
+        """Requests that died with their worker; which they were is not known, only how many of each version."""
+        if event.model is None or event.model.version is None or event.count < 1:
+            return
+        death, _, _ = event.id.rpartition("-")
+        of_death = self.aborted.setdefault(death, Counter())
+        of_death[event.model.name, event.model.version] += event.count
 
     def _arm(self, event: Prediction, route: RouteFacts, model: str) -> ArmKey | None:
         """What a request was drawn for; None where that proves nothing."""
@@ -190,7 +211,7 @@ def _badness(event: Prediction) -> str | None:
     """What was bad about a request for the variant it was drawn for, though another may have answered it."""
     if event.first_try is not None:
         return "nonfinite" if event.first_try.get("code") == "nonfinite" else "failed"
-    if event.kind == "failed":
+    if event.kind in {"failed", "refused"}:
         return "failed"
     return "nonfinite" if "nonfinite" in event.degraded else None
 

@@ -103,7 +103,7 @@ class Watch:
         answers = list(self._read(tally))
         state.complete = not tally.missing
         if state.complete:
-            self._evidence.fold_arms(tally.arms, tick.at_ns)
+            self._evidence.fold_arms(tally, tick.at_ns)
             self._evidence.fold_shift(answers)
         else:
             state.incomplete_ticks += 1

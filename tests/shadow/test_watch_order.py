@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.audit.event import Control, Event, Gap, Heartbeat, Prediction
+from gateway.audit.event import Control, Event, Gap, Heartbeat, ModelFacts, Prediction
 from gateway.audit.frame import Caller, Run, RunTensor, encoder
 from shadow.decide import Decision
 from shadow.runner import Cuts, Runner
@@ -18,7 +18,7 @@ from shadow.store import Store
 from shadow.watch import Watch
 from tests.gateway.audit.sim import Log, settle
 from tests.shadow.play import CONTROL, SOURCES, TRUSTING, WORKERS, Arm, ListFeed, Numbers, Shelf, traffic
-from tests.shadow.story import SECOND_NS, Stage, labels, prediction, route
+from tests.shadow.story import MODEL, SECOND_NS, Stage, labels, prediction, route
 
 Sources = dict[int, list[Event]]
 BAD = {"primary": (8000, Arm("1", 0.02)), "canary": (2000, Arm("2", 0.4, 0.2, 0.7))}
@@ -57,6 +57,9 @@ def a_log(seed: int) -> tuple[Sources, list[Cuts]]:
                 Gap(source=f"{WORKERS[0]:016x}", epoch=1, from_seq=1, to_seq=2, cause="ring_full"), WORKERS[1]
             )
         add(Heartbeat(at_ns=(tick * 40 + 9) * SECOND_NS), WORKERS[0])
+        for version in ("1", "2", "2"):
+            facts = ModelFacts(name=MODEL, version=version)
+            add(Prediction(kind="aborted", model=facts, count=rng.choice([1, 2])), rng.choice(WORKERS))
         if tick == 2:
             add(route(3, canary="2", weight_bp=5000), CONTROL)
         ends.append({source: len(events) for source, events in found.items()})
