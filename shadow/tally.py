@@ -23,6 +23,8 @@ from shadow.outputs import Judged, OutputReader
 
 TIME_MAX_NS = 1 << 62
 """The year 2116: a later time is no time, and sums of times still fit in 64 bits."""
+AHEAD_NS = 86_400 * 1_000_000_000
+"""An event's own time is at most so far ahead of the gateway's: clocks differ, and dates stand for whole days."""
 _ROW_MAX = 1 << 31
 EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
@@ -124,7 +126,7 @@ class Tally:
             case Gap():
                 self.missing.append(f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq}")
             case Heartbeat() if not self._by_event_time:
-                self._times.append(event.at_ns)
+                self._note_time(event.at_ns)
             case _:
                 pass
 
@@ -149,12 +151,14 @@ class Tally:
         if event.kind not in JUDGED or event.route is None or event.model is None:
             return
         route, model = event.route, event.model
-        at_ns = event.received_ns
+        received_ns = event.received_ns if 0 < event.received_ns < TIME_MAX_NS else 0
+        at_ns = received_ns
         if self._by_event_time:
             given = (event.parameters or {}).get("event_time_ns")
-            at_ns = given if type(given) is int and 0 < given < TIME_MAX_NS else 0
-        if at_ns and event.kind != "refused":
-            self._times.append(at_ns)
+            is_time = type(given) is int and 0 < given <= received_ns + AHEAD_NS
+            at_ns = given if is_time else 0  # type: ignore[assignment]
+        if event.kind != "refused":
+            self._note_time(at_ns)
         is_keyed = route.reason == KEYED and route.unit_hash is not None
         unit = route.unit_hash if is_keyed and route.unit_hash else event.id
         arm = self._arm(event, route, model.name)
@@ -173,6 +177,10 @@ class Tally:
                 event.id, at_ns, event.rows, route.revision, arm, unit, is_keyed, tuple(event.outputs)
             )
             self.answered.setdefault(key, []).append(answered)
+
+    def _note_time(self, at_ns: int) -> None:
+        if 0 < at_ns < TIME_MAX_NS:
+            self._times.append(at_ns)
 
     def _aborted(self, event: Prediction) -> None:
         """Requests that died with their worker; which they were is not known, only how many of each version."""
@@ -196,7 +204,7 @@ class Tally:
     def _feedback(self, event: Feedback) -> None:
         self.counts[event.kind] += 1
         if not self._by_event_time:
-            self._times.append(event.at_ns)
+            self._note_time(event.at_ns)
         if event.kind != "label":
             return
         for place, given in enumerate(event.labels):

@@ -26,7 +26,21 @@ def by_event() -> Play:
 
 def at(event_ns: Any, **more: Any) -> Any:
     """A request that names its time."""
-    return prediction(1, "primary", 10_000, "1", event_ns=event_ns, **more)
+    return prediction(1, "primary", 10_000, "1", **{"event_ns": event_ns, "at_ns": NOON_NS, **more})
+
+
+@pytest.mark.parametrize("ahead_ns", [DAY_NS + 1, 365 * DAY_NS])
+def test_a_time_that_has_not_come_is_none(ahead_ns: int) -> None:
+    """However many callers say so; half a day ahead is a clock that differs."""
+    play = by_event()
+    play.say(*(at(NOON_NS + DAY_NS // 2) for _ in range(CLOCK_EVENTS)))
+    play.tick()
+    assert play.watch.state.clock_ns == NOON_NS + DAY_NS // 2
+    for _ in range(3):
+        play.say(*(at(NOON_NS + ahead_ns) for _ in range(50)))
+        play.tick()
+    assert play.watch.state.clock_ns == NOON_NS + DAY_NS // 2
+    assert play.store.join.waiting == 150 + CLOCK_EVENTS
 
 
 @pytest.mark.parametrize("odd_ns", [YEAR_2100_NS, 1, 2**62, 2**64 - 1, -5, 0, "noon", 1.5, None])
@@ -51,7 +65,7 @@ def test_one_event_does_not_move_the_clock(odd_ns: Any) -> None:
 def test_a_clock_that_was_wrong_is_right_again() -> None:
     """A burst of wrong times moves the clock while it lasts: labels of later predictions are not lost to it."""
     play = by_event()
-    play.say(*(at(YEAR_2100_NS) for _ in range(9)))
+    play.say(*(at(YEAR_2100_NS, at_ns=YEAR_2100_NS) for _ in range(9)))
     play.tick()
     assert play.watch.state.clock_ns == YEAR_2100_NS
     (of, *_) = play.say(*(at(NOON_NS) for _ in range(9)))
