@@ -82,10 +82,10 @@ class Evidence:
                     arm.hit("failed", f"{death}-", weight)
         return arms
 
-    def fold_shift(self, answers: list[tuple[VersionKey, Scored]]) -> None:
+    def fold_shift(self, answers: Iterable[Scored]) -> None:
         """Scores of what was answered."""
         by_arm: dict[ArmKey, list[Scored]] = defaultdict(list)
-        for _, each in answers:
+        for each in answers:
             if each.answered.arm is not None:
                 by_arm[each.answered.arm].append(each)
         parts: dict[int, tuple[Rollout, list[ShiftCounts]]] = {}

@@ -91,6 +91,20 @@ class LabelJoin:
         self._db = db
         db.executescript(_SCHEMA)
 
+    def begin(self) -> None:
+        """What follows may be rolled back, until `end`."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+        self._db.execute("SAVEPOINT tick")
+
+    def roll_back(self) -> None:
+        """As if nothing had been called since `begin`."""
+        self._db.execute("ROLLBACK TO tick")
+
+    def end(self) -> None:
+        """What was done since `begin` stays, for the caller to commit."""
+        self._db.execute("RELEASE tick")
+
     def serve(self, records: Sequence[Served]) -> Counter[str]:
         """Take answered predictions, one that is there already is left as it is; counts what became of labels that
         came before them: kept, wrong_row, wrong_type."""
@@ -147,10 +161,7 @@ class LabelJoin:
         ).fetchall()
         if not due:
             return []
-        self._db.execute(
-            "DELETE FROM labels WHERE id IN (SELECT id FROM served WHERE due_ns <= ?)", (clock_ns,)
-        )
-        self._db.execute("DELETE FROM served WHERE due_ns <= ?", (clock_ns,))
+        self.forget_due(clock_ns)
         found: list[Matured] = []
         for row in due:
             if not found or found[-1].served.id != row[0]:
@@ -159,6 +170,13 @@ class LabelJoin:
             if row[11] is not None:
                 found[-1].labels[row[11]] = row[12]
         return found
+
+    def forget_due(self, clock_ns: int) -> None:
+        """Let go of predictions whose horizon the clock has passed, and of their labels."""
+        self._db.execute(
+            "DELETE FROM labels WHERE id IN (SELECT id FROM served WHERE due_ns <= ?)", (clock_ns,)
+        )
+        self._db.execute("DELETE FROM served WHERE due_ns <= ?", (clock_ns,))
 
     def expire(self, clock_ns: int) -> int:
         """Let go of labels whose prediction never came; returns how many (outcome `unknown`)."""

@@ -92,7 +92,7 @@ def replay(
     try:
         for done, one in enumerate(stored, start=1):
             made = fold(watch, runner, one, source.quiet_ms)
-            if not watch.state.complete and not one.missing:
+            if not (watch.state.complete or one.missing or watch.left_out):
                 msg = f"records of tick {one.tick.number} are gone from the log: it cannot be folded again"
                 raise LogIncomplete(msg)
             compared += _paired(one, made)
@@ -129,7 +129,7 @@ def fold(
     if not watch.tally.missing:
         # What a reader lacked then and has now was no evidence, and is none.
         watch.tally.missing += stored.missing
-    return watch.close(stored.tick, runner.fate)
+    return watch.close(stored.tick, runner.fate, stored.left_out)
 
 
 def read_verdicts(feed: Feed, gateway_id: str | None, quiet_ms: int) -> tuple[str, list[Verdict]]:

@@ -178,7 +178,7 @@ class Sidecar:
         missing = list(self.watch.tally.missing)
         tick = Tick(state.tick + 1, time.time_ns(), self.runner.close())
         decisions = self.watch.close(tick, self.runner.fate)
-        events: list[Event] = [tick_event(tick, state, settings, missing)]
+        events: list[Event] = [tick_event(tick, state, settings, missing, self.watch.left_out)]
         events += [decision_event(decision, tick, state) for decision in decisions]
         seq = self._log(events)
         self._fresh_settings = None

@@ -76,5 +76,7 @@ class WatchState(msgspec.Struct):
     complete: bool = True
     """Whether the last tick missed no record."""
     incomplete_ticks: int = 0
+    left_out: dict[str, int] = {}
+    """How often a step of a tick broke and was left out, by step; such a tick counts as incomplete."""
     unread_scores: int = 0
     """Answers whose outputs were by hash or not what the bundle declares."""

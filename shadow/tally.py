@@ -171,7 +171,7 @@ class Tally:
             if bad is not None:
                 # A sum of keyed ones does not tell how many callers they were of.
                 tally.hit(bad, unit, MICRO if route.reason == KEYED else MICRO * event.count)
-        if event.kind == "done" and model.version is not None:
+        if event.kind == "done" and model.version is not None and event.rows > 0:
             key = VersionKey(model.name, model.version, model.tree_sha256 or "")
             answered = Answered(
                 event.id, at_ns, event.rows, route.revision, arm, unit, is_keyed, tuple(event.outputs)

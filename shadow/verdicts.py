@@ -35,25 +35,36 @@ class Stored(NamedTuple):
     """(event id, decision)"""
     missing: tuple[str, ...] = ()
     """What the tick lacked."""
+    left_out: tuple[str, ...] = ()
+    """Steps that broke on it."""
 
 
-def tick_event(tick: Tick, state: WatchState, settings: Settings | None, missing: list[str]) -> Verdict:
+def tick_event(
+    tick: Tick,
+    state: WatchState,
+    settings: Settings | None,
+    missing: Sequence[str],
+    left_out: Sequence[str] = (),
+) -> Verdict:
     """The record of a tick.
 
     Args:
         settings: where this tick is the first to go by them.
         missing: numbers that the log should hold and does not; evidence leaves such a tick out.
+        left_out: steps that broke on it; evidence leaves it out as well.
     """
     body: dict[str, Any] = {
         "tick": tick.number,
         "cuts": {key: list(cut) for key, cut in tick.cuts.items()},
         "clock_ns": state.clock_ns,
-        "complete": not missing,
+        "complete": not missing and not left_out,
         "config_sha256": state.settings.sha256,
         "rollouts": [summary(rollout) for rollout in state.rollouts.active],
     }
     if missing:
         body["missing"] = sorted(missing)[:MISSING_SHOWN]
+    if left_out:
+        body["left_out"] = list(left_out)
     if settings is not None:
         body["settings"] = msgspec.to_builtins(settings)
     return Verdict(kind="tick", at_ns=tick.at_ns, body=body)
@@ -89,7 +100,8 @@ def stored_ticks(events: Iterable[Verdict]) -> list[Stored]:
                     msg = f"tick {number} stands twice in the log, the second time as {event.id}"
                     raise ValueError(msg)
                 missing = tuple(str(each) for each in body.get("missing", ()))
-                ticks[number] = Stored(Tick(number, event.at_ns, cuts), made, (), missing)
+                left_out = tuple(str(each) for each in body.get("left_out", ()))
+                ticks[number] = Stored(Tick(number, event.at_ns, cuts), made, (), missing, left_out)
             elif event.kind == "decision":
                 decision = msgspec.convert(body, Decision)
                 decisions.setdefault(decision.tick, []).append((event.id, decision))

@@ -11,24 +11,31 @@ beside it, by the logged weight); labels that came due; decisions.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 
+import msgspec
 import numpy as np
 
-from gateway.audit.event import Event
+from gateway.audit.event import Control, Event
 from gateway.audit.feed import Hole
 from gateway.audit.identity import parse_event_id
+from loaders.bundle import LabelSettings
 from shadow.decide import Decision, decide
 from shadow.evidence import Evidence
 from shadow.harm import MICRO
 from shadow.labels import LabelJoin, Matured, Served
 from shadow.readers import BundleSource, Readers
-from shadow.rollouts import Rollouts
+from shadow.rollouts import Rollout, Rollouts
 from shadow.state import Accuracy, Settings, Tick, WatchState
-from shadow.tally import ArmKey, ArmTally, Scored, Tally, VersionKey, scored
+from shadow.steps import EVERY, LEFT_OUT_MAX, StepBroken, Steps, word
+from shadow.tally import Answered, ArmKey, ArmTally, Scored, Tally, VersionKey, scored
+
+log = logging.getLogger("tidegate.sidecar")
 
 DAY_NS = 86_400 * 1_000_000_000
 CLOCK_EVENTS = 5
@@ -51,6 +58,8 @@ class Watch:
         self._evidence = Evidence(self.state, self._readers)
         self._join = join
         self._tally = self._fresh_tally()
+        self.left_out: tuple[str, ...] = ()
+        """Steps that broke on the last tick."""
 
     def use(self, settings: Settings) -> None:
         """Go by other settings from this tick on; nothing may have been taken for it yet."""
@@ -86,33 +95,74 @@ class Watch:
             fresh.apply(event)
         return any(not fresh.knows(*pair) for pair in unknown)
 
-    def close(self, tick: Tick, fate: Callable[[str], str | None]) -> list[Decision]:
-        """End the open tick: fold it and decide.
+    def close(
+        self, tick: Tick, fate: Callable[[str], str | None], left_out: Iterable[str] = ()
+    ) -> list[Decision]:
+        """End the open tick: fold it and decide. A step that breaks on it is left out (see `shadow.steps`), and with
+        it the tick's evidence, as if records were missing.
 
         Args:
             fate: of a label whose prediction does not wait (`Runner.fate`).
+            left_out: steps that were left out when the tick was first made.
+
+        Raises:
+            sqlite3.Error, OSError, MemoryError: no fault of what the tick holds; it can be made again.
         """
-        tally, state = self._tally, self.state
+        tally, broken = self._tally, {*left_out}
         self._tally = self._fresh_tally()
+        before = msgspec.msgpack.encode(self.state)
+        self._join.begin()
+        made: list[Decision] | None = None
+        while made is None:
+            try:
+                made = self._fold(tick, tally, fate, broken)
+            except StepBroken as exc:
+                broken.add(EVERY if len(broken) >= LEFT_OUT_MAX else exc.step)
+                facts = {"tick": tick.number, "step": exc.step, "why": repr(exc.__cause__)[:300]}
+                log.error("step_left_out", extra=facts, exc_info=exc.__cause__)
+                self._join.roll_back()
+                kept = msgspec.msgpack.decode(before, type=WatchState)
+                for name in kept.__struct_fields__:
+                    setattr(self.state, name, getattr(kept, name))
+        self._join.end()
+        self.left_out = tuple(sorted(broken))
+        return made
+
+    def _fold(
+        self, tick: Tick, tally: Tally, fate: Callable[[str], str | None], broken: set[str]
+    ) -> list[Decision]:
+        """One try at a tick, without the steps that are broken."""
+        state, steps = self.state, Steps(broken)
         state.tick = tick.number
-        self._set_clock(tally.times)
-        for kind, count in sorted(tally.counts.items()):
-            state.counts[kind] = state.counts.get(kind, 0) + count
-        for event in sorted(tally.controls, key=lambda each: _order(each.id)):
-            state.rollouts.apply(event)
-        answers = list(self._read(tally))
-        state.complete = not tally.missing
+        state.complete = not tally.missing and not broken
+        state.incomplete_ticks += not state.complete
+        _count(state.left_out, Counter(word(step) for step in broken))
+        _count(state.counts, tally.counts)
+        steps.do("clock", None, lambda: self._set_clock(tally.times))
+        steps.do("routes", None, lambda: self._apply(tally.controls))
+        answers: dict[VersionKey, list[Scored]] = {
+            key: steps.do(f"read {key.model}/{key.version}", [], partial(self._read, key, answered))
+            for key, answered in sorted(tally.answered.items())
+        }
         if state.complete:
-            self._evidence.fold_arms(tally, tick.at_ns)
-            self._evidence.fold_shift(answers)
-        else:
-            state.incomplete_ticks += 1
-        outcomes = self._join.serve(list(self._served(answers)))
-        outcomes += self._label(tally, fate)
-        for outcome, count in sorted(outcomes.items()):
-            state.labels[outcome] = state.labels.get(outcome, 0) + count
-        self._mature()
-        return self._decide(tick)
+            steps.do("arms", None, lambda: self._evidence.fold_arms(tally, tick.at_ns))
+            steps.do("shift", None, lambda: self._evidence.fold_shift(chain(*answers.values())))
+        for key, scored_ in answers.items():
+            serve = partial(self._serve, key, scored_)
+            _count(state.labels, steps.do(f"serve {key.model}/{key.version}", Counter(), serve))
+        _count(state.labels, steps.do("label", Counter(), lambda: self._label(tally, fate)))
+        steps.do("mature", None, self._mature)
+        if steps.leaves_out("mature"):
+            self._join.forget_due(state.clock_ns)
+        made: list[Decision] = []
+        for rollout in state.rollouts.active:
+            name = f"decide {rollout.model}/{rollout.number}"
+            made += steps.do(name, [], partial(self._decide, rollout, tick))
+        return made
+
+    def _apply(self, controls: Iterable[Control]) -> None:
+        for event in sorted(controls, key=lambda each: _order(each.id)):
+            self.state.rollouts.apply(event)
 
     def _set_clock(self, times: list[int]) -> None:
         """The median of what came, once that is enough: no single event moves the clock, and what was wrong for a
@@ -125,23 +175,21 @@ class Watch:
 
     # --- answers ---------------------------------------------------------------------------
 
-    def _read(self, tally: Tally) -> Iterator[tuple[VersionKey, Scored]]:
-        for key in sorted(tally.answered):
-            answered = tally.answered[key]
-            self.state.trees.setdefault(key.model, {})[key.version] = key.tree_sha256
-            read = 0
-            for each in scored(answered, self._readers.outputs(key)):
-                read += 1
-                yield key, each
-            self.state.unread_scores += len(answered) - read
+    def _read(self, key: VersionKey, answered: list[Answered]) -> list[Scored]:
+        self.state.trees.setdefault(key.model, {})[key.version] = key.tree_sha256
+        found = list(scored(answered, self._readers.outputs(key)))
+        self.state.unread_scores += len(answered) - len(found)
+        return found
 
-    def _served(self, answers: Iterable[tuple[VersionKey, Scored]]) -> Iterator[Served]:
-        """Predictions that labels are declared for; their time is the clock's where they name none."""
-        for key, each in answers:
-            labels = self._readers.settings(key).labels
-            if labels is None:
-                continue
-            is_class = labels.kind == "class"
+    def _serve(self, key: VersionKey, answers: list[Scored]) -> Counter[str]:
+        """Let predictions wait that labels are declared for."""
+        labels = self._readers.settings(key).labels
+        return Counter() if labels is None else self._join.serve(list(self._served(key, labels, answers)))
+
+    def _served(self, key: VersionKey, labels: LabelSettings, answers: list[Scored]) -> Iterator[Served]:
+        """Their time is the clock's where they name none."""
+        is_class = labels.kind == "class"
+        for each in answers:
             predicted = each.classes if is_class else each.scores
             if predicted is None:
                 continue
@@ -216,14 +264,17 @@ class Watch:
 
     # --- decisions -------------------------------------------------------------------------
 
-    def _decide(self, tick: Tick) -> list[Decision]:
-        made: list[Decision] = []
-        for rollout in self.state.rollouts.active:
-            document = self.state.rollouts.latest(rollout.model)
-            if document is not None:
-                policy = self.state.settings.policy_of(rollout.model)
-                made += decide(rollout, document, policy, tick.number, self._evidence.output(rollout))
-        return made
+    def _decide(self, rollout: Rollout, tick: Tick) -> list[Decision]:
+        document = self.state.rollouts.latest(rollout.model)
+        if document is None:
+            return []
+        policy = self.state.settings.policy_of(rollout.model)
+        return decide(rollout, document, policy, tick.number, self._evidence.output(rollout))
+
+
+def _count(counts: dict[str, int], more: Counter[str]) -> None:
+    for name, count in sorted(more.items()):
+        counts[name] = counts.get(name, 0) + count
 
 
 def week_of(at_ns: int) -> str:
