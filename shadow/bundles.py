@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,12 @@ from loaders.repository import MODEL_FILE, version_directory
 
 _ARRAYS = {"scores": "f", "labels": "iub", "times_ns": "iu"}
 """What a reference must hold, and the kinds of numbers that are taken."""
+
+
+REFERENCE_MAX_BYTES = 64 << 20
+"""Of a reference file, and of the arrays that are read from it once they are inflated."""
+SCORE_MAX = 1e100
+"""Beyond it a score is none: its square is no number any more."""
 
 
 class Reference(NamedTuple):
@@ -87,16 +94,19 @@ class Bundles:
         return self._read[key]
 
     def _load(self, model: str, version: str, tree_sha256: str) -> Bundle | str:
-        directory = self.directory(model, version)
-        base = self._models.resolve()
-        if not directory.resolve().is_relative_to(base) or not (directory / MODEL_FILE).is_file():
-            return f"{model}/{version} is not there"
         try:
+            directory = self.directory(model, version)
+            base = self._models.resolve()
+            if not directory.resolve().is_relative_to(base) or not (directory / MODEL_FILE).is_file():
+                return f"{model}/{version} is not there"
             bundle = read_bundle(directory)
         except ModelError as exc:
             return str(exc)
         except OSError as exc:
             return f"{model}/{version} cannot be read: {exc.strerror}"
+        except (ValueError, RecursionError, OverflowError) as exc:
+            # Of a bundle.toml that nobody meant to be one, or a name that is no file's.
+            return f"{model!r}/{version!r} cannot be read: {type(exc).__name__}: {exc}"
         if bundle.tree_sha256 != tree_sha256:
             return (
                 f"{model}/{version}: files changed: the record names {tree_sha256[:12] or 'none'},"
@@ -119,7 +129,10 @@ class Bundles:
             return f"{model}/{version} has no reference: name one in bundle.toml"
         where = f"{model}/{version}/{name}"
         try:
-            content = (self.directory(model, version) / name).read_bytes()
+            with (self.directory(model, version) / name).open("rb") as file:
+                content = file.read(REFERENCE_MAX_BYTES + 1)
+            if len(content) > REFERENCE_MAX_BYTES:
+                return f"{where} is over {REFERENCE_MAX_BYTES >> 20} MiB; so much is read"
             if hashlib.sha256(content).hexdigest() != bundle.reference_sha256:
                 return f"{where}: files changed while they were read"
             return read_reference(content)
@@ -133,11 +146,13 @@ def read_reference(content: bytes) -> Reference:
     """Arrays of a reference file; nothing in it is executed.
 
     Raises:
-        ValueError: no .npz, an array missing, of another kind or length, or pickled objects; says which.
+        ValueError: no .npz, an array missing, of another kind or length, too large, or pickled objects, or no score
+            that is a number; says which.
     """
     arrays: dict[str, NDArray[np.generic]] = {}
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            _check_size(file.zip)
             for name, kinds in _ARRAYS.items():
                 if name not in file:
                     msg = f"has no array {name!r}; expected {', '.join(_ARRAYS)}"
@@ -155,8 +170,22 @@ def read_reference(content: bytes) -> Reference:
         sizes = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         msg = f"its arrays differ in length: {sizes}"
         raise ValueError(msg)
+    with np.errstate(over="ignore"):
+        scores = arrays["scores"].astype(np.float64)
+    if not (np.abs(scores) < SCORE_MAX).any():
+        msg = f"none of its {len(scores)} scores is a finite number below {SCORE_MAX:g}"
+        raise ValueError(msg)
     return Reference(
-        arrays["scores"].astype(np.float64),
+        scores,
         arrays["labels"].astype(np.int64),
         arrays["times_ns"].astype(np.int64),
     )
+
+
+def _check_size(file: zipfile.ZipFile) -> None:
+    """Before anything is inflated: few bytes may hold very many zeros."""
+    read = [entry for entry in file.infolist() if entry.filename.removesuffix(".npy") in _ARRAYS]
+    inflated = sum(entry.file_size for entry in read)
+    if inflated > REFERENCE_MAX_BYTES:
+        msg = f"its arrays inflate to {inflated >> 20} MiB; {REFERENCE_MAX_BYTES >> 20} are read"
+        raise ValueError(msg)

@@ -7,11 +7,12 @@ revision that the requests name; what they did comes from the tally. A tick that
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shadow.bundles import SCORE_MAX
 from shadow.detectors.bins import CONTROL_ROWS, ScoreBins
 from shadow.detectors.relative import ShiftCounts, ShiftEvidence
 from shadow.harm import MICRO, ArmCounts
@@ -19,9 +20,6 @@ from shadow.readers import Readers
 from shadow.rollouts import RECENT_NS, Arm, Document, Recent, Rollout
 from shadow.state import WatchState
 from shadow.tally import ArmKey, ArmTally, Scored, Tally, VersionKey
-
-SCORE_MAX = 1e100
-"""Beyond it a score is none."""
 
 
 class Evidence:
@@ -147,13 +145,13 @@ class Evidence:
     def _make_bins(self, rollout: Rollout, control: list[Scored]) -> ScoreBins | None:
         reference = self._readers.reference(self._control_key(rollout))
         if reference is not None and _usable(reference.scores).any():
-            return ScoreBins.from_reference(np.asarray(reference.scores, dtype=np.float64))
+            return _bins_of(ScoreBins.from_reference, reference.scores)
         for each in sorted(control, key=lambda one: (one.answered.at_ns, one.answered.id)):
             left = CONTROL_ROWS - len(rollout.first_scores)
             rollout.first_scores += [float(score) for score in each.scores[_usable(each.scores)][:left]]
         if len(rollout.first_scores) < CONTROL_ROWS:
             return None
-        return ScoreBins.from_control(np.array(rollout.first_scores))
+        return _bins_of(ScoreBins.from_control, rollout.first_scores)
 
     def _margin(self, rollout: Rollout) -> float:
         return self._state.settings.policy_of(rollout.model).harm_margin
@@ -174,6 +172,18 @@ def _arm_key(document: Document, arm: Arm) -> ArmKey:
 def _usable(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Scores that bins can be made of."""
     return np.abs(scores) < SCORE_MAX
+
+
+def _bins_of(
+    make: Callable[[NDArray[np.float64]], ScoreBins], scores: Sequence[float] | NDArray[np.float64]
+) -> ScoreBins | None:
+    """Bins, None where the scores have no unit: there is no evidence of shift then."""
+    try:
+        with np.errstate(all="ignore"):
+            made = make(np.asarray(scores, dtype=np.float64))
+    except ValueError:
+        return None
+    return made if np.isfinite([*made.edges, *made.scores, made.mean, made.sd]).all() else None
 
 
 def _once(fresh: frozenset[str], *arms: list[Scored]) -> list[list[Scored]]:

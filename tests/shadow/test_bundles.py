@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from loaders.bundle import tree_sha256
-from shadow.bundles import Bundles, read_reference
+from shadow import bundles as bundles_module
+from shadow.bundles import REFERENCE_MAX_BYTES, Bundles, read_reference
 
 
 def npz(**arrays: Any) -> bytes:
@@ -74,6 +76,30 @@ def test_what_does_not_match_is_refused_with_a_reason(
     assert says in (bundles.reference_reason(model, version, tree) or "")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['reference = "\\u0000"', "a = " + "[" * 50_000, "seed = 0x" + "f" * 5000, "times = 9999-99-99T99:99:99"],
+    ids=["nul", "nested", "large number", "no date"],
+)
+def test_what_nobody_meant_to_be_a_bundle(tmp_path: Path, text: str):
+    """Files edited after the fact: a reason, whatever the parser makes of them."""
+    tree = write_version(tmp_path)
+    (tmp_path / "flights" / "2" / "bundle.toml").write_text(text)
+    bundles = Bundles(tmp_path)
+    assert bundles.settings("flights", "2", tree) is None
+    assert bundles.reason("flights", "2", tree)
+    assert bundles.reference("flights", "2", tree) is None
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "../../etc"])
+def test_a_name_that_is_no_directory_s(tmp_path: Path, name: str):
+    """Of a model or a version: a reason."""
+    bundles = Bundles(tmp_path)
+    for model, version in ((name, "1"), ("flights", name)):
+        assert bundles.settings(model, version, "ab" * 32) is None
+        assert bundles.reason(model, version, "ab" * 32)
+
+
 def test_a_broken_bundle_says_what_is_wrong(tmp_path: Path):
     """The reader goes on; the reason names file and key."""
     tree = write_version(tmp_path, "tasks = 1")
@@ -116,6 +142,9 @@ class Payload:
         (npz(**{**GOOD, "labels": np.array(["a", "b"])}), "'labels' is <U1"),
         (npz(**{**GOOD, "scores": np.zeros((2, 2), np.float32)}), "'scores' is float32 with shape"),
         (npz(**{**GOOD, "times_ns": np.int64([1])}), "differ in length: scores 2, labels 2, times_ns 1"),
+        (npz(**{**GOOD, "scores": np.float64([np.nan, 1e101])}), "none of its 2 scores"),
+        (npz(**{**GOOD, "scores": np.full(2, 1e300, np.longdouble) * np.longdouble(1e30)}), "none of its 2"),
+        (npz(scores=np.float32([]), labels=np.int64([]), times_ns=np.int64([])), "none of its 0 scores"),
     ],
 )
 def test_a_broken_reference_is_refused(tmp_path: Path, content: bytes, says: str):
@@ -126,6 +155,31 @@ def test_a_broken_reference_is_refused(tmp_path: Path, content: bytes, says: str
     bundles = Bundles(tmp_path)
     assert bundles.reference("flights", "2", tree) is None
     assert "flights/2/reference.npz: " in (bundles.reference_reason("flights", "2", tree) or "")
+
+
+def test_few_bytes_that_inflate_to_many(tmp_path: Path):
+    """Told by what the file says of itself, before anything is inflated; rows that nobody reads do not count."""
+    zeros = np.zeros(REFERENCE_MAX_BYTES // 8 + 1)
+    file = io.BytesIO()
+    np.savez_compressed(file, **{**GOOD, "scores": zeros})
+    assert len(file.getvalue()) < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="inflate to 64 MiB"):
+        read_reference(file.getvalue())
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+    file = io.BytesIO()
+    np.savez_compressed(file, **GOOD, rows=zeros)
+    assert read_reference(file.getvalue()).scores.tolist() == [0.5, 0.25]
+
+
+def test_a_reference_of_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No more is read than a reference may have."""
+    monkeypatch.setattr(bundles_module, "REFERENCE_MAX_BYTES", 1000)
+    tree = write_version(tmp_path, reference=npz(**GOOD, rows=np.zeros(1000)))
+    bundles = Bundles(tmp_path)
+    assert bundles.reference("flights", "2", tree) is None
+    assert "flights/2/reference.npz is over" in (bundles.reference_reason("flights", "2", tree) or "")
 
 
 def test_what_cannot_be_read_is_told_once(tmp_path: Path):
