@@ -17,6 +17,8 @@ import msgspec
 log = logging.getLogger("tidegate.sidecar")
 
 TIMEOUT_S = 5.0
+REASON_CHARS = 1000
+"""The gateway takes no longer reason."""
 TOKEN_FILE = "sidecar.token"
 _NO_ANSWER = (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
 """No token or listener yet, or an answer that is none of a gateway's."""
@@ -86,7 +88,7 @@ class Actor:
                 revision=body["revision"],
                 body={
                     "variant": variant,
-                    "reason": pending.says,
+                    "reason": pending.says[:REASON_CHARS],
                     "evidence": {"event": pending.event, "at_ns": at_ns},
                 },
             )

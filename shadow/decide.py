@@ -16,6 +16,8 @@ from shadow.detectors.relative import ShiftEvidence
 from shadow.harm import MICRO, OMEGA, hard_failure
 from shadow.rollouts import BADNESS, Document, Rollout
 
+NAME_CHARS = 64
+"""Of a name in a sentence; a whole sentence stays below 1,000."""
 _WORDS = {"failed": "fails", "nonfinite": "gives values that are not finite", "wrong": "is wrong"}
 
 
@@ -153,7 +155,7 @@ def _says_harm(rollout: Rollout, kind: str, needed: float) -> str:
     ]
     times = f"{rates[0] / rates[1]:.1f}x as often as" if rates[1] else "where no answer did of"
     return (
-        f"version {rollout.version} {_WORDS[kind]} {times} version {rollout.control_version}"
+        f"version {_name(rollout.version)} {_WORDS[kind]} {times} version {_name(rollout.control_version)}"
         f" ({evidence.canary_bad / MICRO:g} of {evidence.canary_requests / MICRO:,.0f} against"
         f" {evidence.control_bad / MICRO:g} of {evidence.control_requests / MICRO:,.0f} at the same time);"
         f" evidence {_short(OMEGA[kind] * evidence.evidence)}, needed {_short(needed)}"
@@ -171,8 +173,9 @@ def _recently(rollout: Rollout) -> tuple[tuple[float, float], tuple[float, float
 def _says_hard(rollout: Rollout) -> str:
     canary, control = _recently(rollout)
     return (
-        f"version {rollout.version} failed {canary[0]:g} of its last {canary[1]:,.0f} requests, over 20x as often as"
-        f" version {rollout.control_version} beside it ({control[0]:g} of {control[1]:,.0f})"
+        f"version {_name(rollout.version)} failed {canary[0]:g} of its last {canary[1]:,.0f} requests,"
+        f" over 20x as often as version {_name(rollout.control_version)}"
+        f" beside it ({control[0]:g} of {control[1]:,.0f})"
     )
 
 
@@ -181,10 +184,16 @@ def _says_shift(rollout: Rollout, shift: ShiftEvidence, declared: tuple[str, flo
     estimate_sd = shift.estimate_sd or 0.0
     rows = sum(shift.canary) / MICRO, sum(shift.control) / MICRO
     return (
-        f"{output} of version {rollout.version} is {abs(estimate_sd):.2f} sd {'above' if estimate_sd > 0 else 'below'}"
-        f" version {rollout.control_version}'s on the same traffic ({rows[0]:,.0f} rows against {rows[1]:,.0f});"
+        f"{_name(output)} of version {_name(rollout.version)} is {abs(estimate_sd):.2f} sd"
+        f" {'above' if estimate_sd > 0 else 'below'}"
+        f" version {_name(rollout.control_version)}'s on the same traffic ({rows[0]:,.0f} rows against {rows[1]:,.0f});"
         f" declared were {allowed:g} sd; evidence {_short(OMEGA['shift'] * shift.evidence)}, needed {_short(needed)}"
     )
+
+
+def _name(name: str) -> str:
+    """As it stands in a sentence: whoever makes a bundle or writes the log may have made it very long."""
+    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 1]}…"
 
 
 def _short(value: float) -> str:

@@ -31,8 +31,8 @@ from gateway.audit.feed import Feed, Positions
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
-from gateway.errors import GatewayError
-from shadow.act import Acted, Actor, Pending
+from gateway.errors import FrameTooLarge, GatewayError
+from shadow.act import REASON_CHARS, Acted, Actor, Pending
 from shadow.bundles import Bundles
 from shadow.replay import fold
 from shadow.runner import Runner
@@ -42,6 +42,7 @@ from shadow.verdicts import (
     Stored,
     decision_event,
     gateway_sources,
+    slim,
     stored_after,
     tick_event,
 )
@@ -180,7 +181,7 @@ class Sidecar:
         decisions = self.watch.close(tick, self.runner.fate)
         events: list[Event] = [tick_event(tick, state, settings, missing, self.watch.left_out)]
         events += [decision_event(decision, tick, state) for decision in decisions]
-        seq = self._log(events)
+        seq = self._log(events, slim(events))
         self._fresh_settings = None
         for each in decisions:
             log.warning("decision", extra={"model": each.model, "cause": each.cause, "says": each.says})
@@ -196,10 +197,19 @@ class Sidecar:
         self._writer.close()
         self._parts.store.close()
 
-    def _log(self, events: list[Event]) -> int:
-        """Append and wait until it is on disk; returns the first number."""
+    def _log(self, events: list[Event], slimmer: list[Event]) -> int:
+        """Append and wait until it is on disk; returns the first number.
+
+        Args:
+            slimmer: as many, said shorter, where no frame takes the whole.
+        """
         deadline = time.monotonic() + SYNC_S
-        seq = self._writer.append_events(events)
+        try:
+            seq = self._writer.append_events(events)
+        except FrameTooLarge as exc:
+            log.warning("verdict_cut_short", extra={"why": str(exc)})
+            events = slimmer
+            seq = self._writer.append_events(events)
         while seq is None and time.monotonic() < deadline:
             time.sleep(0.005)
             seq = self._writer.append_events(events)
@@ -263,8 +273,10 @@ class Sidecar:
             return
         self._told[pending.event] = acted.says
         says = f"{pending.model}: rollback of version {pending.version} {acted.outcome}: {acted.says}"
+        says = says[:REASON_CHARS]
         body = {"what": "act", "outcome": acted.outcome, "decision": pending.event, "says": says}
-        self._log([Verdict(kind="alarm", at_ns=time.time_ns(), model=pending.model, body=body)])
+        alarm: list[Event] = [Verdict(kind="alarm", at_ns=time.time_ns(), model=pending.model, body=body)]
+        self._log(alarm, slim(alarm))
         log.error("rollback_not_done", extra={"says": says})
 
     def _renew(self, now_s: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.audit.event import Verdict
+from gateway.audit.event import Event, Verdict
 from gateway.audit.feed import Positions
 from gateway.audit.frame import expand
 from gateway.audit.identity import ROLES, parse_event_id, source_of
@@ -78,6 +78,23 @@ def decision_event(decision: Decision, tick: Tick, state: WatchState) -> Verdict
         "config_sha256": state.settings.sha256,
     }
     return Verdict(kind="decision", at_ns=tick.at_ns, model=decision.model, body=body)
+
+
+def slim(events: Sequence[Event]) -> list[Event]:
+    """The same verdicts without what a replay does not need: summaries, the cuts of decisions, all but a few of the
+    missing numbers. For a frame that takes no more."""
+    found: list[Event] = []
+    for event in events:
+        if isinstance(event, Verdict):
+            body = {key: value for key, value in event.body.items() if key != "rollouts"}
+            if event.kind == "decision":
+                body.pop("cuts", None)
+            if "missing" in body:
+                body["missing"] = body["missing"][:1]
+            found.append(msgspec.structs.replace(event, body=body))
+        else:
+            found.append(event)
+    return found
 
 
 def stored_ticks(events: Iterable[Verdict]) -> list[Stored]:

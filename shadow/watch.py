@@ -38,6 +38,8 @@ from shadow.tally import Answered, ArmKey, ArmTally, Scored, Tally, VersionKey, 
 log = logging.getLogger("tidegate.sidecar")
 
 DAY_NS = 86_400 * 1_000_000_000
+DECISIONS_MAX = 50
+"""At one tick, which is one frame of the log; what is left is decided at the next."""
 CLOCK_EVENTS = 5
 """So many set the clock."""
 
@@ -156,6 +158,8 @@ class Watch:
             self._join.forget_due(state.clock_ns)
         made: list[Decision] = []
         for rollout in state.rollouts.active:
+            if len(made) >= DECISIONS_MAX:
+                break
             name = f"decide {rollout.model}/{rollout.number}"
             made += steps.do(name, [], partial(self._decide, rollout, tick))
         return made

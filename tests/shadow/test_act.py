@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from gateway.config import Policy
@@ -68,6 +69,12 @@ def test_a_rollback_is_done(actor: Actor, admin: Admin) -> None:
     changed = route["changed"]
     assert (changed["by"], changed["reason"], changed["evidence"]) == ("sidecar", PENDING.says, EVENT)
     assert actor.roll_back(PENDING, time.time_ns()) == Acted("nothing_to_do")
+
+
+def test_a_long_reason_is_cut(actor: Actor, admin: Admin) -> None:
+    """The gateway takes no longer one, and an act must not fail on words."""
+    assert actor.roll_back(msgspec.structs.replace(PENDING, says="x" * 5000), time.time_ns()) == Acted("done")
+    assert shown(admin)["changed"]["reason"] == "x" * 1000
 
 
 def test_a_person_took_the_weight_away(actor: Actor, admin: Admin, bridge: Bridge) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.config import Policy, VersionPolicy
+from loaders.bundle import BundleSettings
 from shadow.decide import Decision, _short
 from shadow.state import Settings
+from shadow.watch import DECISIONS_MAX
 from tests.shadow.play import Arm, Play, Shelf, reference, traffic
 from tests.shadow.story import MODEL, SECOND_NS, labels, prediction, route
 
@@ -235,3 +238,43 @@ def test_a_shelf_without_settings_counts_failures() -> None:
     play = Play(Shelf(None))
     play.say(route(1), route(2, canary="2", weight_bp=2000))
     assert run(play, Arm("2", failing=0.15)).causes == ["harm.failed"]
+
+
+@pytest.mark.parametrize("name", ["p" * 200_000, "p" * 65])
+def test_long_names_are_cut_in_sentences(name: str) -> None:
+    """An output may be called anything; what is said stays short enough for a route's reason."""
+    settings = msgspec.convert({"outputs": {name: {"kind": "probability"}}}, BundleSettings)
+    play = Play(Shelf(settings), Settings(policies={MODEL: Policy(on_harm="alert")}))
+    play.shelf.references["1"] = reference([0.1 + 0.6 * i / 500 for i in range(500)])
+    play.say(route(1), route(2, canary="2", weight_bp=2000))
+    for tick in range(8):
+        arms = {"primary": (8000, CONTROL), "canary": (2000, Arm("2", mean=0.7))}
+        for event in traffic(300, 2, arms, seed=tick):
+            event.outputs = [msgspec.structs.replace(of, name=name) for of in event.outputs]
+            play.say(event)
+        play.tick()
+    assert "drift.relative" in play.causes
+    for decision in play.decisions:
+        assert len(decision.says) < 1000
+    (shift,) = [decision.says for decision in play.decisions if decision.cause == "drift.relative"]
+    assert shift.startswith("p" * 63 + "… of version 2 is ")
+
+
+def test_decisions_of_one_tick_are_bounded() -> None:
+    """One frame of the log holds them; those that are left come with the next tick, and none is lost."""
+    play = Play()
+    names = [f"model{i:02}" for i in range(DECISIONS_MAX + 10)]
+    for name in names:
+        for each in (route(1), route(2, canary="2", weight_bp=5000)):
+            assert each.after is not None
+            play.say(msgspec.structs.replace(each, model=name, after={**each.after, "model": name}))
+    arms = {"primary": (5000, Arm("1")), "canary": (5000, Arm("2", failing=1.0))}
+    for name in names:
+        for event in traffic(60, 2, arms, 1):
+            assert event.model is not None
+            event.model = msgspec.structs.replace(event.model, name=name)
+            play.say(event)
+    assert len(play.tick()) == DECISIONS_MAX
+    assert len(play.tick()) == 10
+    assert play.tick() == []
+    assert {decision.model for decision in play.decisions} == set(names)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.audit.event import Gap, Heartbeat, Verdict
@@ -355,3 +356,22 @@ def test_a_lease_that_is_refused_is_told_once(
         loop.say(WELL)
         loop.step(10.0)
     assert [record.message for record in caplog.records].count("lease") == 1
+
+
+def test_a_record_that_no_frame_takes_is_cut_short(tmp_path: Path, clock: Clock) -> None:
+    """Very many rollouts: their summaries are left out of the tick's record, which a replay does without."""
+    loop = begin(tmp_path, clock)
+    for number in range(400):
+        for each in (route(1), route(2, canary="2")):
+            name = f"model{number:03}{'x' * 200}"
+            assert each.after is not None
+            after = {**each.after, "model": name}
+            loop.stage.control.append_events([msgspec.structs.replace(each, model=name, after=after)])
+        loop.stage.say()
+    loop.condemn()
+    ticks = [event.body for event in loop.stage.verdicts() if event.kind == "tick"]
+    assert len(ticks) >= 1
+    assert all("rollouts" not in body for body in ticks)
+    assert len(loop.actor.rolled_back) == 1
+    replayed = loop.stage.replayed()
+    assert [one.differs for one in replayed.decisions] == [None]
