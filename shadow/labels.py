@@ -19,29 +19,35 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-WAIT_NS = 86_400 * 1_000_000_000
-"""A label whose prediction has not been read is kept so long on the watch's clock."""
+WAIT_NS = 600 * 1_000_000_000
+"""A label whose prediction has not been read is kept so long on the watch's clock: sources are read side by side."""
+EARLY_MAX = 100_000
+"""So many such labels are kept; further ones are of nothing that is known."""
+SERVED_MAX = 5_000_000
+"""So many predictions wait; further ones are not joined with labels."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS served (
-  id TEXT PRIMARY KEY, due_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
-  revision INTEGER NOT NULL, assigned TEXT, weight_bp INTEGER, unit TEXT NOT NULL, is_class INTEGER NOT NULL,
-  predicted BLOB NOT NULL
+  id TEXT PRIMARY KEY, due_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, received_ns INTEGER NOT NULL,
+  model TEXT NOT NULL, version TEXT NOT NULL, revision INTEGER NOT NULL, assigned TEXT, weight_bp INTEGER,
+  unit TEXT NOT NULL, is_class INTEGER NOT NULL, predicted BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS served_due ON served (due_ns);
 CREATE TABLE IF NOT EXISTS labels (
   id TEXT NOT NULL, row INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (id, row)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS early (
-  id TEXT NOT NULL, row INTEGER NOT NULL, value REAL NOT NULL, seen_ns INTEGER NOT NULL, PRIMARY KEY (id, row)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS early_seen ON early (seen_ns);
+CREATE TABLE IF NOT EXISTS unserved (
+  number INTEGER PRIMARY KEY, id TEXT NOT NULL, row INTEGER NOT NULL, value REAL NOT NULL, model TEXT NOT NULL,
+  at_ns INTEGER NOT NULL, seen_ns INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS unserved_id ON unserved (id, number);
+CREATE INDEX IF NOT EXISTS unserved_seen ON unserved (seen_ns);
 """
 _TIME_MAX_NS = (1 << 63) - 1
 
 
 class Served(NamedTuple):
-    """An answered prediction that labels may come for.
+    """An answered prediction that labels may come for. `received_ns` is the gateway's own time, `at_ns` the clock's.
 
     `assigned` and `weight_bp` are None for what is outside of experiments (a pinned version). `unit` is what was drawn
     for. `predicted` is float64 [rows]: classes as numbers (`is_class`) or values.
@@ -50,6 +56,7 @@ class Served(NamedTuple):
     id: str
     due_ns: int
     at_ns: int
+    received_ns: int
     model: str
     version: str
     revision: int
@@ -61,13 +68,18 @@ class Served(NamedTuple):
 
 
 class Label(NamedTuple):
-    """One label as it stands in a feedback event; `order` is (at_ns, event id, place in the event)."""
+    """One label as it stands in a feedback event; `order` is (event id, place in the event).
 
-    order: tuple[int, str, int]
+    `at_ns` is when the gateway received it, `model` the one whose feedback it came as. When its truth came to be is the
+    client's word and decides nothing.
+    """
+
+    order: tuple[str, int]
     id: str
     row: int
     value: float
-    model: str = ""
+    model: str
+    at_ns: int
 
 
 class Matured(NamedTuple):
@@ -84,12 +96,18 @@ class LabelJoin:
         db: an open database; tables are made. The caller commits.
 
     Threading: one thread. Cost: about 15 us a prediction, 10 a label, 20 when it is due. Memory and disk: one row
-    a prediction until its horizon.
+    a prediction until its horizon, up to SERVED_MAX.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         db.executescript(_SCHEMA)
+        self._served = self._unserved = 0
+        self._recount()
+
+    def _recount(self) -> None:
+        (self._served,) = self._db.execute("SELECT count(*) FROM served").fetchone()
+        (self._unserved,) = self._db.execute("SELECT count(*) FROM unserved").fetchone()
 
     def begin(self) -> None:
         """What follows may be rolled back, until `end`."""
@@ -100,6 +118,7 @@ class LabelJoin:
     def roll_back(self) -> None:
         """As if nothing had been called since `begin`."""
         self._db.execute("ROLLBACK TO tick")
+        self._recount()
 
     def end(self) -> None:
         """What was done since `begin` stays, for the caller to commit."""
@@ -107,30 +126,36 @@ class LabelJoin:
 
     def serve(self, records: Sequence[Served]) -> Counter[str]:
         """Take answered predictions, one that is there already is left as it is; counts what became of labels that
-        came before them: kept, wrong_row, wrong_type."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO served VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+        were read before them, as `label` does, and predictions for which there is no room: not_joined."""
+        room = SERVED_MAX - self._served
+        outcomes: Counter[str] = Counter()
+        if len(records) > room:
+            outcomes["not_joined"] = len(records) - max(room, 0)
+            records = sorted(records, key=lambda each: each.id)[: max(room, 0)]
+        made = self._db.executemany(
+            "INSERT OR IGNORE INTO served VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 (
                     record.id,
                     min(record.due_ns, _TIME_MAX_NS),
-                    *record[2:9],
+                    *record[2:10],
                     int(record.is_class),
                     np.ascontiguousarray(record.predicted).tobytes(),
                 )
                 for record in records
             ),
         )
-        outcomes: Counter[str] = Counter()
-        if self._db.execute("SELECT 1 FROM early LIMIT 1").fetchone() is None:
-            return outcomes
-        for record in records:
-            early = self._db.execute("SELECT row, value FROM early WHERE id = ?", (record.id,)).fetchall()
-            for row, value in early:
-                label = Label((0, "", 0), record.id, row, value)
-                outcomes[self._keep(label, len(record.predicted), record.is_class)] += 1
-            if early:
-                self._db.execute("DELETE FROM early WHERE id = ?", (record.id,))
+        self._served += max(made.rowcount, 0)
+        for record in records if self._unserved else ():
+            waiting = self._db.execute(
+                "SELECT id, row, value, model, at_ns FROM unserved WHERE id = ? ORDER BY number", (record.id,)
+            ).fetchall()
+            for row in waiting:
+                of = (len(record.predicted), record.is_class, record.model, record.received_ns)
+                outcomes[self._keep(Label(("", 0), *row), *of)] += 1
+            if waiting:
+                self._db.execute("DELETE FROM unserved WHERE id = ?", (record.id,))
+                self._unserved -= len(waiting)
         return outcomes
 
     def label(self, labels: Iterable[Label], now_ns: int, fate: Callable[[str], str | None]) -> Counter[str]:
@@ -141,9 +166,10 @@ class LabelJoin:
             fate: what a label is whose prediction does not wait (`Runner.fate`), None while that may still come.
 
         Returns:
-            kept, duplicate, erratum, wrong_row (beyond its prediction's rows), wrong_type (no class), late (its
-            prediction was judged without it, or gave nothing to judge), unknown. Nothing yet where the prediction has
-            not been read: `serve` or `expire` count it.
+            kept, duplicate, erratum, wrong_row (beyond its prediction's rows), wrong_type (no class), wrong_model
+            (feedback of another model), early (received before its prediction was: a guess), late (its prediction was
+            judged without it, or gave nothing to judge), unknown. Nothing yet where the prediction has not been read:
+            `serve` or `expire` count it.
         """
         outcomes: Counter[str] = Counter()
         for label in sorted(labels, key=lambda each: each.order):
@@ -165,10 +191,10 @@ class LabelJoin:
         found: list[Matured] = []
         for row in due:
             if not found or found[-1].served.id != row[0]:
-                served = Served._make((*row[:9], bool(row[9]), np.frombuffer(row[10], dtype=np.float64)))
+                served = Served._make((*row[:10], bool(row[10]), np.frombuffer(row[11], dtype=np.float64)))
                 found.append(Matured(served, np.full(len(served.predicted), np.nan)))
-            if row[11] is not None:
-                found[-1].labels[row[11]] = row[12]
+            if row[12] is not None:
+                found[-1].labels[row[12]] = row[13]
         return found
 
     def forget_due(self, clock_ns: int) -> None:
@@ -176,42 +202,51 @@ class LabelJoin:
         self._db.execute(
             "DELETE FROM labels WHERE id IN (SELECT id FROM served WHERE due_ns <= ?)", (clock_ns,)
         )
-        self._db.execute("DELETE FROM served WHERE due_ns <= ?", (clock_ns,))
+        gone = self._db.execute("DELETE FROM served WHERE due_ns <= ?", (clock_ns,))
+        self._served -= gone.rowcount
 
     def expire(self, clock_ns: int) -> int:
         """Let go of labels whose prediction never came; returns how many (outcome `unknown`)."""
-        return self._db.execute("DELETE FROM early WHERE seen_ns < ?", (clock_ns - WAIT_NS,)).rowcount
+        gone = self._db.execute("DELETE FROM unserved WHERE seen_ns < ?", (clock_ns - WAIT_NS,)).rowcount
+        self._unserved -= gone
+        return gone
 
     @property
     def waiting(self) -> int:
         """Predictions whose horizon has not passed."""
-        return int(self._db.execute("SELECT count(*) FROM served").fetchone()[0])
+        return self._served
 
     def _label(self, label: Label, now_ns: int, fate: Callable[[str], str | None]) -> str | None:
         served = self._db.execute(
-            "SELECT length(predicted), is_class FROM served WHERE id = ?", (label.id,)
+            "SELECT length(predicted) / 8, is_class, model, received_ns FROM served WHERE id = ?", (label.id,)
         ).fetchone()
         if served is not None:
-            return self._keep(label, served[0] // 8, served[1])
+            return self._keep(label, *served)
         outcome = fate(label.id)
         if outcome is not None:
             return outcome
-        made = self._db.execute(
-            "INSERT OR IGNORE INTO early VALUES (?,?,?,?)", (label.id, label.row, label.value, now_ns)
+        if self._unserved >= EARLY_MAX:
+            return "unknown"
+        self._unserved += 1
+        self._db.execute(
+            "INSERT INTO unserved (id, row, value, model, at_ns, seen_ns) VALUES (?,?,?,?,?,?)",
+            (*label[1:], now_ns),
         )
-        return None if made.rowcount else self._again(label, "early")
+        return None
 
-    def _keep(self, label: Label, rows: int, is_class: bool) -> str:
+    def _keep(self, label: Label, rows: int, is_class: bool, model: str, received_ns: int) -> str:
+        if label.model != model:
+            return "wrong_model"
+        if label.at_ns < received_ns:
+            return "early"
         if label.row >= rows:
             return "wrong_row"
         if is_class and not label.value.is_integer():
             return "wrong_type"
         made = self._db.execute("INSERT OR IGNORE INTO labels VALUES (?,?,?)", label[1:4])
-        return "kept" if made.rowcount else self._again(label, "labels")
-
-    def _again(self, label: Label, table: str) -> str:
+        if made.rowcount:
+            return "kept"
         held = self._db.execute(
-            f"SELECT value FROM {table} WHERE id = ? AND row = ?",  # noqa: S608
-            (label.id, label.row),
+            "SELECT value FROM labels WHERE id = ? AND row = ?", (label.id, label.row)
         ).fetchone()
         return "duplicate" if held[0] == label.value else "erratum"

@@ -67,8 +67,8 @@ class WatchState(msgspec.Struct):
     accuracy: dict[str, dict[str, dict[str, Accuracy]]] = {}
     """By model, version and week (the date of its Monday)."""
     labels: dict[str, int] = {}
-    """What became of labels, each counted once: kept, duplicate, erratum, late, unknown, wrong_row, wrong_type, or
-    undeclared (no version of the model that answered declares labels)."""
+    """What became of labels, each counted once: kept, duplicate, erratum, early, late, unknown, wrong_row,
+    wrong_type, wrong_model, or undeclared (no version of the model that answered declares labels)."""
     counts: dict[str, int] = {}
     """Events by what they were."""
     trees: dict[str, dict[str, str]] = {}
@@ -78,5 +78,7 @@ class WatchState(msgspec.Struct):
     incomplete_ticks: int = 0
     left_out: dict[str, int] = {}
     """How often a step of a tick broke and was left out, by step; such a tick counts as incomplete."""
+    not_joined: int = 0
+    """Predictions that wait for no labels: too many did."""
     unread_scores: int = 0
     """Answers whose outputs were by hash or not what the bundle declares."""

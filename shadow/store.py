@@ -21,7 +21,7 @@ from shadow.state import WatchState
 
 log = logging.getLogger("tidegate.sidecar")
 
-FORMAT = 1
+FORMAT = 2
 _BROKEN = frozenset((sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """What SQLite says of files that hold no database, a damaged one, or other tables than ours."""
 
@@ -47,7 +47,7 @@ class Store:
 
     Raises:
         sqlite3.Error: the file is no database or cannot be written.
-        msgspec.ValidationError: it is of a later format.
+        msgspec.ValidationError: it is of another format.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -75,8 +75,8 @@ class Store:
         self._db.execute("CREATE TABLE IF NOT EXISTS saved (one INTEGER PRIMARY KEY, content BLOB NOT NULL)")
         row = self._db.execute("SELECT content FROM saved WHERE one = 1").fetchone()
         saved = Saved() if row is None else msgspec.msgpack.decode(row[0], type=Saved)
-        if saved.format > FORMAT:
-            msg = f"the sidecar's state is of format {saved.format}, this version reads up to {FORMAT}"
+        if saved.format != FORMAT:
+            msg = f"the sidecar's state is of format {saved.format}, this version reads {FORMAT}"
             raise msgspec.ValidationError(msg)
         return saved
 

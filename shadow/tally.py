@@ -59,6 +59,7 @@ class Answered(NamedTuple):
 
     id: str
     at_ns: int
+    received_ns: int
     rows: int
     revision: int
     arm: ArmKey | None
@@ -174,7 +175,15 @@ class Tally:
         if event.kind == "done" and model.version is not None and event.rows > 0:
             key = VersionKey(model.name, model.version, model.tree_sha256 or "")
             answered = Answered(
-                event.id, at_ns, event.rows, route.revision, arm, unit, is_keyed, tuple(event.outputs)
+                event.id,
+                at_ns,
+                received_ns,
+                event.rows,
+                route.revision,
+                arm,
+                unit,
+                is_keyed,
+                tuple(event.outputs),
             )
             self.answered.setdefault(key, []).append(answered)
 
@@ -226,7 +235,7 @@ def _badness(event: Prediction) -> str | None:
 
 def _label(event: Feedback, place: int, given: dict[str, Any]) -> Label | str:
     """A label, or what is wrong with it. Workers take nothing else; other writers of the log might."""
-    value, row, at_ns = given.get("value"), given.get("row", 0), given.get("at_ns", 0)
+    value, row = given.get("value"), given.get("row", 0)
     try:
         is_number = isinstance(value, bool | int | float) and math.isfinite(value)
     except OverflowError:
@@ -235,9 +244,8 @@ def _label(event: Feedback, place: int, given: dict[str, Any]) -> Label | str:
         return "label_wrong_type"
     if type(row) is not int or not 0 <= row < _ROW_MAX:
         return "label_wrong_row"
-    if type(at_ns) is not int or not 0 < at_ns < TIME_MAX_NS:
-        at_ns = event.at_ns
-    return Label((at_ns, event.id, place), str(given.get("id")), row, float(value), event.model)  # type: ignore[arg-type]
+    at_ns = min(max(event.at_ns, 0), TIME_MAX_NS)
+    return Label((event.id, place), str(given.get("id")), row, float(value), event.model, at_ns)  # type: ignore[arg-type]
 
 
 class Scored(NamedTuple):

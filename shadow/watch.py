@@ -151,7 +151,9 @@ class Watch:
             steps.do("shift", None, lambda: self._evidence.fold_shift(chain(*answers.values())))
         for key, scored_ in answers.items():
             serve = partial(self._serve, key, scored_)
-            _count(state.labels, steps.do(f"serve {key.model}/{key.version}", Counter(), serve))
+            outcomes: Counter[str] = steps.do(f"serve {key.model}/{key.version}", Counter(), serve)
+            state.not_joined += outcomes.pop("not_joined", 0)
+            _count(state.labels, outcomes)
         _count(state.labels, steps.do("label", Counter(), lambda: self._label(tally, fate)))
         steps.do("mature", None, self._mature)
         if steps.leaves_out("mature"):
@@ -203,6 +205,7 @@ class Watch:
                 id=answered.id,
                 due_ns=at_ns + labels.maturity_s * 1_000_000_000,
                 at_ns=at_ns,
+                received_ns=answered.received_ns,
                 model=key.model,
                 version=key.version,
                 revision=answered.revision,

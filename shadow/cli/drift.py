@@ -39,6 +39,7 @@ def report(model: str | None, reading: Reading, as_json: bool) -> None:
                 "rollouts": [summary(rollout) for rollout in rollouts],
                 "incomplete_ticks": state.incomplete_ticks,
                 "unread_scores": state.unread_scores,
+                "not_joined": state.not_joined,
                 "left_out": state.left_out,
                 "ticks": replayed.ticks,
                 "notes": notes,
@@ -53,6 +54,8 @@ def report(model: str | None, reading: Reading, as_json: bool) -> None:
         table(headers, rows, title="Rollouts")
     if state.incomplete_ticks:
         say(f"{state.incomplete_ticks} of {replayed.ticks} ticks miss records and prove nothing")
+    if state.not_joined:
+        say(f"{state.not_joined:,} predictions wait for no labels: too many did already")
     if state.left_out:
         steps = ", ".join(f"{step} {count}" for step, count in sorted(state.left_out.items()))
         say(f"steps that broke on what a tick held, and were left out: {steps}; the sidecar's log says why")

@@ -91,12 +91,12 @@ def prediction(revision: int, assigned: str, weight_bp: int, version: str, **mor
     )
 
 
-def labels(*given: tuple[str, int, Any]) -> Feedback:
-    """Labels: (prediction id, row, value)."""
+def labels(*given: tuple[str, int, Any], at_ns: int = SECOND_NS, model: str = MODEL) -> Feedback:
+    """Labels: (prediction id, row, value), received at that time."""
     return Feedback(
         kind="label",
-        at_ns=SECOND_NS,
-        model=MODEL,
+        at_ns=at_ns,
+        model=model,
         labels=[{"id": of, "row": row, "value": value, "at_ns": SECOND_NS} for of, row, value in given],
     )
 

@@ -69,7 +69,7 @@ def test_a_clock_that_was_wrong_is_right_again() -> None:
     play.tick()
     assert play.watch.state.clock_ns == YEAR_2100_NS
     (of, *_) = play.say(*(at(NOON_NS) for _ in range(9)))
-    play.say(labels((of, 0, 0)))
+    play.say(labels((of, 0, 0), at_ns=NOON_NS))
     play.tick()
     assert play.watch.state.clock_ns == NOON_NS
     assert play.watch.state.labels == {"kept": 1}

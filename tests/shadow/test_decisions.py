@@ -71,7 +71,7 @@ def test_wrong_answers_when_their_labels_are_due() -> None:
         at_ns = (60 * minute + 1) * SECOND_NS
         for tick in range(2):
             ids = play.say(*traffic(200, 2, arms, minute + tick, at_ns=at_ns))
-            play.say(labels(*((of, 0, 0) for of in ids)))
+            play.say(labels(*((of, 0, 0) for of in ids), at_ns=at_ns))
             play.tick()
         play.pass_time(at_ns + 59 * SECOND_NS)
         play.tick()

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.audit.event import Feedback
 from gateway.audit.identity import id_prefix, source_of
+from shadow import labels as labels_module
 from shadow.labels import WAIT_NS
 from tests.shadow.play import LABELLED, PLAIN, WORKERS, Play, Shelf
 from tests.shadow.story import DAY_NS, SECOND_NS, labels, prediction, route
@@ -85,7 +86,7 @@ def test_before_its_prediction_was_read() -> None:
     play = begun()
     play.say(labels((TO_COME, 0, 1), (TO_COME, 0, 1), (TO_COME, 0, 0), (TO_COME, 7, 1)), worker=1)
     play.tick()
-    assert outcomes(play) == {"duplicate": 1, "erratum": 1}
+    assert outcomes(play) == {}
     play.numbers.next[WORKERS[0]] = 10_000
     assert served(play) == TO_COME
     play.tick()
@@ -96,19 +97,107 @@ def test_before_its_prediction_was_read() -> None:
     assert (week.rows, week.wrong) == (1, 1)
 
 
+def wrong(play: Play) -> int:
+    """Rows of version 1 that turned out wrong, once all has come due."""
+    play.pass_time(70 * SECOND_NS)
+    play.tick()
+    return play.watch.state.accuracy["flights"]["1"]["1969-12-29"].wrong
+
+
 def test_the_first_of_two_counts() -> None:
-    """The same again is a duplicate, another value an erratum; by the label's time, not by its place in the log."""
+    """The same again is a duplicate, another value an erratum."""
     play = begun()
     of = served(play)
-    play.say(raw(id=of, row=0, value=1, at_ns=9), raw(id=of, row=0, value=0, at_ns=5))
+    play.say(raw(id=of, row=0, value=0), raw(id=of, row=0, value=1))
     play.tick()
     assert outcomes(play) == {"kept": 1, "erratum": 1}
     play.say(labels((of, 0, 0)), labels((of, 0, 1)))
     play.tick()
     assert outcomes(play) == {"kept": 1, "duplicate": 1, "erratum": 2}
+    assert wrong(play) == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_first_in_the_log_counts_not_the_one_dated_first(apart: bool) -> None:
+    """A label's own time is its sender's word: one dated back is an erratum, in the same tick and in the next."""
+    play = begun()
+    of = served(play)
+    play.say(raw(id=of, row=0, value=0, at_ns=SECOND_NS))
+    if apart:
+        play.tick()
+    play.say(raw(id=of, row=0, value=1, at_ns=1), worker=0)
+    play.tick()
+    assert outcomes(play) == {"kept": 1, "erratum": 1}
+    assert wrong(play) == 0
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+def test_a_label_that_was_sent_before_its_prediction(read_before: bool) -> None:
+    """Ids can be guessed: what was received before the prediction is no truth, and takes no place of one."""
+    play = begun()
+    play.numbers.next[WORKERS[0]] = 10_000
+    if not read_before:
+        assert served(play, at_ns=5 * SECOND_NS) == TO_COME
+    play.say(labels((TO_COME, 0, 1), at_ns=4 * SECOND_NS), worker=1)
+    play.tick()
+    play.say(labels((TO_COME, 0, 0), at_ns=6 * SECOND_NS), worker=1)
+    if read_before:
+        play.tick()
+        assert served(play, at_ns=5 * SECOND_NS) == TO_COME
+    play.tick()
+    assert outcomes(play) == {"early": 1, "kept": 1}
+    assert wrong(play) == 0
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+def test_feedback_of_another_model(read_before: bool) -> None:
+    """Checked by that model's kind of label, so it is none here, and takes no place of one."""
+    play = begun()
+    play.numbers.next[WORKERS[0]] = 10_000
+    if not read_before:
+        assert served(play) == TO_COME
+    play.say(labels((TO_COME, 0, 1), model="other"), labels((TO_COME, 0, 0)), worker=1)
+    if read_before:
+        play.tick()
+        assert served(play) == TO_COME
+    play.tick()
+    assert outcomes(play) == {"wrong_model": 1, "kept": 1}
+    assert wrong(play) == 0
+
+
+def test_labels_of_what_was_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone can name numbers to come: so many are kept, ten minutes of the clock; further ones are unknown at once."""
+    monkeypatch.setattr(labels_module, "EARLY_MAX", 10)
+    play = begun()
+    of = served(play)
+    play.say(*(labels(*((TO_COME, row, 1) for row in range(7))) for _ in range(2)), worker=1)
+    play.say(labels((of, 0, 0)), worker=1)
+    play.tick()
+    assert outcomes(play) == {"unknown": 4, "kept": 1}
+    play.pass_time(SECOND_NS + WAIT_NS + 1)
+    play.tick()
+    assert outcomes(play) == {"unknown": 14, "kept": 1}
+    play.say(labels((TO_COME, 0, 1)), worker=1)
+    play.tick()
+    assert outcomes(play) == {"unknown": 14, "kept": 1}, "there is room again"
+
+
+def test_predictions_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many none is joined, which is told; when some have come due there is room again."""
+    monkeypatch.setattr(labels_module, "SERVED_MAX", 3)
+    play = begun()
+    for worker in (1, 0):
+        play.say(*(prediction(1, "primary", 10_000, "1") for _ in range(4)), worker=worker)
+    play.tick()
+    assert (play.watch.state.not_joined, play.store.join.waiting) == (5, 3)
+    firsts = sorted(row[0] for row in play.store._db.execute("SELECT id FROM served"))
+    assert firsts == sorted(f"{id_prefix(min(WORKERS[:2]), 1)}{seq:016x}" for seq in range(3))
     play.pass_time(61 * SECOND_NS)
     play.tick()
-    assert play.watch.state.accuracy["flights"]["1"]["1969-12-29"].wrong == 0
+    assert play.store.join.waiting == 0
+    served(play, at_ns=61 * SECOND_NS)
+    play.tick()
+    assert (play.watch.state.not_joined, play.store.join.waiting) == (5, 1)
 
 
 @pytest.mark.parametrize("value", ["1", None, [1], {}, float("nan"), float("inf"), 0.5, 2**64 * 1.5])
@@ -136,7 +225,7 @@ def test_a_row_that_is_not_there(row: Any) -> None:
 
 @pytest.mark.parametrize("at_ns", ["soon", -1, 2**63, None, 1.5])
 def test_a_time_that_is_none(at_ns: Any) -> None:
-    """The event's own time is taken."""
+    """The sender's time decides nothing, whatever it is."""
     play = begun()
     of = served(play)
     play.say(raw(id=of, value=1, at_ns=at_ns))

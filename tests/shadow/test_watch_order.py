@@ -51,7 +51,10 @@ def a_log(seed: int) -> tuple[Sources, list[Cuts]]:
             if rng.random() < 0.4:
                 of = rng.choice([*ids, f"{WORKERS[0]:016x}-00000001-{rng.randrange(90):016x}"])
                 value = rng.choice([0, 1, 1.0, True, "x", 0.5])
-                add(labels((of, rng.choice([0, 0, 0, 1]), value)), rng.choice(WORKERS))
+                given = (of, rng.choice([0, 0, 0, 1]), value)
+                received_ns = rng.choice([1, *[(tick * 40 + 3) * SECOND_NS] * 7])
+                model = rng.choice(["other", *[MODEL] * 7])
+                add(labels(given, at_ns=received_ns, model=model), rng.choice(WORKERS))
         if tick == 1 and seed % 3 == 0:
             add(
                 Gap(source=f"{WORKERS[0]:016x}", epoch=1, from_seq=1, to_seq=2, cause="ring_full"), WORKERS[1]
@@ -97,7 +100,9 @@ def fold(deliveries: list[list[Event]], cuts: list[Cuts]) -> tuple[bytes, list[D
         assert runner.close() == cut
         decisions += watch.close(Tick(number, number * SECOND_NS, cut), runner.fate)
     joined = [
-        row for table in ("served", "labels", "early") for row in store._db.execute(f"SELECT * FROM {table}")
+        row
+        for table in ("served", "labels", "unserved")
+        for row in store._db.execute(f"SELECT * FROM {table}")
     ]
     return msgspec.msgpack.encode(watch.state), decisions, joined
 
@@ -126,6 +131,7 @@ def test_the_log_of_these_tests_decides_something() -> None:
         assert state["incomplete_ticks"] == (seed % 3 == 0)
         assert state["accuracy"]["flights"]["2"]
     assert {"kept", "erratum", "duplicate", "wrong_row", "wrong_type", "late"} <= outcomes
+    assert {"early", "wrong_model"} <= outcomes
     assert causes
 
 
