@@ -20,7 +20,8 @@ from gateway.audit.event import EpochClose, EpochOpen, Event, Prediction
 from gateway.audit.feed import Feed, Hole, Positions
 from gateway.audit.identity import parse_event_id
 
-READ_EVENTS = 2000
+READ_EVENTS = 500
+"""At most in one turn: what they hold is held at once."""
 Cuts = dict[str, tuple[int, int]]
 """For each (source, epoch) that moved in a tick: [first seq, next seq)."""
 _Item = tuple[str, int, Event | Hole]

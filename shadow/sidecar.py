@@ -56,6 +56,8 @@ QUIET_TICK_S = 60.0
 """Between ticks while nothing happens: they carry the clock on, by which labels come due."""
 LACKING_S = 10.0
 """A tick waits so long for the control event of a revision that was served already."""
+HELD_MAX_BYTES = 64 << 20
+"""A tick whose answers take so much is closed before its time."""
 SYNC_S = 10.0
 RETRY_S = 1.0
 REFUSED_S = 10.0
@@ -153,7 +155,11 @@ class Sidecar:
         """One turn; whether there was anything to read."""
         found = self.runner.read(self._parts.wait_ms)
         now_s = time.monotonic()
-        if now_s >= self._next_tick_s:
+        if self.watch.tally.held_bytes >= HELD_MAX_BYTES:
+            self._next_tick_s = now_s + self._parts.tick_s
+            self.tick()
+            self._last_tick_s = now_s
+        elif now_s >= self._next_tick_s:
             # What is still to be done rests on evidence that must not grow old.
             quiet = self.watch.tally.is_empty and not self._saved.pending
             quiet = quiet and now_s - self._last_tick_s < QUIET_TICK_S

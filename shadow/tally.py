@@ -25,6 +25,8 @@ TIME_MAX_NS = 1 << 62
 """The year 2116: a later time is no time, and sums of times still fit in 64 bits."""
 AHEAD_NS = 86_400 * 1_000_000_000
 """An event's own time is at most so far ahead of the gateway's: clocks differ, and dates stand for whole days."""
+HEAD_BYTES = 1000
+"""What an answered request takes beside its outputs, about."""
 _ROW_MAX = 1 << 31
 EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
@@ -112,6 +114,8 @@ class Tally:
         self.aborted: dict[str, Counter[tuple[str, str]]] = {}
         """By death of a worker: how many requests of each model and version died with it."""
         self.missing: list[str] = []
+        self.held_bytes = 0
+        """Of outputs, about."""
         self.revisions: set[tuple[str, int]] = set()
         self._times: list[int] = []
 
@@ -186,6 +190,7 @@ class Tally:
                 tuple(event.outputs),
             )
             self.answered.setdefault(key, []).append(answered)
+            self.held_bytes += HEAD_BYTES + sum(len(tensor.data or b"") for tensor in event.outputs)
 
     def _note_time(self, at_ns: int) -> None:
         if 0 < at_ns < TIME_MAX_NS:

@@ -368,6 +368,8 @@ def test_a_record_that_no_frame_takes_is_cut_short(tmp_path: Path, clock: Clock)
             after = {**each.after, "model": name}
             loop.stage.control.append_events([msgspec.structs.replace(each, model=name, after=after)])
         loop.stage.say()
+    while loop.stage.sidecar.runner.read():
+        pass
     loop.condemn()
     ticks = [event.body for event in loop.stage.verdicts() if event.kind == "tick"]
     assert len(ticks) >= 1
@@ -375,3 +377,21 @@ def test_a_record_that_no_frame_takes_is_cut_short(tmp_path: Path, clock: Clock)
     assert len(loop.actor.rolled_back) == 1
     replayed = loop.stage.replayed()
     assert [one.differs for one in replayed.decisions] == [None]
+
+
+def test_a_tick_of_large_answers_is_closed_early(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a tick holds in memory is bounded, whatever clients ask; whoever waits for a route waits no longer."""
+    monkeypatch.setattr(sidecar_module, "HELD_MAX_BYTES", 120_000)
+    loop = begin(tmp_path, clock)
+    loop.say(WELL, count=50)
+    assert loop.step() == 0
+    loop.stage.say(*(prediction(9, "primary", 10_000, "1", scores=[0.3] * 2000) for _ in range(5)))
+    assert loop.step() == 1
+    assert loop.stage.sidecar.watch.tally.held_bytes == 0
+    loop.say(WELL, 1)
+    assert loop.step(0.5) == 1
+    assert loop.step(0.5) == 2
+    assert [event.body["tick"] for event in loop.stage.verdicts()] == [1, 2]
+    assert loop.stage.replayed().state.counts == {"done": 155}
