@@ -13,8 +13,9 @@ import msgspec
 
 from gateway.config import Policy
 from shadow.detectors.relative import ShiftEvidence
+from shadow.documents import Document
 from shadow.harm import MICRO, OMEGA, hard_failure
-from shadow.rollouts import BADNESS, Document, Rollout
+from shadow.rollouts import BADNESS, Rollout
 
 NAME_CHARS = 64
 """Of a name in a sentence; a whole sentence stays below 1,000."""

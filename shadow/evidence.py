@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from shadow.bundles import SCORE_MAX
 from shadow.detectors.bins import CONTROL_ROWS, ScoreBins
 from shadow.detectors.relative import ShiftCounts, ShiftEvidence
+from shadow.documents import Arm, Document
 from shadow.harm import MICRO, ArmCounts
 from shadow.readers import Readers
-from shadow.rollouts import RECENT_NS, Arm, Document, Recent, Rollout
+from shadow.rollouts import RECENT_NS, Recent, Rollout
 from shadow.state import WatchState
 from shadow.tally import ArmKey, ArmTally, Scored, Tally, VersionKey
 

@@ -8,13 +8,13 @@ an earlier trial of the same version is never carried into the next.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import msgspec
 
 from gateway.audit.event import Control
 from shadow.detectors.bins import ScoreBins
 from shadow.detectors.relative import ShiftEvidence
+from shadow.documents import Arm, Document, documents_of
 from shadow.harm import ArmCounts, HarmEvidence
 
 BADNESS = ("failed", "nonfinite", "wrong")
@@ -26,34 +26,6 @@ SHIFT_UNITS_MAX = 10_000
 """Of so many routing keys a rollout the rows count for shift; those of further ones are left out."""
 UNITS_KEPT = 500
 """Units of a rollout that are known to have been bad, of each kind; far more than a decision needs."""
-
-
-class Arm(msgspec.Struct, frozen=True):
-    """A variant in one revision of a route."""
-
-    name: str
-    version: str
-    role: str
-    weight_bp: int = 0
-
-
-class Document(msgspec.Struct, frozen=True):
-    """What watching needs of one revision of a route."""
-
-    model: str
-    revision: int
-    arms: tuple[Arm, ...]
-    latched: tuple[str, ...] = ()
-
-    @property
-    def primary(self) -> Arm:
-        """The one primary."""
-        return next(arm for arm in self.arms if arm.role == "primary")
-
-    @property
-    def canaries(self) -> tuple[Arm, ...]:
-        """Canaries with traffic."""
-        return tuple(arm for arm in self.arms if arm.role == "canary" and arm.weight_bp)
 
 
 class Recent(msgspec.Struct, frozen=True):
@@ -156,7 +128,7 @@ class Rollouts(msgspec.Struct):
 
     def apply(self, event: Control) -> None:
         """Take a control event; kinds without a route change nothing."""
-        for route in routes_of(event):
+        for route in documents_of(event):
             known = self.documents.setdefault(route.model, {})
             if known and route.revision < min(known):
                 continue
@@ -203,33 +175,3 @@ def _ending(rollout: Rollout, route: Document) -> str | None:
     if not still:
         return "removed"
     return None if still[0].weight_bp else "weight_zero"
-
-
-def routes_of(event: Control) -> list[Document]:
-    """The routes that a control event leaves, in no case raising on what later kinds may hold."""
-    if event.after is None:
-        return []
-    found = event.after.values() if event.kind == "routes" else [event.after]
-    documents = [
-        _document(content) for content in found if isinstance(content, dict) and "variants" in content
-    ]
-    return [document for document in documents if document is not None]
-
-
-def _document(content: dict[str, Any]) -> Document | None:
-    try:
-        arms = tuple(
-            Arm(
-                name=str(variant["name"]),
-                version=str(variant["version"]),
-                role=str(variant["role"]),
-                weight_bp=int(variant.get("weight_bp", 0)),
-            )
-            for variant in content["variants"]
-        )
-        if not any(arm.role == "primary" for arm in arms):
-            return None
-        latched = tuple(str(version) for version in content.get("latched", ()))
-        return Document(str(content["model"]), int(content["revision"]), arms, latched)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None

@@ -7,11 +7,11 @@ that revision stands in the control event that made it. The two lie in different
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import msgspec
 
 from gateway.audit.event import Control, Prediction
+from shadow.documents import Document, documents_of
 
 REVISIONS_KEPT = 64
 """A prediction of an older revision than so many is treated by the newest."""
@@ -28,7 +28,7 @@ class RouteBook(msgspec.Struct):
 
     def learn(self, event: Control) -> set[str]:
         """Take up a control event; returns the models that have a revision not known before."""
-        return {model for document in _documents(event) if (model := self._take(document))}
+        return {model for document in documents_of(event) if (model := self._take(document))}
 
     def knows(self, event: Prediction) -> bool:
         """Whether the revision that a prediction was sent by was read (or is too old to be told)."""
@@ -68,39 +68,20 @@ class RouteBook(msgspec.Struct):
         revisions = self.shadows.get(model)
         return revisions[max(revisions)] if revisions else {}
 
-    def _take(self, document: dict[str, Any]) -> str | None:
-        model, revision = document["model"], document["revision"]
-        revisions = self.shadows.setdefault(model, {})
-        found = _sampled(document)
-        if revisions.get(revision) == found:
+    def _take(self, document: Document) -> str | None:
+        revisions = self.shadows.setdefault(document.model, {})
+        found = document.shadows
+        if revisions.get(document.revision) == found:
             return None
-        revisions[revision] = found
+        revisions[document.revision] = found
         for old in sorted(revisions)[:-REVISIONS_KEPT]:
             del revisions[old]
-        return str(model)
+        return document.model
 
 
 def shadows_of(event: Control) -> list[tuple[str, set[str]]]:
     """Each model that a control event is about, and the versions that shadow it from then on."""
-    return [(str(document["model"]), set(_sampled(document))) for document in _documents(event)]
-
-
-def _documents(event: Control) -> list[dict[str, Any]]:
-    """The routes that a control event leaves; events about other things leave none."""
-    if event.after is None:
-        return []
-    found = event.after.values() if event.kind == "routes" else (event.after,)
-    return [one for one in found if isinstance(one, dict) and isinstance(one.get("variants"), list | tuple)]
-
-
-def _sampled(document: dict[str, Any]) -> dict[str, int]:
-    """Share by version of the shadows that are to see something."""
-    found: dict[str, int] = {}
-    for variant in document["variants"]:
-        share = variant.get("sample_bp", 0)
-        if variant["role"] == "shadow" and share > 0:
-            found[variant["version"]] = max(found.get(variant["version"], 0), share)
-    return found
+    return [(document.model, set(document.shadows)) for document in documents_of(event)]
 
 
 def in_sample(unit_hash: str, sample_bp: int) -> bool:
