@@ -92,8 +92,8 @@ class Mirror:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed, self._writer, self._replicas, self._saver = parts
-        self._gateway_id = gateway_id
         self._workers = {f"{source_of(gateway_id, 'worker', i):016x}" for i in range(_WORKERS)}
+        self._control = {f"{source:016x}" for source in sources_of(gateway_id, "control")}
         self._place = place
         self._answered = answered
         self._stop = stop
@@ -149,7 +149,7 @@ class Mirror:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Control() if event.gateway_id == self._gateway_id:
+            case Control() if event.id[:16] in self._control:
                 self._replicas.retry(self._place.book.learn(event))
             case Model(kind="loaded", model=facts) if facts is not None and event.id[:16] in self._workers:
                 if facts.version is not None and facts.tree_sha256 is not None:

@@ -114,7 +114,11 @@ def _table(tensor: Tensor, rows: int) -> _Table:
     if tensor.data is None:
         msg = f"output {tensor.name!r} is in the record by hash only (audit.capture_max_bytes)"
         raise ValueError(msg)
-    flat = np.frombuffer(tensor.data, NUMPY[tensor.datatype])
+    datatype = NUMPY.get(tensor.datatype)
+    if datatype is None:
+        msg = f"output {tensor.name!r} is of the unknown datatype {tensor.datatype!r}"
+        raise ValueError(msg)
+    flat = np.frombuffer(tensor.data, datatype)
     if not rows or not len(flat) or len(flat) % rows:
         msg = f"output {tensor.name!r} has {len(flat)} elements, which are not {rows} rows"
         raise ValueError(msg)

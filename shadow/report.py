@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from gateway.audit.drained import sources_of
 from gateway.audit.event import Control, EpochOpen, Event, Prediction, Shadow, Tensor
 from gateway.audit.identity import source_of
 from loaders.bundle import BundleSettings
@@ -22,7 +23,10 @@ from shadow.routes import RouteBook
 
 WAITING_MAX = 200_000
 """Requests that wait for their shadows at most; the oldest go first, unanswered."""
+GATEWAYS_MAX = 64
+"""Of one topic; further ones are not read, unless one is named."""
 _WORKERS = 256
+_DIGITS_MAX = 1000
 
 
 class Pair(NamedTuple):
@@ -62,6 +66,8 @@ class Report:
         self._only = gateway_id
         self._gateways: dict[str, str] = {}
         """Gateway by source of its workers."""
+        self._control: dict[str, str] = {}
+        """Gateway by source of its control."""
         self._books: dict[str, RouteBook] = {}
         self._early: deque[Prediction] = deque()
         """Their route's control event was not read yet."""
@@ -84,7 +90,7 @@ class Report:
                 self._take_shadow(event)
             case Control() | EpochOpen():
                 self._know(event.gateway_id)
-                if isinstance(event, Control) and event.gateway_id in self._books:
+                if isinstance(event, Control) and self._control.get(event.id[:16]) == event.gateway_id:
                     self._take_route(event, self._books[event.gateway_id])
             case _:
                 pass
@@ -147,6 +153,8 @@ class Report:
         asked = self._waiting.get(event.derived_from)
         if asked is None:
             self._ahead.setdefault(event.derived_from, {}).setdefault(event.version, event)
+            if len(self._ahead) > WAITING_MAX:
+                self._ahead.pop(next(iter(self._ahead)))
         else:
             self._join(asked, event)
 
@@ -192,9 +200,13 @@ class Report:
     def _know(self, gateway_id: str) -> None:
         if gateway_id in self._books or self._only not in {None, gateway_id}:
             return
+        if len(self._books) >= GATEWAYS_MAX:
+            return
         self._books[gateway_id] = RouteBook()
         for index in range(_WORKERS):
             self._gateways[f"{source_of(gateway_id, 'worker', index):016x}"] = gateway_id
+        for source in sources_of(gateway_id, "control"):
+            self._control[f"{source:016x}"] = gateway_id
 
     def _book_of(self, event: Prediction) -> RouteBook | None:
         return self._books.get(self._gateways.get(event.id[:16], ""))
@@ -208,4 +220,4 @@ def shown(report: Report) -> Iterator[tuple[Pair, Comparison, int]]:
 
 
 def _number(version: str) -> int:
-    return int(version) if version.isdigit() else 0
+    return int(version) if version.isascii() and version.isdigit() and len(version) < _DIGITS_MAX else 0

@@ -4,6 +4,9 @@ A tick is a cut of the log: for every (source, epoch) the numbers below which al
 Live, a cut is wherever reading stands when it is time. In recovery and in a replay the cuts are given, by the ticks
 that stand in the log; what has been read beyond one waits for the next. Either way the watch sees the same sets.
 
+Write access to the log is trusted: whoever may write to the spool or the topic may say anything in any source's name.
+Records of other gateways are dropped, and what cannot be read is told and left out; no more is promised.
+
 State and position are one: the caller commits the watch's state together with `cut`, so that no event is counted
 twice or left out, whatever dies when.
 """

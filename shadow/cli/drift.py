@@ -71,7 +71,7 @@ def _notes(state: WatchState, model: str | None, bundles: Bundles) -> list[str]:
     for name, trees in sorted(state.trees.items()):
         if model not in (None, name):
             continue
-        for version, tree in sorted(trees.items(), key=lambda item: int(item[0])):
+        for version, tree in sorted(trees.items(), key=lambda item: (len(item[0]), item[0])):
             settings = bundles.settings(name, version, tree)
             if settings is None:
                 reason = bundles.reason(name, version, tree)
@@ -90,7 +90,7 @@ def _accuracy(state: WatchState, model: str | None) -> None:
         (name, version, week, found.rows, found.rows - found.unlabelled, *_quality(found))
         for name, versions in sorted(state.accuracy.items())
         if model in (None, name)
-        for version, weeks in sorted(versions.items(), key=lambda item: int(item[0]))
+        for version, weeks in sorted(versions.items(), key=lambda item: (len(item[0]), item[0]))
         for week, found in sorted(weeks.items())
     ]
     if rows:

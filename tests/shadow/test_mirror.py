@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.audit.event import Event, Model, ModelFacts, Shadow, Tensor
+from gateway.audit.event import Control, Event, Model, ModelFacts, Shadow, Tensor
 from gateway.audit.feed import Delivery, Positions
 from loaders.bundle import tree_sha256
 from loaders.errors import ModelInvalid
@@ -401,16 +401,20 @@ class ListFeed:
 def test_any_feed_will_do_and_other_gateways_are_passed_over(stage: Stage):
     """A topic holds many gateways: routes and predictions of others are not this mirror's; nor is its own past."""
     worker_id = stage.worker.event_id
-    foreign_route = route_event(1, "2")
-    foreign_route.gateway_id = "ffffffffffffffff"
-    events: list[Event] = [foreign_route, route_event(1, "2")]
+    control_id = stage.control.event_id
+    foreign_route, forged, own_route = route_event(1, "2"), route_event(9), route_event(1, "2")
+    foreign_route.gateway_id, foreign_route.id = "f" * 16, "f" * 16 + control_id(1)[16:]
+    # One that only says that it is ours, and would end all shadows.
+    forged.id = "f" * 16 + control_id(2)[16:]
+    own_route.id = control_id(1)
+    events: list[Event] = [foreign_route, forged, own_route]
     for event_id, received_ns in [
         (worker_id(1), 50),
         (worker_id(2), 200),
         ("f" * 16 + worker_id(3)[16:], 200),
     ]:
         events.append(prediction(rows(1), id=event_id, received_ns=received_ns))
-    feed = ListFeed([events[2:], events[:2]])
+    feed = ListFeed([events[3:], events[:3]])
     writer = stage.log.owner("mirror", 1 << 20)
     replicas = Replicas.of_repository(stage.models, ["CPUExecutionProvider"], 65536)
     parts = Parts(feed, writer, replicas, Saver(stage.log.state_dir / "positions.json", writer, {}))
@@ -433,6 +437,37 @@ def test_a_sample_is_a_share_of_every_variant():
     assert not any(in_sample(unit, 0) for unit in units)
     for canary in (units, [u for u in units if int(u, 16) % 10_000 < 500]):
         assert len(tenth & set(canary)) / len(canary) == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"variants": []},
+        {"model": "m", "revision": 1, "variants": [1]},
+        {"model": "m", "revision": 1, "variants": [{}]},
+        {
+            "model": "m",
+            "revision": 1,
+            "variants": [{"role": "shadow", "sample_bp": "x", "version": "1", "name": "a"}],
+        },
+        {"model": ["m"], "revision": "x", "variants": []},
+        {
+            "model": "m",
+            "revision": float("inf"),
+            "variants": [{"role": "primary", "version": "1", "name": "a"}],
+        },
+        {"variants": 7},
+        {"m": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["route", "routes"])
+def test_a_document_that_is_none(after: Any, kind: str):
+    """Whatever a control event holds, a book learns nothing from it and does not break."""
+    book = RouteBook()
+    content = {"m": after} if kind == "routes" else after
+    assert book.learn(Control(kind=kind, gateway_id=GATEWAY_ID, after=content)) == set()
+    assert book.wanted == set()
 
 
 def test_a_book_keeps_the_newest_revisions():

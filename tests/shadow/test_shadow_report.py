@@ -12,13 +12,14 @@ import click.testing
 import numpy as np
 import pytest
 
-from gateway.audit.event import EpochOpen, Event, Shadow
+from gateway.audit.event import EpochOpen, Event, ModelFacts, Prediction, Shadow, Tensor
 from gateway.audit.identity import id_prefix, source_of
 from gateway.cli import command
 from loaders.bundle import tree_sha256
 from loaders.session import load
+from shadow import report as report_module
 from shadow.bundles import Bundles
-from shadow.report import Pair, Report
+from shadow.report import GATEWAYS_MAX, Pair, Report, shown
 from tests.gateway.audit.sim import GATEWAY_ID
 from tests.shadow.mirrored import Stage, prediction, route_event, tensor
 
@@ -154,6 +155,7 @@ def small_log() -> list[Event]:
         )
         route = route_event(1, "2")
         route.gateway_id = gateway_id
+        route.id = f"{id_prefix(source_of(gateway_id, 'control', 0), 7)}{1:016x}"
         events.append(route)
         for i in range(1, 41):
             asked = prediction([[0, 0, 0, 0]], id=f"{worker}{i:016x}", unit=f"{i:016x}")
@@ -220,3 +222,70 @@ def test_nothing_waits_for_what_will_not_come(tmp_path: Path):
     assert len(found._waiting) == 4
     assert not found._early
     assert sum(map(len, found._ahead.values())) == 12, "one each double"
+
+
+def test_a_route_that_only_says_whose_it_is(tmp_path: Path):
+    """Of another source than the gateway's control: not taken, so that no one ends or begins another's shadows."""
+    found = Report(Bundles(tmp_path))
+    forged = route_event(1)
+    forged.id = f"{id_prefix(source_of(OTHER_GATEWAY, 'control', 0), 7)}{9:016x}"
+    for event in [forged, *small_log()]:
+        found.take(event)
+    found.close()
+    assert [comparison.pairs for comparison in found.pairs.values()] == [54]
+
+
+def odd_pair(version: str, output: Tensor) -> list[Event]:
+    """A version that answered with an output, and a shadow that did."""
+    opened, route, *events = small_log()
+    answer = next(event for event in events if isinstance(event, Shadow) and event.kind == "done")
+    asked = next(event for event in events if event.id == answer.derived_from)
+    assert isinstance(asked, Prediction)
+    asked.model = ModelFacts("linear", version)
+    asked.outputs, answer.outputs = [output], [output]
+    return [opened, route, asked, answer]
+
+
+@pytest.mark.parametrize(
+    ("version", "output", "says"),
+    [
+        ("\u00b2", tensor("y", [1.0]), None),
+        ("9" * 5000, tensor("y", [1.0]), None),
+        ("1", Tensor("y", "FP99", (1, 1), b"1234"), "unknown datatype 'FP99'"),
+        ("1", Tensor("y", "FP32", (1, 1), b"123"), "multiple of element size"),
+        ("../../x", tensor("y", [1.0]), None),
+        ("a\0b", tensor("y", [1.0]), None),
+    ],
+)
+def test_odd_records_are_told_and_passed_over(tmp_path: Path, version: str, output: Tensor, says: str | None):
+    """Versions that are no numbers, datatypes of the future, broken data: no judgement, and a reason."""
+    found = Report(Bundles(tmp_path))
+    for event in odd_pair(version, output):
+        found.take(event)
+    found.close()
+    ((pair, comparison, _),) = shown(found)
+    assert pair == Pair("linear", version, "2")
+    if says is None:
+        assert comparison.pairs == 1
+    else:
+        ((reason, count),) = comparison.unjudged.items()
+        assert (says in reason, count) == (True, 1)
+
+
+def test_gateways_of_a_topic_are_bounded(tmp_path: Path):
+    """Anyone may open epochs in any gateway's name: so many are followed, and one that is named always is."""
+    for only, books in ((None, GATEWAYS_MAX), (OTHER_GATEWAY, 1)):
+        found = Report(Bundles(tmp_path), gateway_id=only)
+        for number in range(GATEWAYS_MAX + 10):
+            found.take(EpochOpen(gateway_id=f"{number:016x}", role="worker", index=0, prev_epoch=None))
+        found.take(EpochOpen(gateway_id=OTHER_GATEWAY, role="worker", index=0, prev_epoch=None))
+        assert len(found._books) == books
+
+
+def test_answers_to_nothing_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Shadow events whose prediction never comes: the oldest go."""
+    monkeypatch.setattr(report_module, "WAITING_MAX", 10)
+    found = Report(Bundles(tmp_path))
+    for number in range(30):
+        found.take(Shadow(kind="failed", derived_from=f"{number}", version="2", run="live"))
+    assert list(found._ahead) == [f"{number}" for number in range(20, 30)]
