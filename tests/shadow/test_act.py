@@ -11,9 +11,9 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.audit.identity import EventId, source_of
 from gateway.config import Policy
 from shadow.act import Acted, Actor, Pending
-from gateway.audit.identity import EventId, source_of
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, Plane
 from tests.gateway.test_admin import ROUTE, SIDECAR_TOKEN, Admin
 from tests.gateway.test_admin import admin as admin  # a fixture
