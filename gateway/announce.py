@@ -111,6 +111,8 @@ def lines(context: Context, *, has_models: bool) -> list[str]:
         f"  log        every prediction is recorded, inputs included, in {_shown(context.state_dir)}/spool"
         " (README: Privacy)",
     ]
+    if json.loads(context.config).get("sidecar", {}).get("enabled", True):
+        out.append("  watch      a canary that does harm loses its traffic (policy.MODEL in docs/config.md)")
     if listed is None:
         out.append("  models     no worker answers yet: what keeps them is in the log lines of this terminal")
     elif not names and has_models:

@@ -157,9 +157,9 @@ class Policy(_Section):
         Literal["manual", "auto", "dry-run"],
         Meta(description="auto: canaries hold a lease, which the sidecar renews"),
     ] = "manual"
-    on_harm: Annotated[Answer, Meta(description="a canary fails or errs more often than the primary")] = (
-        "rollback"
-    )
+    on_harm: Annotated[
+        Answer, Meta(description="a canary fails or errs more often than the primary, or plainly fails")
+    ] = "rollback"
     on_relative_drift: Annotated[
         Answer, Meta(description="a canary's outputs are off the primary's by more than `max_shift_sd`")
     ] = "rollback"
@@ -174,7 +174,12 @@ class Policy(_Section):
         Meta(ge=0, le=10, description="more bad events than the primary has, as a share, that is no harm"),
     ] = 0.10
     alpha: Annotated[
-        float, Meta(gt=0, le=0.5, description="chance that a harmless rollout is rolled back")
+        float,
+        Meta(
+            gt=0,
+            le=0.5,
+            description="chance that a harmless rollout is rolled back; a tenth more for plain failures",
+        ),
     ] = 0.01
     trust_routing_keys: Annotated[
         bool,
@@ -278,6 +283,13 @@ def _check_across(config: Config) -> None:
         msg = (
             "sidecar.source is 'kafka', and there is no [kafka] section: set kafka.bootstrap_servers,"
             ' or sidecar.source = "spool"'
+        )
+        raise ConfigInvalid(msg)
+    automatic = [model for model, policy in config.policy.items() if policy.ramp == "auto"]
+    if automatic and not config.sidecar.enabled:
+        msg = (
+            f"policy.{automatic[0]}.ramp is 'auto', and sidecar.enabled is false: nobody would renew the lease of"
+            " a canary; enable the sidecar, or set the ramp to 'manual'"
         )
         raise ConfigInvalid(msg)
 

@@ -61,7 +61,8 @@ def decide(rollout: Rollout, document: Document, policy: Policy, tick: int, outp
     for kind in BADNESS:
         evidence = rollout.evidence[kind]
         strong = OMEGA[kind] * evidence.evidence >= needed
-        if strong and evidence.enough:
+        comparable = kind != "wrong" or rollout.labelled.is_even
+        if strong and evidence.enough and comparable:
             found.append((f"harm.{kind}", policy.on_harm, _says_harm(rollout, kind, needed)))
     shift = rollout.shift
     if shift is not None and OMEGA["shift"] * shift.evidence >= needed and shift.enough:
@@ -90,6 +91,7 @@ def summary(rollout: Rollout) -> dict[str, Any]:
         "requests": rollout.requests,
         "evidence": _evidence(rollout),
         "shift_sd": None if rollout.shift is None else rollout.shift.estimate_sd,
+        "labels_even": rollout.labelled.is_even,
         "decided": dict(rollout.decided),
         "ended": rollout.ended,
     }
@@ -188,7 +190,8 @@ def _says_shift(rollout: Rollout, shift: ShiftEvidence, declared: tuple[str, flo
         f"{_name(output)} of version {_name(rollout.version)} is {abs(estimate_sd):.2f} sd"
         f" {'above' if estimate_sd > 0 else 'below'}"
         f" version {_name(rollout.control_version)}'s on the same traffic ({rows[0]:,.0f} rows against {rows[1]:,.0f});"
-        f" declared were {allowed:g} sd; evidence {_short(OMEGA['shift'] * shift.evidence)}, needed {_short(needed)}"
+        f" allowed are {allowed:g} sd (max_shift_sd);"
+        f" evidence {_short(OMEGA['shift'] * shift.evidence)}, needed {_short(needed)}"
     )
 
 

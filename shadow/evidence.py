@@ -108,15 +108,24 @@ class Evidence:
             if rollout.shift is not None:
                 rollout.shift.fold_tick(counts_of, self._allowed_sd(rollout))
 
-    def fold_wrong(self, arms: dict[ArmKey, ArmTally]) -> None:
-        """Classes that turned out wrong, of predictions whose labels came due."""
+    def fold_wrong(self, arms: dict[ArmKey, ArmTally], due: dict[ArmKey, int]) -> None:
+        """Classes that turned out wrong, of predictions whose labels came due.
+
+        Args:
+            due: micro-requests that came due, labelled or not.
+        """
         parts: dict[int, tuple[Rollout, list[ArmCounts]]] = {}
         none = ArmTally()
         for rollout, canary_key, control_key, share in self._pairs(arms):
             canary, control = arms.get(canary_key, none), arms.get(control_key, none)
+            rollout.labelled.canary += canary.requests
+            rollout.labelled.control += control.requests
             bad = rollout.newly_bad("wrong", canary.bad.get("wrong", {}), control.bad.get("wrong", {}))
             counts = ArmCounts(share, canary.requests, bad[0], control.requests, bad[1])
             parts.setdefault(id(rollout), (rollout, []))[1].append(counts)
+        for rollout, canary_key, control_key, _ in self._pairs(due):
+            rollout.labelled.canary_due += due.get(canary_key, 0)
+            rollout.labelled.control_due += due.get(control_key, 0)
         for rollout, counts_of in parts.values():
             rollout.evidence["wrong"].fold_tick(counts_of, self._margin(rollout))
 

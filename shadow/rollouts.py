@@ -7,6 +7,7 @@ an earlier trial of the same version is never carried into the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -15,12 +16,13 @@ from gateway.audit.event import Control
 from shadow.detectors.bins import ScoreBins
 from shadow.detectors.relative import ShiftEvidence
 from shadow.documents import Arm, Document, documents_of
-from shadow.harm import ArmCounts, HarmEvidence
+from shadow.harm import MICRO, ArmCounts, HarmEvidence
 
 BADNESS = ("failed", "nonfinite", "wrong")
 """What can be bad about an answered request; each has evidence of its own."""
 DOCUMENTS_KEPT = 200
 ENDED_KEPT = 50
+UNEVEN_SHARE, UNEVEN_SIGMAS = 0.02, 4.0
 RECENT_NS = 10_000_000_000
 SHIFT_UNITS_MAX = 10_000
 """Of so many routing keys a rollout the rows count for shift; those of further ones are left out."""
@@ -33,6 +35,27 @@ class Recent(msgspec.Struct, frozen=True):
 
     at_ns: int
     counts: ArmCounts
+
+
+class Labelled(msgspec.Struct):
+    """Micro-requests of each arm whose horizon has passed, and those of them that have a label."""
+
+    canary: int = 0
+    canary_due: int = 0
+    control: int = 0
+    control_due: int = 0
+
+    @property
+    def is_even(self) -> bool:
+        """Whether labels come for both arms alike: shares that differ by no more than 2 points and four standard
+        errors. Where they do not, wrong answers are not comparable: an arm whose answers are looked at more often
+        has more of them found wrong."""
+        if not self.canary_due or not self.control_due:
+            return True
+        canary, control = self.canary / self.canary_due, self.control / self.control_due
+        share = (self.canary + self.control) / (self.canary_due + self.control_due)
+        each = share * (1 - share) * (MICRO / self.canary_due + MICRO / self.control_due)
+        return abs(canary - control) <= UNEVEN_SHARE + UNEVEN_SIGMAS * math.sqrt(each)
 
 
 class Rollout(msgspec.Struct):
@@ -62,6 +85,7 @@ class Rollout(msgspec.Struct):
     """By kind, the units of routing keys that count as bad already, the latest last."""
     shift_units: list[str] = []
     """Units of routing keys whose rows count for shift already."""
+    labelled: Labelled = msgspec.field(default_factory=Labelled)
     decided: dict[str, str] = {}
     """Action by cause, marked where it was a dry run: each is decided once."""
 

@@ -29,14 +29,15 @@ from gateway.audit.drained import sources_of, wait_drained
 from gateway.audit.event import Event, Verdict
 from gateway.audit.feed import Feed, Positions
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
-from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.errors import FrameTooLarge, GatewayError
 from shadow.act import REASON_CHARS, Acted, Actor, Pending
 from shadow.bundles import Bundles
 from shadow.replay import fold
 from shadow.runner import Runner
+from shadow.source import await_topic, open_feed
 from shadow.state import Settings, Tick
+from shadow.status import EVERY_S, write_status
 from shadow.store import Store, open_store, set_aside
 from shadow.verdicts import (
     Stored,
@@ -80,6 +81,8 @@ class Parts(NamedTuple):
     feed: Callable[[Positions], Feed]
     settings: Settings
     tick_s: float
+    status: Path | None = None
+    """Where it says how it does."""
     wait_ms: int = 0
     """How long a turn waits for a feed that has nothing: one that works only while it is read needs it."""
 
@@ -108,7 +111,7 @@ class Sidecar:
         """Of which time the newest record was that this process judged; 0 before its first tick."""
         self._last_tick_s = time.monotonic()
         self._next_tick_s = self._last_tick_s + parts.tick_s
-        self._next_lease_s = 0.0
+        self._next_lease_s = self._next_status_s = 0.0
         self._next_act_s: dict[str, float] = {}
         """By decision that is not in effect yet: when it is tried again."""
         self._told: dict[str, str] = {}
@@ -172,6 +175,10 @@ class Sidecar:
         self._act(now_s)
         if now_s >= self._next_lease_s:
             self._renew(now_s)
+        if self._parts.status is not None and now_s >= self._next_status_s:
+            self._next_status_s = now_s + EVERY_S
+            state, stale_s = self.watch.state, self.runner.stale_s
+            write_status(self._parts.status, state, self._saved.pending, stale_s, time.time_ns())
         self._writer.heartbeat()
         return found > 0
 
@@ -308,17 +315,6 @@ class Sidecar:
                 log.warning("lease", extra={"model": model, "outcome": acted.outcome, "says": acted.says})
 
 
-def _feed(config: configuration.Config, spool: Path) -> Callable[[Positions], Feed]:
-    def made(positions: Positions) -> Feed:
-        if config.sidecar.source == "kafka" and config.kafka is not None:
-            from gateway.audit.kafka_feed import KafkaFeed
-
-            return KafkaFeed(config.kafka.bootstrap_servers, config.kafka.topic, positions)
-        return SpoolFeed(spool, positions)
-
-    return made
-
-
 def _run(context: process.Context) -> int:
     config = configuration.decode(context.config)
     state_dir, ring_dir = context.state_path, Path(context.ring_dir)
@@ -326,6 +322,12 @@ def _run(context: process.Context) -> int:
     home.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before a source is claimed: each claim is an epoch, and a broker may be away for days.
+    if not await_topic(config, lambda: bool(stopping)):
+        return 0
     source = claim_source(state_dir, context.gateway_id, "sidecar", ring_dir, SMALL_RING_BYTES)
     writer = Writer(source, context.gateway_id)
     own = sources_of(context.gateway_id, "sidecar")
@@ -338,14 +340,12 @@ def _run(context: process.Context) -> int:
         store=open_store(state_dir / STATE),
         bundles=Bundles(Path(context.models), lambda why: log.warning("bundle_not_read", extra={"why": why})),
         actor=Actor(context.admin_url, state_dir),
-        feed=_feed(config, state_dir / "spool"),
+        feed=lambda positions: open_feed(config, state_dir / "spool", positions),
         settings=Settings(config.sidecar.clock, config.policy),
         tick_s=config.sidecar.tick_s,
+        status=home / "status.json",
         wait_ms=int(IDLE_S * 1000) if config.sidecar.source == "kafka" else 0,
     )
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sidecar = Sidecar(parts)
     try:
         stored = stored_after(state_dir / "spool", own, parts.store.saved.cut)
@@ -369,6 +369,9 @@ def main() -> NoReturn:
         raise SystemExit(_run(context))
     except GatewayError as exc:
         log.error("stopped", extra={"why": str(exc)})  # noqa: TRY400
+        raise SystemExit(1) from None
+    except OSError as exc:
+        log.error("stopped", extra={"why": exc.strerror, "todo": "is there room in the state directory?"})  # noqa: TRY400
         raise SystemExit(1) from None
     except sqlite3.Error as exc:
         if not set_aside(context.state_path / STATE, exc):

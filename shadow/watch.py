@@ -193,7 +193,8 @@ class Watch:
         return Counter() if labels is None else self._join.serve(list(self._served(key, labels, answers)))
 
     def _served(self, key: VersionKey, labels: LabelSettings, answers: list[Scored]) -> Iterator[Served]:
-        """Their time is the clock's where they name none."""
+        """Their time is the clock's where they name none. Those of a tick that misses records are judged for accuracy
+        and prove nothing: what is missing need not be missing evenly."""
         is_class = labels.kind == "class"
         for each in answers:
             predicted = each.classes if is_class else each.scores
@@ -201,6 +202,7 @@ class Watch:
                 continue
             answered = each.answered
             at_ns = answered.at_ns or self.state.clock_ns
+            arm = answered.arm if self.state.complete else None
             yield Served(
                 id=answered.id,
                 due_ns=at_ns + labels.maturity_s * 1_000_000_000,
@@ -209,8 +211,8 @@ class Watch:
                 model=key.model,
                 version=key.version,
                 revision=answered.revision,
-                assigned=answered.arm.assigned if answered.arm else None,
-                weight_bp=answered.arm.weight_bp if answered.arm else None,
+                assigned=arm.assigned if arm else None,
+                weight_bp=arm.weight_bp if arm else None,
                 unit=answered.unit,
                 is_class=is_class,
                 predicted=predicted.astype(np.float64),
@@ -236,20 +238,23 @@ class Watch:
 
     def _mature(self) -> None:
         arms: dict[ArmKey, ArmTally] = {}
+        due: dict[ArmKey, int] = {}
         for matured in self._join.mature(self.state.clock_ns):
             served, judged = matured.served, self._account(matured)
-            if judged is not None and served.assigned is not None and served.weight_bp is not None:
-                key = ArmKey(served.model, served.revision, served.assigned, served.weight_bp)
-                weight = MICRO // len(matured.labels)
+            if judged is None or served.assigned is None or served.weight_bp is None:
+                continue
+            key = ArmKey(served.model, served.revision, served.assigned, served.weight_bp)
+            weight = MICRO // len(matured.labels)
+            due[key] = due.get(key, 0) + weight * len(matured.labels)
+            if judged[0]:
                 tally = arms.setdefault(key, ArmTally())
                 tally.requests += weight * judged[0]
                 if judged[1]:
                     tally.hit("wrong", served.unit, weight * judged[1])
-        if self.state.complete:
-            self._evidence.fold_wrong(arms)
+        self._evidence.fold_wrong(arms, due)
 
     def _account(self, matured: Matured) -> tuple[int, int] | None:
-        """Count into the week's accuracy; of classes the rows that are labelled and those that are wrong."""
+        """Count into the week's accuracy; of classes the labelled rows and the wrong ones, None for values."""
         served, labels = matured
         weeks = self.state.accuracy.setdefault(served.model, {}).setdefault(served.version, {})
         week = weeks.setdefault(week_of(served.at_ns), Accuracy())
@@ -259,7 +264,7 @@ class Watch:
         week.rows += rows
         week.unlabelled += missing
         if missing == rows:
-            return None
+            return (0, 0) if served.is_class else None
         if missing:
             labels, said = labels[~unlabelled], said[~unlabelled]
         if not served.is_class:

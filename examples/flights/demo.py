@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -426,6 +427,9 @@ def draw(seed: int) -> Fault:
 def command(ctx: click.Context, seed: int, kafka: bool, keep: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """Watch a bad model being caught. Exit code 0: all ended as it should."""
     screen = Screen(as_json)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # A closed terminal or a polite kill cleans up as Ctrl-C does.
+        signal.signal(number, signal.default_int_handler)
     try:
         flights = load().between(FROM, UNTIL)
     except DataMissing as exc:

@@ -6,10 +6,12 @@ state that breaks every scrape. Label values come from closed sets: models and v
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -38,6 +40,11 @@ _WORKER = (
     ("ring_used_bytes", "appended and not yet on disk", words_of.RING_USED_BYTES),
     ("generation", "generation that the worker runs", words_of.GENERATION),
     ("state", "0 down, 1 starting, 2 serving, 3 draining", words_of.STATE),
+)
+_SIDECAR = (
+    ("ticks", "ticks closed"),
+    ("incomplete_ticks", "ticks that missed records and prove nothing"),
+    ("stale_s", "how old the newest record is that it has read"),
 )
 _FORWARDER = ("forwarded_events", "lag_events", "lag_bytes", "oldest_age_ms", "retries", "quarantined")
 
@@ -69,7 +76,17 @@ class FleetCollector:
                 weights.add_metric([route.model, v.name, v.version], effective_bp[v.name])
         yield weights
         yield revisions
+        frozen = GaugeMetricFamily("tidegate_route_frozen", "1: held by a person", labels=["model"])
+        latched = GaugeMetricFamily(
+            "tidegate_route_latched_versions", "versions that get no weight until re-armed", labels=["model"]
+        )
+        for route in self._serving.routes.values():
+            frozen.add_metric([route.model], int(route.frozen))
+            latched.add_metric([route.model], len(route.latched))
+        yield frozen
+        yield latched
         yield from self._forwarder()
+        yield from self._sidecar()
 
     def _versions(self) -> Iterator[Metric]:
         labels = ["model", "version"]
@@ -136,15 +153,47 @@ class FleetCollector:
             yield counter
 
     def _forwarder(self) -> Iterator[Metric]:
-        try:
-            status = json.loads((self._state_dir / "forwarder" / "status.json").read_bytes())
-        except (OSError, ValueError):
-            return
-        if not isinstance(status, dict):
-            return
+        status = self._status("forwarder")
         for name in _FORWARDER:
             if isinstance(status.get(name), int | float):
                 yield GaugeMetricFamily(f"tidegate_forwarder_{name}", name, value=status[name])
+        yield from self._age("forwarder", status)
+
+    def _sidecar(self) -> Iterator[Metric]:
+        """What the monitor says of itself; its age is the one thing that a dead one cannot keep young."""
+        status = self._status("sidecar")
+        for name, text in _SIDECAR:
+            if isinstance(status.get(name), int | float):
+                yield GaugeMetricFamily(f"tidegate_sidecar_{name}", text, value=status[name])
+        yield from self._age("sidecar", status)
+        pending = status.get("pending")
+        if isinstance(pending, list):
+            text = "rollbacks that were decided and are not in effect"
+            yield GaugeMetricFamily("tidegate_sidecar_pending_rollbacks", text, value=len(pending))
+        evidence = GaugeMetricFamily(
+            "tidegate_rollout_evidence",
+            "weighted e-value against a canary; acts at 1 / alpha",
+            labels=["model", "version", "kind"],
+        )
+        for rollout in status.get("rollouts") or ():
+            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+                for kind, value in rollout["evidence"].items():
+                    evidence.add_metric([rollout["model"], rollout["version"], kind], float(value))
+        yield evidence
+
+    def _age(self, process: str, status: dict[str, Any]) -> Iterator[Metric]:
+        at_ns = status.get("at_ns")
+        if isinstance(at_ns, int):
+            age_s = max(self._now_ns - at_ns, 0) / 1e9
+            text = "since it last said how it does: a dead or stopped one grows old"
+            yield GaugeMetricFamily(f"tidegate_{process}_age_seconds", text, value=age_s)
+
+    def _status(self, process: str) -> dict[str, Any]:
+        try:
+            status = json.loads((self._state_dir / process / "status.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
 
 def exposition(fleet: Fleet, serving: Serving, state_dir: Path) -> tuple[bytes, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import msgspec
 
 from gateway.cli.failures import NO
 from gateway.cli.screen import json_option, print_json, say, table
@@ -18,7 +17,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """Check what this machine offers; exit 1 when serving needs something that is missing."""
     from gateway.doctor import checks
 
-    found = [msgspec.to_builtins(check) for check in checks()]
+    found = [check._asdict() for check in checks()]
     if as_json:
         print_json(found)
     else:

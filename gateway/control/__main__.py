@@ -41,6 +41,8 @@ async def _serve(context: process.Context) -> int:
     lock = os.open(state_dir / "control" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     tokens = ensure_tokens(state_dir)
+    # For those who read the log later: where the bundles are that its records name.
+    (state_dir / "repository").write_text(f"{context.models}\n")
     fleet = Fleet.open(Path(context.fleet_path))
     source = claim_source(state_dir, context.gateway_id, "control", ring_dir, SMALL_RING_BYTES)
     if not wait_drained(ring_dir, sources_of(context.gateway_id, "control"), source.ring_path.name):

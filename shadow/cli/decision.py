@@ -84,6 +84,9 @@ def replay_(reading: Reading, as_json: bool) -> None:
     """Fold the log again, ignoring the stored decisions, and compare. Exit 1 when anything differs."""
     stored, replayed = reading.replay()
     differing = [one for one in replayed.decisions if one.differs is not None]
+    if differing and (unread := reading.unread(replayed.state)):
+        msg = f"cannot judge: {unread[0]} in {reading.models}; name the repository of that time with --models"
+        raise Stop(msg)
     if as_json:
         print_json(
             {

@@ -82,6 +82,12 @@ def _notes(state: WatchState, model: str | None, bundles: Bundles) -> list[str]:
             if bundles.reference(name, version, tree) is None:
                 reason = bundles.reference_reason(name, version, tree)
                 notes.append(f"{reason}; shifts are in units of the control's first rows")
+    notes += [
+        f"{rollout.model}/{rollout.version}: labels come for one version more often than for the other; wrong answers"
+        " are not held against it"
+        for rollout in state.rollouts.active
+        if model in (None, rollout.model) and not rollout.labelled.is_even
+    ]
     return notes
 
 

@@ -18,7 +18,11 @@ from gateway.cli.client import state_directory
 from gateway.errors import LogIncomplete
 from shadow.bundles import Bundles
 from shadow.replay import Replayed, Source, read_verdicts, replay, stored_of
+from shadow.state import WatchState
 from shadow.verdicts import Stored, gateway_sources, spool_verdicts
+
+REPOSITORY_FILE = "repository"
+"""In the state directory, written by control."""
 
 
 class Reading(NamedTuple):
@@ -41,7 +45,7 @@ class Reading(NamedTuple):
             finally:
                 feed.close()
         gateway_id = self.gateway_id or _gateway_id(self.place.spool)
-        found = spool_verdicts(self.place.spool, gateway_sources(gateway_id), {})
+        found = spool_verdicts(self.place.spool, gateway_sources(gateway_id, ("sidecar",)), {})
         return gateway_id, sorted(found, key=lambda event: (event.at_ns, event.id))
 
     def replay(self) -> tuple[list[Stored], Replayed]:
@@ -54,31 +58,48 @@ class Reading(NamedTuple):
         stored = stored_of(verdicts)
         source = Source(self.place.feed, KAFKA_QUIET_MS if self.place.kafka is not None else 0)
         console = rich.console.Console(stderr=True)
+        bundles = Bundles(self.models)
         with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("folding the log", total=len(stored))
-            return stored, replay(
-                source,
-                gateway_id,
-                stored,
-                Bundles(self.models),
-                lambda done: bar.update(task, completed=done),
+            replayed = replay(
+                source, gateway_id, stored, bundles, lambda done: bar.update(task, completed=done)
             )
+        return stored, replayed
+
+    def unread(self, state: WatchState) -> list[str]:
+        """Versions whose bundles the log names and that are not here: what rests on them cannot be judged."""
+        bundles = Bundles(self.models)
+        reasons = (
+            bundles.reason(model, version, tree)
+            for model, versions in sorted(state.trees.items())
+            for version, tree in sorted(versions.items())
+            if tree
+        )
+        return [reason for reason in reasons if reason is not None]
 
 
 def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what is read, and hand it a `Reading`."""
 
     @place_options
-    @click.option("--models", metavar="DIR", help="The model repository [default: from the configuration].")
+    @click.option("--models", metavar="DIR", help="The model repository [default: what the gateway served].")
     @click.option(
         "--gateway", "gateway_id", metavar="ID", help="Whose verdicts, where the log holds several."
     )
     @functools.wraps(function)
     def wrapped(*args: Any, place: Place, models: str | None, gateway_id: str | None, **rest: Any) -> Any:
-        repository = Path(models if models is not None else gateway.config.load()[0].models)
+        repository = Path(models) if models is not None else _repository(place)
         return function(*args, reading=Reading(place, repository, gateway_id), **rest)
 
     return wrapped
+
+
+def _repository(place: Place) -> Path:
+    """What the gateway of this state directory served last, else the configuration's."""
+    try:
+        return Path((place.spool.parent / REPOSITORY_FILE).read_text().strip())
+    except OSError:
+        return Path(gateway.config.load()[0].models)
 
 
 def _gateway_id(spool: Path) -> str:
