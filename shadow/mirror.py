@@ -28,8 +28,8 @@ from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.config import Config
-from gateway.errors import FeedUnreachable
-from shadow.replicas import MAX_ROWS, Replicas, Task
+from gateway.errors import FeedUnreachable, FrameTooLarge
+from shadow.replicas import MAX_ROWS, Replicas, Task, oversized
 from shadow.resume import (
     Key,
     Place,
@@ -40,6 +40,7 @@ from shadow.resume import (
     spool_since,
     write_place,
 )
+from shadow.running import Running
 
 log = logging.getLogger("tidegate.mirror")
 
@@ -202,6 +203,16 @@ class Mirror:
 
     def _put(self, frame: list[Shadow]) -> None:
         """Append, waiting for room: nothing is on the request path here, and nothing is lost."""
+        try:
+            self._put_whole(frame)
+        except FrameTooLarge as exc:
+            for answer in frame:
+                if len(frame) > 1:
+                    self._put([answer])
+                else:
+                    self._put_whole([oversized(answer, str(exc))])
+
+    def _put_whole(self, frame: list[Shadow]) -> None:
         while self._writer.append_events(frame) is None:
             if self._stop.is_set():
                 self._give_up_s = self._give_up_s or self._clock() + STOP_S
@@ -271,7 +282,11 @@ def make(context: process.Context, stop: threading.Event) -> Mirror:
         write_place(path, msgspec.json.encode(place))
     answered = answered_since(spool, own, place.outputs)
     capture_max_bytes = min(config.audit.capture_max_bytes, writer.ring.max_frame_bytes // FRAME_SHARE)
-    replicas = Replicas.of_repository(Path(context.models), config.session.providers, capture_max_bytes)
+    running = Running(path.parent, place.book.newest_revision)
+    running.watch_faults()
+    replicas = Replicas.of_repository(
+        Path(context.models), config.session.providers, capture_max_bytes, running
+    )
     replicas.digests = place.digests
     parts = Parts(open_feed(config, spool, place), writer, replicas, Saver(path, writer, place.outputs))
     log.info("mirroring", extra={"from_topic": reads_topic(config), "answered_before": len(answered)})

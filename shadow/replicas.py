@@ -6,6 +6,7 @@ let go when no route names it any more. What cannot be answered is told by a cod
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -19,6 +20,7 @@ from gateway.tensors import to_array, to_bytes
 from loaders.errors import ModelError, VersionChanged
 from loaders.session import Session, load
 from loaders.signature import Signature
+from shadow.running import CRASHES_MAX, Running
 
 log = logging.getLogger("tidegate.mirror")
 
@@ -47,6 +49,11 @@ class Task(NamedTuple):
         return self.event.model.name
 
     @property
+    def of_version(self) -> tuple[str, str, str]:
+        """What a run names it by."""
+        return self.event.id, self.model, self.version
+
+    @property
     def key(self) -> tuple[str, str, str]:
         """What consumers dedupe the answer on."""
         return self.event.id, self.version, LIVE
@@ -65,12 +72,14 @@ class Replicas:
     Args:
         load_version: from model and version to a session; raises ModelError.
         capture_max_bytes: outputs of a request above this are logged by hash.
+        running: told of each run and load before it.
 
     Threading: one thread; a timer of its own stops runs that do not end.
     """
 
-    def __init__(self, load_version: Load, capture_max_bytes: int) -> None:
+    def __init__(self, load_version: Load, capture_max_bytes: int, running: Running | None = None) -> None:
         self._load = load_version
+        self._running = running
         self._capture_max_bytes = capture_max_bytes
         self._sessions: dict[tuple[str, str], Session | Refusal] = {}
         self._fits: dict[tuple[str, str, Any], Refusal | None] = {}
@@ -78,13 +87,15 @@ class Replicas:
         """tree_sha256 by "model/version", as the workers logged what they loaded."""
 
     @classmethod
-    def of_repository(cls, models: Path, providers: Sequence[str], capture_max_bytes: int) -> Replicas:
+    def of_repository(
+        cls, models: Path, providers: Sequence[str], capture_max_bytes: int, running: Running | None = None
+    ) -> Replicas:
         """Load from a repository, with one thread a run."""
 
         def load_version(model: str, version: str) -> Session:
             return load(models, model, version, providers=providers)
 
-        return cls(load_version, capture_max_bytes)
+        return cls(load_version, capture_max_bytes, running)
 
     def retain(self, wanted: Collection[tuple[str, str]]) -> None:
         """Let go of every version that is not wanted."""
@@ -109,7 +120,12 @@ class Replicas:
         answers: list[Shadow] = []
         groups: dict[tuple[str, str, _Inputs], list[Task]] = {}
         for task in tasks:
-            refusal = _unreadable(task.event) or self._refusal(task)
+            if self._has_crashed(task):
+                answers.append(
+                    _shadow(task, "failed", code="crashed", reason="it ended the process that ran it")
+                )
+                continue
+            refusal = _unreadable(task.event) or self._outcast(task) or self._refusal(task)
             if refusal is None:
                 groups.setdefault((task.model, task.version, _inputs_of(task.event)), []).append(task)
             else:
@@ -117,13 +133,35 @@ class Replicas:
         for (model, version, _), group in groups.items():
             session = self._session(model, version)
             assert not isinstance(session, Refusal)
-            for batch in _batches(group, batchable=session.batchable):
+            together = [task for task in group if not self._is_alone(task)]
+            batches = [[task] for task in group if self._is_alone(task)]
+            for batch in (*batches, *_batches(together, batchable=session.batchable)):
                 answers += self._run(session, batch)
         return answers
 
+    def _has_crashed(self, task: Task) -> bool:
+        return self._running is not None and self._running.has_crashed(task.of_version)
+
+    def _is_alone(self, task: Task) -> bool:
+        return self._running is not None and self._running.is_alone(task.of_version)
+
+    def _outcast(self, task: Task) -> Refusal | None:
+        if self._running is None or not self._running.is_out(task.model, task.version):
+            return None
+        who = f"{task.model}/{task.version}"
+        return Refusal(
+            "crashed", f"{who} ended the process that ran it {CRASHES_MAX} times: change its route"
+        )
+
+    def _marked(
+        self, model: str, version: str, ids: Sequence[str]
+    ) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._running is None else self._running.of(model, version, ids)
+
     def _run(self, session: Session, batch: list[Task]) -> list[Shadow]:
         try:
-            outputs = _outputs(session, [task.event for task in batch])
+            with self._marked(batch[0].model, batch[0].version, [task.event.id for task in batch]):
+                outputs = _outputs(session, [task.event for task in batch])
             return [
                 _shadow(task, "done", outputs=self._captured(tensors), tree_sha256=session.bundle.tree_sha256)
                 for task, tensors in zip(batch, outputs, strict=True)
@@ -173,7 +211,8 @@ class Replicas:
 
     def _opened(self, model: str, version: str) -> Session | Refusal:
         try:
-            session = self._load(model, version)
+            with self._marked(model, version, [""]):
+                session = self._load(model, version)
         except VersionChanged as exc:
             return Refusal("bundle_changed", str(exc))
         except (ModelError, OSError) as exc:
@@ -300,4 +339,17 @@ def _shadow(task: Task, kind: str, **facts: Any) -> Shadow:
         run=LIVE,
         at_ns=time.time_ns(),
         **facts,
+    )
+
+
+def oversized(answer: Shadow, reason: str) -> Shadow:
+    """In the place of an answer that no frame of the log takes."""
+    return Shadow(
+        kind="skipped",
+        derived_from=answer.derived_from,
+        version=answer.version,
+        run=answer.run,
+        at_ns=answer.at_ns,
+        code="oversized",
+        reason=reason,
     )

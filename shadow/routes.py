@@ -59,6 +59,10 @@ class RouteBook(msgspec.Struct):
         unit = event.route.unit_hash
         return [version for version, bp in found.items() if version != answered and in_sample(unit, bp)]
 
+    def newest_revision(self, model: str) -> int:
+        """The newest revision of a model's route; 0 where none is known."""
+        return max(self.shadows.get(model, {}), default=0)
+
     @property
     def wanted(self) -> set[tuple[str, str]]:
         """(model, version) of every shadow in the newest revisions."""
