@@ -29,7 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     def trusts_keys(self, model: str) -> bool:
         """Whether the callers of a model may choose their arm by a routing key and still prove something."""
-        return bool(getattr(self.policy_of(model), "trust_routing_keys", False))
+        return self.policy_of(model).trust_routing_keys
 
     @property
     def sha256(self) -> str:

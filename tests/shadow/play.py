@@ -38,13 +38,7 @@ LABELLED = msgspec.convert(
 )
 
 
-class TrustsKeys(Policy):
-    """Of a model whose callers are trusted not to choose their arm."""
-
-    trust_routing_keys: bool = True
-
-
-TRUSTING = Settings(policies={MODEL: TrustsKeys()})
+TRUSTING = Settings(policies={MODEL: Policy(trust_routing_keys=True)})
 PLAIN = msgspec.convert({"outputs": {"probabilities": {"kind": "probability"}}}, BundleSettings)
 
 
