@@ -25,10 +25,9 @@ from gateway.audit.event import Control, Event, Model, Prediction, Shadow
 from gateway.audit.feed import Feed
 from gateway.audit.identity import source_of
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
-from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
-from gateway.config import Config
-from gateway.errors import FeedUnreachable, FrameTooLarge
+from gateway.errors import FrameTooLarge, GatewayError
+from shadow.feeds import await_topic, open_feed, reads_topic
 from shadow.replicas import MAX_ROWS, Replicas, Task, oversized
 from shadow.resume import (
     Key,
@@ -228,27 +227,6 @@ class Mirror:
             self._idle = True
 
 
-def reads_topic(config: Config) -> bool:
-    """Whether the log is read from Kafka."""
-    return config.sidecar.source == "kafka"
-
-
-def open_feed(config: Config, spool: Path, place: Place) -> Feed:
-    """The spool, or the topic where `sidecar.source` says so.
-
-    Raises:
-        FeedUnreachable: no broker answers, or the topic is not there.
-    """
-    if not reads_topic(config):
-        return SpoolFeed(spool, place.feed)
-    from gateway.audit.kafka_feed import KafkaFeed
-
-    if config.kafka is None:
-        msg = 'sidecar.source is "kafka" and kafka.bootstrap_servers is not set'
-        raise FeedUnreachable(msg)
-    return KafkaFeed(config.kafka.bootstrap_servers, config.kafka.topic, place.feed)
-
-
 def first_place(spool: Path, gateway_id: str, *, topic: bool) -> Place:
     """A first start: routes from their beginning, predictions from the change that asked for a shadow."""
     control = sources_of(gateway_id, "control")
@@ -262,11 +240,13 @@ def make(context: process.Context, stop: threading.Event) -> Mirror:
     """Claim a source, find the place, open everything.
 
     Raises:
-        SystemExit: the recorder does not drain what a predecessor left.
+        SystemExit: the recorder does not drain what a predecessor left, or told to stop while waiting for the topic.
         FeedUnreachable: as `open_feed`.
     """
     config = configuration.decode(context.config)
     state_dir, ring_dir = context.state_path, Path(context.ring_dir)
+    if not await_topic(config, stop.is_set):
+        raise SystemExit(0)
     spool, path = state_dir / "spool", state_dir / "mirror" / "positions.json"
     own = sources_of(context.gateway_id, "mirror")
     source = claim_source(state_dir, context.gateway_id, "mirror", ring_dir, SMALL_RING_BYTES)
@@ -288,7 +268,7 @@ def make(context: process.Context, stop: threading.Event) -> Mirror:
         Path(context.models), config.session.providers, capture_max_bytes, running
     )
     replicas.digests = place.digests
-    parts = Parts(open_feed(config, spool, place), writer, replicas, Saver(path, writer, place.outputs))
+    parts = Parts(open_feed(config, spool, place.feed), writer, replicas, Saver(path, writer, place.outputs))
     log.info("mirroring", extra={"from_topic": reads_topic(config), "answered_before": len(answered)})
     return Mirror(parts, context.gateway_id, place, answered, stop)
 
@@ -311,16 +291,21 @@ def main() -> NoReturn:
     """Entry of the process."""
     context = process.enter()
     logs.setup("mirror")
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     process.lowest_priority()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         mirror = make(context, stop)
-    except FeedUnreachable as exc:
-        log.error("log_cannot_be_read", extra={"why": str(exc)})  # noqa: TRY400
-        raise SystemExit(1) from exc
-    run(mirror, stop, topic=reads_topic(configuration.decode(context.config)))
+        run(mirror, stop, topic=reads_topic(configuration.decode(context.config)))
+    except GatewayError as exc:
+        log.error("stopped", extra={"why": str(exc)})  # noqa: TRY400
+        raise SystemExit(1) from None
+    except OSError as exc:
+        why = {"why": exc.strerror, "todo": "is there room in the state directory?"}
+        log.error("stopped", extra=why)  # noqa: TRY400
+        raise SystemExit(1) from None
     raise SystemExit(0)
 
 

@@ -33,9 +33,9 @@ from gateway.audit.writer import Writer
 from gateway.errors import FrameTooLarge, GatewayError
 from shadow.act import REASON_CHARS, Acted, Actor, Pending
 from shadow.bundles import Bundles
+from shadow.feeds import await_topic, open_feed
 from shadow.replay import fold
 from shadow.runner import Runner
-from shadow.source import await_topic, open_feed
 from shadow.state import Settings, Tick
 from shadow.status import EVERY_S, write_status
 from shadow.store import Store, open_store, set_aside

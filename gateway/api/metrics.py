@@ -175,7 +175,8 @@ class FleetCollector:
             "weighted e-value against a canary; acts at 1 / alpha",
             labels=["model", "version", "kind"],
         )
-        for rollout in status.get("rollouts") or ():
+        rollouts = status.get("rollouts")
+        for rollout in rollouts if isinstance(rollouts, list) else ():
             with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
                 for kind, value in rollout["evidence"].items():
                     evidence.add_metric([rollout["model"], rollout["version"], kind], float(value))

@@ -141,3 +141,43 @@ def test_weight_of_a_lease_that_is_over(
     found = scrape(fleet, tmp_path, msgspec.structs.replace(SERVING, routes={"m": held}))
     weight = "tidegate_route_weight_bp"
     assert (found[weight, "m", "primary", "1"], found[weight, "m", "canary", "2"]) == shares
+
+
+def test_the_sidecar_can_be_seen(fleet: Fleet, tmp_path: Path) -> None:
+    """Its age, its ticks, how far behind it is, what it could not do, the evidence of each rollout."""
+    (tmp_path / "sidecar").mkdir()
+    rollouts = [{"model": "m", "version": "2", "evidence": {"failed": 7.5, "shift": 0.25}}, {"evidence": 3}]
+    status = {
+        "at_ns": time.time_ns() - 60 * 10**9,
+        "ticks": 12,
+        "incomplete_ticks": 1,
+        "stale_s": 2.5,
+        "pending": [{"model": "m"}],
+        "rollouts": rollouts,
+    }
+    (tmp_path / "sidecar" / "status.json").write_text(json.dumps(status))
+    samples = scrape(fleet, tmp_path)
+    assert 59 < samples[("tidegate_sidecar_age_seconds",)] < 90
+    assert samples[("tidegate_sidecar_ticks",)] == 12
+    assert samples[("tidegate_sidecar_incomplete_ticks",)] == 1
+    assert samples[("tidegate_sidecar_stale_s",)] == 2.5
+    assert samples[("tidegate_sidecar_pending_rollbacks",)] == 1
+    assert samples["tidegate_rollout_evidence", "failed", "m", "2"] == 7.5
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"rollouts": 3, "pending": 3, "at_ns": "x"}'])
+def test_a_sidecar_status_that_cannot_be_read_breaks_no_scrape(
+    fleet: Fleet, tmp_path: Path, content: bytes
+) -> None:
+    """A half-written file, or one of another version."""
+    (tmp_path / "sidecar").mkdir()
+    (tmp_path / "sidecar" / "status.json").write_bytes(content)
+    assert ("tidegate_sidecar_age_seconds",) not in scrape(fleet, tmp_path)
+
+
+def test_holds_and_latches_can_be_seen(fleet: Fleet, tmp_path: Path) -> None:
+    """A frozen route, and how many versions wait for a person."""
+    frozen = msgspec.structs.replace(ROUTE, frozen=True, latches={"2": WHY})
+    samples = scrape(fleet, tmp_path, msgspec.structs.replace(SERVING, routes={"m": frozen}))
+    assert samples["tidegate_route_frozen", "m"] == 1
+    assert samples["tidegate_route_latched_versions", "m"] == 1

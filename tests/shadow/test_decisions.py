@@ -9,7 +9,11 @@ import pytest
 
 from gateway.config import Policy, VersionPolicy
 from loaders.bundle import BundleSettings
-from shadow.decide import Decision, _short
+from shadow.decide import Decision, _short, decide, summary
+from shadow.documents import Arm as RouteArm
+from shadow.documents import Document
+from shadow.harm import MICRO, ArmCounts
+from shadow.rollouts import Labelled
 from shadow.state import Settings
 from shadow.watch import DECISIONS_MAX
 from tests.shadow.play import Arm, Play, Shelf, reference, traffic
@@ -278,3 +282,35 @@ def test_decisions_of_one_tick_are_bounded() -> None:
     assert len(play.tick()) == 10
     assert play.tick() == []
     assert {decision.model for decision in play.decisions} == set(names)
+
+
+def test_an_alert_becomes_a_rollback_once_the_policy_says_so() -> None:
+    """What was decided as an alert, or in a dry run, does not stand in the way of the act itself."""
+    for before in ({"on_harm": "alert"}, {"ramp": "dry-run"}):
+        play = run(play_with(**before), Arm("2", failing=0.5), ticks=4)
+        assert play.decisions
+        told = len(play.decisions)
+        assert not any(rollout.rolled_back for rollout in play.watch.state.rollouts.active)
+        play.watch.use(Settings(policies={MODEL: Policy()}))
+        run(play, Arm("2", failing=0.5), ticks=2)
+        assert [each.action for each in play.decisions[told:]][:1] == ["rollback"]
+        assert not play.decisions[told].dry_run
+
+
+def test_wrong_answers_of_an_arm_that_is_looked_at_more_often_prove_nothing() -> None:
+    """Equal versions, and labels for a third of one and a fifth of the other: the assumption fails, and it is told."""
+    rollout = run(play_with(), Arm("2"), ticks=1).watch.state.rollouts.active[0]
+    rollout.evidence["wrong"].fold_tick(
+        [ArmCounts(2000, 300 * MICRO, 200 * MICRO, 800 * MICRO, 100 * MICRO)], 0.1
+    )
+    rollout.evidence["wrong"].fold_tick(
+        [ArmCounts(2000, 300 * MICRO, 200 * MICRO, 800 * MICRO, 100 * MICRO)], 0.1
+    )
+    document = Document(
+        MODEL, 2, (RouteArm("primary", "1", "primary", 8000), RouteArm("canary", "2", "canary", 2000))
+    )
+    rollout.labelled = Labelled(600 * MICRO, 2000 * MICRO, 1600 * MICRO, 8000 * MICRO)
+    assert decide(rollout, document, Policy(), 3, "score") == []
+    assert summary(rollout)["labels_even"] is False
+    rollout.labelled = Labelled(600 * MICRO, 2000 * MICRO, 2400 * MICRO, 8000 * MICRO)
+    assert [each.cause for each in decide(rollout, document, Policy(), 3, "score")] == ["harm.wrong"]
