@@ -18,7 +18,7 @@ from pathlib import Path
 
 CONTEXT_VARIABLE = "TG_CONTEXT"
 _PR_SET_PDEATHSIG = 1
-LOW_NICE, LOWEST_NICE = 10, 19
+LOWEST_NICE = 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +75,12 @@ def enter() -> Context:
     return context
 
 
-def low_priority() -> None:
-    """Yield to the data plane: nice 10 at least. Never raises; a host that refuses leaves things as they are.
-
-    Linux keeps this a thread: call it before any other is started, they inherit it.
-    """
-    _nice(LOW_NICE)
-
-
 def lowest_priority() -> None:
     """Run only when no one else wants the processor: SCHED_IDLE, or nice 19 where that is not to be had.
 
-    Never raises; to be called before any thread is started, as `low_priority`.
+    Never raises; a host that refuses leaves things as they are. Linux keeps this a thread: call it before any other is
+    started, they inherit it. Both count only among processes of one session where the kernel groups by session
+    (autogroup), which is why all children of the supervisor stay in its own.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -223,13 +223,14 @@ class Supervisor:
         child.started_s = time.monotonic()
         child.dumped_s = child.ending_s = None
         try:
-            # A session of its own: Ctrl-C in the terminal reaches the supervisor alone.
+            # A process group of its own: Ctrl-C in the terminal reaches the supervisor alone. Not a session: the kernel
+            # shares processors out by session first, and the lowest class would compete with the workers as an equal.
             child.process = subprocess.Popen(
                 child.argv,
                 env=self.context.to_env(),
                 pass_fds=child.extra_fds,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                process_group=0,
             )
         except OSError as exc:
             # No memory or no process ids left: the others serve on, this one is tried again.

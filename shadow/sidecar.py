@@ -364,7 +364,7 @@ def main() -> NoReturn:
     logs.setup("sidecar")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    process.low_priority()
+    process.lowest_priority()
     try:
         raise SystemExit(_run(context))
     except GatewayError as exc:

@@ -46,13 +46,7 @@ def test_lowest_priority_is_nice_19_where_the_class_is_refused() -> None:
     assert after("del os.sched_setscheduler; process.lowest_priority()") == (os.SCHED_OTHER, 19)
 
 
-def test_low_priority_only_goes_down() -> None:
-    """Nice 10, or what it was where that is nicer still."""
-    assert after("process.low_priority()") == (os.SCHED_OTHER, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
-    assert after("os.setpriority(os.PRIO_PROCESS, 0, 15); process.low_priority()") == (os.SCHED_OTHER, 15)
-
-
-@pytest.mark.parametrize("call", ["low_priority", "lowest_priority"])
+@pytest.mark.parametrize("call", ["lowest_priority"])
 def test_a_host_that_refuses_everything_changes_nothing(call: str) -> None:
     """Priorities are a courtesy: no process fails over them."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
