@@ -285,13 +285,6 @@ def _check_across(config: Config) -> None:
             ' or sidecar.source = "spool"'
         )
         raise ConfigInvalid(msg)
-    automatic = [model for model, policy in config.policy.items() if policy.ramp == "auto"]
-    if automatic and not config.sidecar.enabled:
-        msg = (
-            f"policy.{automatic[0]}.ramp is 'auto', and sidecar.enabled is false: nobody would renew the lease of"
-            " a canary; enable the sidecar, or set the ramp to 'manual'"
-        )
-        raise ConfigInvalid(msg)
 
 
 def encode(config: Config) -> str:

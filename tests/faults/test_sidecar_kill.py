@@ -148,7 +148,9 @@ class Traffic:
             self._ids.append(self._append(self._rng.choice(self._workers), event))
             if self._rng.random() < 0.3:
                 of = self._rng.choice(self._ids[-50:])
-                self._append(self._rng.choice(self._workers), labels((of, 0, self._rng.randrange(2))))
+                given = labels((of, 0, self._rng.randrange(2)))
+                given.at_ns = time.time_ns()  # a label is received after its prediction
+                self._append(self._rng.choice(self._workers), given)
 
     def _append(self, writer: Writer, event: Event) -> str:
         seq = writer.append_events([event])

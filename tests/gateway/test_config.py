@@ -145,10 +145,3 @@ def test_missing_file(tmp_path: Path) -> None:
     """A named file must be there."""
     with pytest.raises(ConfigInvalid, match=r"none\.toml: No such file"):
         config.load(tmp_path / "none.toml", environ={})
-
-
-def test_an_automatic_ramp_needs_someone_who_renews_leases() -> None:
-    """Without the sidecar a canary would lose its traffic after its first lease."""
-    with pytest.raises(ConfigInvalid, match="nobody would renew"):
-        config.load(None, ["policy.m.ramp=auto", "sidecar.enabled=false"], {})
-    config.load(None, ["policy.m.ramp=manual", "sidecar.enabled=false"], {})
