@@ -327,7 +327,10 @@ class Supervisor:
         due = [c.start_at_s for c in self.children if self._is_due(c)]
         if due:
             timeout_s = min(timeout_s, max(min(due) - time.monotonic(), 0.0))
-        select.select([self._wake_read], [], [], timeout_s)
+        # poll, not select: that refuses descriptors from 1,024 on.
+        ready = select.poll()
+        ready.register(self._wake_read, select.POLLIN)
+        ready.poll(timeout_s * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
 

@@ -268,7 +268,17 @@ def test_a_wait_for_what_is_not_wanted_is_no_spin(
 ) -> None:
     """A mirror that no one asked for does not make the supervisor turn without rest."""
     waits: list[float] = []
-    monkeypatch.setattr(module.select, "select", lambda r, w, x, timeout_s: waits.append(timeout_s))
+
+    class Poll:
+        """Says how long it was asked to wait."""
+
+        def register(self, fd: int, events: int) -> None:
+            assert fd >= 0
+
+        def poll(self, timeout_ms: float) -> None:
+            waits.append(timeout_ms / 1000)
+
+    monkeypatch.setattr(module.select, "poll", Poll)
     mirror = stub("mirror", SLEEP)
     supervisor.children = [mirror]
     supervisor._follow_shadows()
