@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -29,6 +30,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
         report.outcome = "failed"
         report.longrepr = f"skipped, which is a failure in CI: {report.longrepr}"
+
+
+@pytest.fixture(autouse=True)
+def _no_log_outlives_its_test() -> Iterator[None]:
+    """Rings and locks that a test's own log holds are let go with it."""
+    from tests.gateway.audit import sim
+
+    before = sim.alive()
+    yield
+    sim.forget_since(before)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -23,6 +23,10 @@ GATEWAY_ID = "00112233aabbccdd"
 ROOT = Path(__file__).resolve().parents[3]
 
 
+_ALIVE: dict[int, Writer] = {}
+"""Writers of this process that no test has let go of: each holds a mapping and two locks."""
+
+
 class Killed(BaseException):
     """kill -9, as far as one process can have it."""
 
@@ -41,7 +45,9 @@ class Log:
     def owner(self, role: str = "worker", ring_bytes: int = 65536) -> Writer:
         """A process that writes."""
         source = claim_source(self.state_dir, GATEWAY_ID, role, self.ring_dir, ring_bytes)
-        return Writer(source, GATEWAY_ID)
+        writer = Writer(source, GATEWAY_ID)
+        _ALIVE[id(writer)] = writer
+        return writer
 
     def recorder(self, storage: Storage | None = None, segment_bytes: int = 4096) -> Recorder:
         """A recorder in this process."""
@@ -112,11 +118,23 @@ def label(value: int, pad_bytes: int = 0) -> Feedback:
 
 def forget_owner(writer: Writer) -> None:
     """The owner dies: its locks go, its ring stays."""
+    _ALIVE.pop(id(writer), None)
     mapped = writer.ring.memory.obj
     writer.ring.release()
     mapped.close()  # holds a descriptor, and with it the lock, of its own
     for fd in writer.source.lock_fds:
         os.close(fd)
+
+
+def alive() -> frozenset[int]:
+    """Writers that are held now."""
+    return frozenset(_ALIVE)
+
+
+def forget_since(before: frozenset[int]) -> None:
+    """Let go of the writers made since: a suite of thousands would run out of descriptors."""
+    for key in [key for key in _ALIVE if key not in before]:
+        forget_owner(_ALIVE[key])
 
 
 def forget_recorder(recorder: Recorder) -> None:
