@@ -91,6 +91,7 @@ def summary(rollout: Rollout) -> dict[str, Any]:
         "requests": rollout.requests,
         "evidence": _evidence(rollout),
         "shift_sd": None if rollout.shift is None else rollout.shift.estimate_sd,
+        "shift_error_sd": None if rollout.shift is None else rollout.shift.standard_error_sd,
         "labels_even": rollout.labelled.is_even,
         "decided": dict(rollout.decided),
         "ended": rollout.ended,
@@ -152,11 +153,8 @@ def _counts(rollout: Rollout, cause: str) -> dict[str, dict[str, float]]:
 
 def _says_harm(rollout: Rollout, kind: str, needed: float) -> str:
     evidence = rollout.evidence[kind]
-    rates = [
-        evidence.canary_bad / max(evidence.canary_requests, 1),
-        evidence.control_bad / max(evidence.control_requests, 1),
-    ]
-    times = f"{rates[0] / rates[1]:.1f}x as often as" if rates[1] else "where no answer did of"
+    ratio = evidence.ratio
+    times = "where no answer did of" if ratio is None else f"{ratio:.1f}x as often as"
     return (
         f"version {_name(rollout.version)} {_WORDS[kind]} {times} version {_name(rollout.control_version)}"
         f" ({evidence.canary_bad / MICRO:g} of {evidence.canary_requests / MICRO:,.0f} against"

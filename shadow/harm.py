@@ -69,22 +69,6 @@ class Stratum(msgspec.Struct):
     control_bad: int = 0
 
 
-class HarmNumbers(msgspec.Struct, frozen=True):
-    """What a person wants to see of the evidence; rates and `ratio` are None without requests or bad ones.
-
-    `ratio` compares the two rates at equal routing weight (Mantel-Haenszel with the logged weights), so it
-    stays fair when the weight was raised during an incident. `needed` is what `evidence` has to reach.
-    """
-
-    canary_rate: float | None
-    control_rate: float | None
-    ratio: float | None
-    relative: float
-    absolute: float
-    evidence: float
-    needed: float
-
-
 class Bet(NamedTuple):
     """What one bet gains in log wealth by one bad request of the canary, and of the control."""
 
@@ -167,20 +151,16 @@ class HarmEvidence(msgspec.Struct):
         """Whether the counts behind the evidence are broad enough to act on; see `enough`."""
         return enough(self.canary_bad, self.ticks_with_evidence)
 
-    def numbers(self, omega: float, alpha: float = ALPHA) -> HarmNumbers:
-        """The numbers for people, with what is needed at this share of alpha."""
+    @property
+    def ratio(self) -> float | None:
+        """How many times as often the canary is bad, None without a bad request of the control.
+
+        Compared at equal routing weight (Mantel-Haenszel with the logged weights), so it stays fair when the weight
+        was raised during an incident.
+        """
         odds_canary = sum(s.canary_bad * (10_000 - s.weight_bp) for s in self.strata)
         odds_control = sum(s.control_bad * s.weight_bp for s in self.strata)
-        relative, absolute = self.relative, self.absolute
-        return HarmNumbers(
-            canary_rate=self.canary_bad / self.canary_requests if self.canary_requests else None,
-            control_rate=self.control_bad / self.control_requests if self.control_requests else None,
-            ratio=odds_canary / odds_control if odds_control else None,
-            relative=relative,
-            absolute=absolute,
-            evidence=min(relative, absolute),
-            needed=needed(omega, alpha),
-        )
+        return odds_canary / odds_control if odds_control else None
 
 
 def check_counts(counts: ArmCounts, margin: float) -> None:

@@ -131,7 +131,15 @@ def _rollout(found: dict[str, Any]) -> tuple[Any, ...]:
         found["version"],
         found["control_version"],
         found["requests"],
-        found["shift_sd"],
+        _shift(found),
         f"{strongest[0]} {strongest[1]:.3g}",
         decided or found["ended"] or "running",
     )
+
+
+def _shift(found: dict[str, Any]) -> str | None:
+    """Estimate and plain standard error."""
+    if found["shift_sd"] is None:
+        return None
+    error_sd = found["shift_error_sd"]
+    return f"{found['shift_sd']:+.3f}" + ("" if error_sd is None else f" ± {error_sd:.3f}")

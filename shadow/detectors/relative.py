@@ -27,9 +27,9 @@ import msgspec
 import numpy as np
 
 from shadow.detectors.bins import ScoreBins
-from shadow.harm import ALPHA, MICRO, OMEGA, TICKS_MIN, mean_wealth, needed
+from shadow.harm import MICRO, TICKS_MIN, mean_wealth
 
-__all__ = ["ScoreBins", "ShiftCounts", "ShiftEvidence", "ShiftNumbers", "bet_sizes", "gains"]
+__all__ = ["ScoreBins", "ShiftCounts", "ShiftEvidence", "bet_sizes", "gains"]
 
 DIRECTIONS = (1.0, -1.0)
 STAKES = (1.0, 0.4, 0.15, 0.05)
@@ -43,22 +43,6 @@ class ShiftCounts(msgspec.Struct, frozen=True):
     weight_bp: int
     canary: list[int]
     control: list[int]
-
-
-class ShiftNumbers(msgspec.Struct, frozen=True):
-    """What a person wants to see: the shift in sd with its plain standard error, and where evidence stands.
-
-    `estimate_sd` is canary minus control within ticks, None while no tick had both; the standard error is
-    for reading, not for deciding: it does not allow for looking often.
-    """
-
-    estimate_sd: float | None
-    standard_error_sd: float | None
-    direction: str
-    evidence: float
-    needed: float
-    canary_requests: float
-    control_requests: float
 
 
 class ShiftEvidence(msgspec.Struct):
@@ -139,13 +123,6 @@ class ShiftEvidence(msgspec.Struct):
         return self.ticks_with_evidence >= TICKS_MIN
 
     @property
-    def direction(self) -> str:
-        """Where the stronger half of the bets points: "up" when the canary's scores are higher."""
-        half = len(STAKES)
-        up, down = mean_wealth(self.log_wealth[:half]), mean_wealth(self.log_wealth[half:])
-        return "up" if up >= down else "down"
-
-    @property
     def estimate_sd(self) -> float | None:
         """Canary minus control in sd, compared within ticks; None while no tick had rows of both."""
         return self.shift_sum / self.shift_weight if self.shift_weight else None
@@ -159,18 +136,6 @@ class ShiftEvidence(msgspec.Struct):
         mean = math.fsum(n * s for n, s in zip(self.control, self.scores, strict=True)) / total
         spread = math.fsum(n * (s - mean) ** 2 for n, s in zip(self.control, self.scores, strict=True))
         return math.sqrt(spread / total / self.shift_weight)
-
-    def numbers(self, omega: float = OMEGA["shift"], alpha: float = ALPHA) -> ShiftNumbers:
-        """The numbers for people, with what is needed at this share of alpha."""
-        return ShiftNumbers(
-            estimate_sd=self.estimate_sd,
-            standard_error_sd=self.standard_error_sd,
-            direction=self.direction,
-            evidence=self.evidence,
-            needed=needed(omega, alpha),
-            canary_requests=sum(self.canary) / MICRO,
-            control_requests=sum(self.control) / MICRO,
-        )
 
 
 def check_counts(counts: ShiftCounts, bins: int, tolerance_sd: float) -> None:
