@@ -37,7 +37,14 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     request_id: str | None = None
     parameters: dict[str, Any] | None = None
     wanted: tuple[int, ...] | None = None
-    binary_outputs: tuple[bool, ...] | None = None
+    """Outputs asked for, in that order; None is all of the model's."""
+    form: Any = None
+    """How the reply looks: None is the common JSON; else an object of `gateway.api.forms`' kind, whose
+    `body(encoder, inference, id_json, outputs, row0)` gives body and header fields."""
+    priority: int = 0
+    """1 is the highest; 0 is what nobody asked for."""
+    flags: tuple[str, ...] = ()
+    """What validation found odd about its inputs."""
     key: Any = None
     rows: int = 1
     log_bytes: int = 0

@@ -110,7 +110,7 @@ class Core:
             version = self._route(entry, head, inference)
             if version.codec is not codec:
                 # Another signature than the primary's: its own order, names and shapes count.
-                inference.key = inference.wanted = inference.binary_outputs = None
+                inference.key = inference.wanted = inference.form = None
                 version.codec.decode(body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
@@ -125,7 +125,7 @@ class Core:
             inference.decoded_ns = _now()
             version = self._route(self._entry(head), head, inference)
             if version.codec is not codec:
-                inference.key = inference.wanted = inference.binary_outputs = None
+                inference.key = inference.wanted = inference.form = None
                 await asyncio.to_thread(version.codec.decode, body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
@@ -304,7 +304,7 @@ class Core:
         error = batch.failure(version.model, version.version)
         now_ns = time.perf_counter_ns()
         try:
-            texts = [] if error is not None else version.encoder.rows_json(batch.outputs, batch.rows)
+            texts = [] if error is not None else version.encoder.texts(batch)
             now_ns = time.perf_counter_ns()
             frames = list(record_payloads(version, batch, self._batch_id, error, now_ns, self._limits))
         except Exception:

@@ -5,6 +5,7 @@ core (append) -> **replies** -> doors. Only here, since a reply carries the numb
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from struct import pack
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from typing import NamedTuple
 from gateway.batching import Batch, Inference
 from gateway.errors import AuditUnavailable, GatewayError
 from gateway.version import Version
+
+log = logging.getLogger("tidegate.worker")
 
 Problem = Callable[[GatewayError], tuple[int, bytes, bytes]]
 """An error to status, fields and body: the one table of api.problems."""
@@ -57,7 +60,7 @@ def replies(
                 if pid:
                     fields += b"x-prediction-id: " + pid + b"\r\n"
                 yield inference, status, fields, body
-            elif inference.binary_outputs is None:
+            elif inference.form is None:
                 if rows != last_rows or inference.wanted is not last_wanted:
                     last_rows, last_wanted = rows, inference.wanted
                     literals = version.encoder.literals(rows, batch.outputs, last_wanted)
@@ -65,9 +68,25 @@ def replies(
                 fields = b"%b%b\r\ncontent-length: %d\r\n" % (plain, pid, len(body))
                 yield inference, 200, fields, body
             else:
-                id_json = inference.id_json or b'"%b"' % pid
-                body, fields = version.binary_body(inference, id_json, batch.outputs, row)
-                fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b\r\n" % (level.encode(), pid)
-                yield inference, 200, fields, body
+                yield _formed(appended, inference, pid, row, problem)
         row += rows
         at += 16
+
+
+def _formed(
+    appended: Appended, inference: Inference, pid: bytes, row0: int, problem: Problem
+) -> tuple[Inference, int, bytes, bytes]:
+    """A reply that has a form of its own; one that cannot be made fails no batch mate."""
+    version, level = appended.version, appended.level.encode()
+    id_json = inference.id_json or b'"%b"' % pid
+    try:
+        body, fields = inference.form.body(version.encoder, inference, id_json, appended.batch.outputs, row0)
+        status = 200
+    except Exception as exc:
+        log.exception("reply_not_made", extra={"model": version.model})
+        status, fields, body = problem(
+            exc if isinstance(exc, GatewayError) else GatewayError("internal error")
+        )
+        return inference, status, fields + b"x-prediction-id: " + pid + b"\r\n", body
+    fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b\r\n" % (level, pid)
+    return inference, status, fields, body

@@ -124,14 +124,3 @@ class Version:
                 parts.append(column[0])
         parts.append(literals[at])
         return b"".join(parts)
-
-    def binary_body(
-        self, inference: Inference, id_json: bytes, outputs: list[Any], row0: int
-    ) -> tuple[bytes, bytes]:
-        """A reply with binary outputs: body and fields."""
-        body, json_bytes = self.encoder.binary(inference, id_json, outputs, row0)
-        fields = (
-            b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-            b"content-length: %d\r\n" % (json_bytes, len(body))
-        )
-        return body, fields

@@ -27,7 +27,7 @@ from gateway import config as configuration
 from gateway import fleet as words_of
 from gateway import logs, process
 from gateway.api.codec import Codec
-from gateway.api.encode import RunEncoder
+from gateway.api.encode import RunEncoder, label_names
 from gateway.api.fast import FastProtocol
 from gateway.api.infer import DataApi
 from gateway.api.problems import reply_of, status_of
@@ -214,7 +214,8 @@ def _make_codec(model: str, session: Session) -> Codec:
 
 
 def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:
-    return RunEncoder(model, version, session.signature, batchable=session.batchable)
+    labels = label_names(session)
+    return RunEncoder(model, version, session.signature, batchable=session.batchable, labels=labels)
 
 
 async def _main(index: int, context: process.Context) -> None:

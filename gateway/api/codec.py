@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from gateway import tensors
+from gateway.api.forms import Asked
 from gateway.api.single import single_of
 from gateway.batching import Inference
 from gateway.errors import GatewayError, InvalidRequest
@@ -93,11 +94,11 @@ class Codec:
         self.signature = signature
         self.batchable = batchable
         self._inputs = {spec.name: (i, spec) for i, spec in enumerate(signature.inputs)}
-        self._output_index = {spec.name: i for i, spec in enumerate(signature.outputs)}
         kinds = {_kind(spec.datatype) for spec in signature.inputs}
         self._decoder = _BY_KIND[kinds.pop()] if len(kinds) == 1 else _RAW
         self._fixed = [_fixed_tail(spec, batchable) for spec in signature.inputs]
         self._single = single_of(signature, batchable=batchable)
+        self._asked = Asked(model, signature)
 
     # --- decode ----------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Codec:
         if single is None or raw or blobs is not None or not single.take(request.inputs, into):
             self._take_inputs(request.inputs, raw, blobs, into)
         if request.outputs is not None or request.parameters is not None:
-            self._take_outputs(request, into)
+            self._asked.take(request, into)
 
     def _parse(self, body: bytes, binary: bool) -> tuple[Any, bool]:
         try:
@@ -216,29 +217,6 @@ class Codec:
             into.key = object()
         elif None in self._fixed:
             into.key = tuple(shape[1:] for shape in shapes)
-
-    def _take_outputs(self, request: Any, into: Inference) -> None:
-        everywhere = bool((request.parameters or {}).get("binary_data_output", False))
-        if request.outputs is None:
-            if everywhere:
-                into.binary_outputs = (True,) * len(self._output_index)
-            return
-        flags: dict[int, bool] = {}
-        for output in request.outputs:
-            i = self._output_index.get(output.name)
-            if i is None:
-                names = ", ".join(self._output_index)
-                msg = f"unknown output '{output.name[:100]}' for model '{self.model}'; expected {names}"
-                raise InvalidRequest(msg)
-            if i in flags:
-                msg = f"output '{output.name}' is asked twice"
-                raise InvalidRequest(msg)
-            flags[i] = bool((output.parameters or {}).get("binary_data", everywhere))
-        if not flags:
-            return
-        into.wanted = tuple(sorted(flags))
-        if any(flags.values()):
-            into.binary_outputs = tuple(flags[i] for i in into.wanted)
 
 
 def _take_facts(request: Any, into: Inference) -> None:

@@ -8,38 +8,61 @@ Sources: Open Inference Protocol, REST; its binary tensor data extension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
-from gateway import tensors
-from gateway.batching import Inference
+from gateway.batching import Batch
 from loaders.signature import Signature
 
 
 class RunEncoder:
-    """Reply bodies of one version. Literals are kept per (rows, outputs wanted); at most 512."""
+    """Reply bodies of one version. Literals are kept per (rows, outputs wanted); at most 512.
 
-    def __init__(self, model: str, version: str, signature: Signature, *, batchable: bool) -> None:
-        self._outputs = signature.outputs
-        self._batchable = batchable
-        self._head = (
+    Args:
+        labels: names of an output's classes, by output; for classification.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        signature: Signature,
+        *,
+        batchable: bool,
+        labels: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.labels = labels or {}
+        self.outputs = signature.outputs
+        self.batchable = batchable
+        self.head = (
             b'{"model_name":' + orjson.dumps(model) + b',"model_version":' + orjson.dumps(version)
             + b',"id":'
         )  # fmt: skip
         self._literals: dict[tuple[Any, ...], list[bytes]] = {}
 
+    def texts(self, batch: Batch) -> list[list[bytes]]:
+        """`rows_json` of a run's outputs; empty where no request wants an output in the common form."""
+        needed: set[int] = set()
+        for inference in batch.inferences:
+            if inference.form is None:
+                if inference.wanted is None:
+                    return self.rows_json(batch.outputs, batch.rows)
+                needed.update(inference.wanted)
+        rows = batch.rows
+        return [self.rows_json([a], rows)[0] if i in needed else [] for i, a in enumerate(batch.outputs)]
+
     def rows_json(self, outputs: Sequence[Any], rows: int) -> list[list[bytes]]:
         """Each output as JSON text, one piece a row (batched) or one piece in all."""
         return [
-            _row_texts(array, rows) if self._batchable and rows else [_flat_text(array)] for array in outputs
+            _row_texts(array, rows) if self.batchable and rows else [flat_text(array)] for array in outputs
         ]
 
     def literals(self, rows: int, outputs: Sequence[Any], wanted: tuple[int, ...] | None) -> list[bytes]:
         """What stands around ids and data: head, before each output's data, tail."""
-        tails = tuple(array.shape[1:] if self._batchable else array.shape for array in outputs)
+        tails = tuple(array.shape[1:] if self.batchable else array.shape for array in outputs)
         key = (rows, tails, wanted)
         made = self._literals.get(key)
         if made is None:
@@ -52,11 +75,11 @@ class RunEncoder:
     def _make_literals(
         self, rows: int, outputs: Sequence[Any], wanted: tuple[int, ...] | None
     ) -> list[bytes]:
-        made = [self._head]
+        made = [self.head]
         opening = b',"outputs":['
-        for i in wanted if wanted is not None else range(len(self._outputs)):
-            spec, shape = self._outputs[i], outputs[i].shape
-            full = [rows, *shape[1:]] if self._batchable else list(shape)
+        for i in wanted if wanted is not None else range(len(self.outputs)):
+            spec, shape = self.outputs[i], outputs[i].shape
+            full = [rows, *shape[1:]] if self.batchable else list(shape)
             made.append(
                 opening + b'{"name":' + orjson.dumps(spec.name) + b',"datatype":"'
                 + spec.datatype.encode() + b'","shape":' + orjson.dumps(full) + b',"data":['
@@ -65,31 +88,14 @@ class RunEncoder:
         made.append(b"]}]}")
         return made
 
-    def binary(
-        self, inference: Inference, id_json: bytes, outputs: Sequence[Any], row0: int
-    ) -> tuple[bytes, int | None]:
-        """A body with at least one binary output: the bytes and the JSON part's length."""
-        wanted = inference.wanted or tuple(range(len(self._outputs)))
-        flags = inference.binary_outputs or ()
-        described, blobs = [], []
-        for i, binary in zip(wanted, flags, strict=True):
-            spec, array = self._outputs[i], outputs[i]
-            if self._batchable:
-                array = array[row0 : row0 + inference.rows]
-            entry: dict[str, Any] = {
-                "name": spec.name,
-                "datatype": spec.datatype,
-                "shape": list(array.shape),
-            }
-            if binary:
-                blob = tensors.to_bytes(array)
-                entry["parameters"] = {"binary_data_size": len(blob)}
-                blobs.append(blob)
-            else:
-                entry["data"] = orjson.Fragment(b"[" + _flat_text(array) + b"]")
-            described.append(entry)
-        text = self._head + id_json + b',"outputs":' + orjson.dumps(described) + b"}"
-        return b"".join((text, *blobs)), len(text)
+
+def label_names(session: Any) -> dict[str, Sequence[str]]:
+    """Names of classes by output: what its bundle says, else the session's own labels, from a label file."""
+    names: dict[str, Sequence[str]] = dict(getattr(session, "label_names", None) or {})
+    for output, settings in session.bundle.settings.outputs.items():
+        if settings.classes:
+            names[output] = settings.classes
+    return names
 
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -105,7 +111,8 @@ def _row_texts(array: Any, rows: int) -> list[bytes]:
     return orjson.dumps(matrix, option=_NUMPY)[2:-2].split(b"],[")
 
 
-def _flat_text(array: Any) -> bytes:
+def flat_text(array: Any) -> bytes:
+    """JSON of all elements, without brackets."""
     if array.dtype == object:
         return orjson.dumps([str(v) for v in array.ravel()])[1:-1]
     return orjson.dumps(np.ascontiguousarray(array).ravel(), option=_NUMPY)[1:-1]

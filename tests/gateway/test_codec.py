@@ -154,3 +154,65 @@ def test_what_goes_into_the_log_is_bounded(more: dict, taken: bool, found: str) 
     else:
         with pytest.raises(InvalidRequest, match=found):
             decode(codec_of("FP32"), document)
+
+
+def reply(
+    codec: Codec, encoder: RunEncoder, document: dict, outputs: list[np.ndarray]
+) -> tuple[bytes, bytes]:
+    """The reply to a request whose run gave these outputs."""
+    into = decode(codec, document)
+    return into.form.body(encoder, into, b'"i"', outputs, 0)
+
+
+TWO = Signature(
+    (TensorSpec("X", "FP32", (-1, 3)),),
+    (TensorSpec("p", "FP32", (-1, 3)), TensorSpec("n", "INT64", (-1, 2)), TensorSpec("s", "BYTES", (-1,))),
+)
+ONE_ROW = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
+OUTPUTS = [
+    np.array([[0.25, np.nan, 0.5]], "<f4"), np.array([[7, -7]], "<i8"), np.array(["é"], dtype=object),
+]  # fmt: skip
+
+
+def test_outputs_come_as_asked_and_in_that_order() -> None:
+    """One binary, one JSON, one as classes; binary_data_output is what an output says nothing else about."""
+    asked = [
+        {"name": "s"},
+        {"name": "p", "parameters": {"binary_data": False}},
+        {"name": "n", "parameters": {"binary_data": False, "classification": 5}},
+    ]
+    document = {**ONE_ROW, "parameters": {"binary_data_output": True}, "outputs": asked}
+    encoder = RunEncoder("m", "1", TWO, batchable=True, labels={"n": ("seven", "minus")})
+    body, fields = reply(Codec("m", TWO, batchable=True), encoder, document, OUTPUTS)
+    size = int(fields.partition(b"inference-header-content-length: ")[2].partition(b"\r\n")[0])
+    s, p, n = json.loads(body[:size])["outputs"]
+    assert (s["name"], s["parameters"], body[size:]) == ("s", {"binary_data_size": 6}, pack_strings(["é"]))
+    assert (p["name"], p["data"], p["shape"]) == ("p", [0.25, None, 0.5], [1, 3])
+    assert (n["datatype"], n["shape"], n["data"]) == ("BYTES", [1, 2], ["7:0:seven", "-7:1:minus"])
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, ["0.500000:2"]), (2, ["0.500000:2", "0.250000:0"]), (9, ["0.500000:2", "0.250000:0", "nan:1"])],
+)
+def test_classes_are_the_largest_first(count: int, expected: list[str]) -> None:
+    """value:index with six decimals; no more than there are; a NaN is no class's best."""
+    asked = [{"name": "p", "parameters": {"classification": count}}]
+    codec, encoder = Codec("m", TWO, batchable=True), RunEncoder("m", "1", TWO, batchable=True)
+    body, fields = reply(codec, encoder, {**ONE_ROW, "outputs": asked}, OUTPUTS)
+    assert json.loads(body)["outputs"][0]["data"] == expected
+    assert fields.startswith(b"content-type: application/json\r\n")
+
+
+@pytest.mark.parametrize(
+    ("output", "parameters", "found"),
+    [("s", {"classification": 1}, "BYTES"), ("p", {"classification": -1}, "-1"),
+     ("p", {"classification": True}, "True"),
+     ("p", {"binary_data": 1}, "binary_data is 1"), ("q", {}, "unknown output 'q'")],
+)  # fmt: skip
+def test_an_output_that_cannot_be_given_so_is_refused(output: str, parameters: dict, found: str) -> None:
+    """The message names the output and what was found."""
+    document = {**ONE_ROW, "outputs": [{"name": output, "parameters": parameters}]}
+    with pytest.raises(InvalidRequest, match=found) as caught:
+        decode(Codec("m", TWO, batchable=True), document)
+    assert f"output '{output}'" in str(caught.value)
