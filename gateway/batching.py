@@ -15,6 +15,9 @@ import msgspec
 
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed
 
+CUT_REASONS = ("turn", "lane_free", "max_rows", "single", "idle")
+"""Why a batch was cut when it was: the run's `cut` in the log and in the metrics."""
+
 
 class Inference(msgspec.Struct, eq=False, gc=False):
     """One request in flight, from admission to its reply.
@@ -64,6 +67,7 @@ class Batch:
     """Requests of one version that run together; `rows` in all, `cut` says why it was cut now."""
 
     __slots__ = (
+        "columns",
         "cpu_ns",
         "cut",
         "ended_ns",
@@ -73,6 +77,7 @@ class Batch:
         "outputs",
         "rows",
         "run_options",
+        "same_route",
         "started_ns",
     )
 
@@ -87,6 +92,10 @@ class Batch:
         self.started_ns = 0
         self.cpu_ns = 0
         self.ended_ns = 0
+        self.columns: list[list[list[int]]] = []
+        """Of each of its frames the stages that differ by request: admit, decode, route, queue (recording)."""
+        self.same_route = False
+        """Known to have one assignment for all its requests (recording)."""
 
     @property
     def terminated(self) -> bool:
@@ -193,6 +202,11 @@ class VersionQueue:
                 self.rows -= rows
                 return Batch(taken, rows, reason if self._batchable else "single")
         return None
+
+    def oldest_ns(self) -> int:
+        """When the request that waits longest came; 0 when none waits. Cost: all that wait."""
+        waiting = (inference.received_ns for some in self._by_key.values() for inference in some)
+        return min(waiting, default=0)
 
     def __bool__(self) -> bool:
         return bool(self._by_key)

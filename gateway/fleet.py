@@ -2,7 +2,7 @@
 
 One file, made by the supervisor, mapped by every process. Every word is a native u64 stored whole, and
 has one writer. A page of header (generation and number of shadows, written by control), then one block a
-worker index: a page of its own facts, then `SLOTS` slots of 1 KiB, one a loaded version. Control numbers the slots
+worker index: a page of its own facts, then `SLOTS` slots of 4 KiB, one a loaded version. Control numbers the slots
 (snapshot's `DesiredVersion.slot`); a slot's counters belong to the worker index, so a successor goes
 on where its predecessor was killed; the supervisor zeroes the gauges of a dead worker.
 """
@@ -13,9 +13,9 @@ import mmap
 import os
 from pathlib import Path
 
-MAGIC = int.from_bytes(b"TGFLEET1", "big")
+MAGIC = int.from_bytes(b"TGFLEET2", "big")
 PAGE_BYTES = 4096
-SLOT_BYTES = 1024
+SLOT_BYTES = 4096
 SLOTS = 512
 """Versions that can be loaded in the life of one gateway process tree."""
 BLOCK_BYTES = PAGE_BYTES + SLOTS * SLOT_BYTES
@@ -44,8 +44,32 @@ GAPS = 11
 """Numbers drawn without a record (counter)."""
 TURNS = 12
 EPOCH = 13
-WORKER_WORDS = 16
-GAUGES = (INFLIGHT, CONNECTIONS, HELD_REPLIES, RING_USED_BYTES, HEARTBEAT_NS, GENERATION)
+CONNECTIONS_REFUSED = 14
+"""Connections beyond the cap (counter)."""
+RSS_BYTES = 15
+CPU_NS = 16
+"""Of the present process."""
+LOOP_GAP_NS = 17
+"""The longest turn of the loop in the last second, beyond the timer that looks."""
+TIMED_OUT0 = 24
+"""Connections closed for being slow (counters), one a kind in TIMEOUT_KINDS."""
+REFUSED_CODE0 = 32
+"""Refusals by code (counters), one a code in `gateway.counting.REFUSAL_CODES`, what is not among them in the last."""
+REFUSED_CODES_MAX = 64
+WORKER_WORDS = REFUSED_CODE0 + REFUSED_CODES_MAX
+GAUGES = (
+    INFLIGHT,
+    CONNECTIONS,
+    HELD_REPLIES,
+    RING_USED_BYTES,
+    HEARTBEAT_NS,
+    GENERATION,
+    RSS_BYTES,
+    LOOP_GAP_NS,
+)
+
+TIMEOUT_KINDS = ("header", "body", "write", "idle")
+"""What a connection was too slow with."""
 
 # STATE of a worker.
 DOWN, STARTING, SERVING, DRAINING = range(4)
@@ -59,23 +83,57 @@ FAILED = 4
 CANCELLED = 5
 EXPIRED = 6
 ROWS = 7
-BATCHES = 8
-INFER_NS = 9
-QUEUE_NS = 10
-TOTAL_NS = 11
+DONE_ROWS = 8
+"""Rows of the requests that were answered."""
+FAILED_NS = 9
+"""What requests of failed runs took, from first byte to reply."""
+LAST_INFERENCE_MS = 10
+"""When the last run ended (epoch)."""
+OLDEST_NS = 11
+"""Gauge: when the longest waiting request came (monotonic clock); 0: none waits."""
 QUEUED = 12
-"""Gauge: requests waiting."""
+"""Gauge: rows waiting."""
 LOAD_MS = 13
 LABELS = 14
 """Labels accepted for the version's model (counter); they stand in the model's lowest slot."""
-LATENCY0 = 16
-"""The first of the latency histogram's counts, one a bound in LATENCY_BOUNDS_NS plus +Inf."""
-SLOT_WORDS = 64
-SLOT_GAUGES = (QUEUED,)
+FLAGGED0 = 16
+"""Requests whose inputs were out of profile (counters), one a kind in FLAG_KINDS."""
+REJECTED0 = 20
+"""Requests refused for that, by kind."""
+CUT0 = 24
+"""Runs by why they were cut, one a reason in `gateway.batching.CUT_REASONS`."""
+CUTS_MAX = 16
+STAGE_NS0 = 40
+"""Time that requests spent in each stage, one a stage in TIMED_STAGES."""
+STAGE0 = 48
+"""A histogram for each timed stage: STAGE_BUCKETS counts, one a bound in STAGE_BOUNDS_NS plus +Inf."""
+STAGE_BUCKETS = 16
+RUN0 = 144
+"""For each of ROWS_BOUNDS, and above: runs, and their decode (of all their requests), infer and encode time."""
+RUN_WORDS = 4
+VARIANT0 = 192
+"""Cells of VARIANT_WORDS for the variants that the version served as: length and text of the name, done, failed, the
+time those took, and their latency histogram: a count for each of LATENCY_BOUNDS_NS and above. Filled in order and never
+given back; what finds none counts in the last, which has no name."""
+VARIANTS_MAX = 6
+VARIANT_NAME_WORDS = 17
+VARIANT_DONE, VARIANT_FAILED, VARIANT_NS, VARIANT_LATENCY0 = 17, 18, 19, 20
+VARIANT_WORDS = 36
+COUNTED = ((DONE, FAILED_NS + 1), (FLAGGED0, VARIANT0 + VARIANTS_MAX * VARIANT_WORDS))
+"""Ranges of words that `gateway.counting` adds up at hand and adds on here every few milliseconds."""
+SLOT_WORDS = 448
+SLOT_GAUGES = (QUEUED, OLDEST_NS)
 
 LATENCY_BOUNDS_NS = tuple(
     int(ms * 1_000_000) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)
 )
+STAGE_BOUNDS_NS = tuple(
+    int(us * 1000)
+    for us in (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 250_000, 1_000_000)
+)
+ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+FLAG_KINDS = ("range", "missing", "unknown_category")
+"""How an input can lie outside of what the version's reference held."""
 
 # LOAD_STATE of a slot.
 ABSENT, LOADING, READY, UNLOADING, LOAD_FAILED = range(5)

@@ -85,6 +85,7 @@ def record_payloads(
     offset_ns = time.time_ns() - time.perf_counter_ns()
     facts = _Facts(version, batch, batch_id, error, done_perf_ns, offset_ns)
     everything = batch.inferences
+    batch.columns = []
     captured = _tensor_bytes(batch, outputs)
     besides = [i.log_bytes + _EVENT_BYTES for i in everything]
     room = limits[0] - version.frame_bytes
@@ -166,6 +167,15 @@ class _Facts:
         callers = [i.caller for i in part]
         rows = [i.rows for i in part]
         levels = [i.audit_level for i in part]
+        columns = [
+            [i.admitted_ns - i.received_ns for i in part],
+            [i.decoded_ns - i.admitted_ns for i in part],
+            [i.routed_ns - i.decoded_ns for i in part],
+            [started - i.routed_ns for i in part],
+        ]
+        batch.columns.append(columns)
+        one_route = _same(routes)
+        batch.same_route = len(one_route) == 1 and len(part) == len(batch.inferences)
         run = Run(
             model=self.version.model_raw,
             batch_id=self.batch_id,
@@ -174,16 +184,10 @@ class _Facts:
             rows=_ONE_ROW if batch.rows == len(batch.inferences) else rows,
             received_ns=[i.received_ns + offset_ns for i in part],
             done_ns=[self.done_perf_ns + offset_ns],
-            route=_same(routes),
+            route=one_route,
             unit_hash=[i.unit for i in part],
             caller=_same(callers),
-            stages=[
-                [i.admitted_ns - i.received_ns for i in part],
-                [i.decoded_ns - i.admitted_ns for i in part],
-                [i.routed_ns - i.decoded_ns for i in part],
-                [started - i.routed_ns for i in part],
-                [self.done_perf_ns - batch.ended_ns],
-            ],
+            stages=[*columns, [self.done_perf_ns - batch.ended_ns]],
             inputs=[],
             outputs=[],
             audit=_same(levels),

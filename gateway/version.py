@@ -5,7 +5,6 @@ serving makes one for each session that is ready; core queues, runs, answers and
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,8 @@ from gateway.audit.event import ModelFacts, Prediction
 from gateway.audit.frame import encoder
 from gateway.batching import Batch, CostModel, Inference, VersionQueue
 from gateway.config import Batch as BatchConfig
+from gateway.counting import Counting
 from gateway.errors import GatewayError
-from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS
 from gateway.recording import dropped_event, frame_bytes
 from loaders.session import Session
 
@@ -50,47 +49,25 @@ class Version:
         self.model_raw = msgspec.Raw(encoder.encode(self.facts))
         self.frame_bytes = frame_bytes(session.signature)
         self.admitted = words[fleet_words.ADMITTED]
-        self._recorded = words[fleet_words.RECORDED]
-        self._words = words
+        self.counting = Counting(words)
         self.status_of: Callable[[GatewayError], int] = lambda exc: 500
 
     def publish_admitted(self) -> None:
         """Make the number of admissions visible before the run, so that a successor can tell what
         a kill aborted."""
-        self._words[fleet_words.ADMITTED] = self.admitted
-        self._words[fleet_words.QUEUED] = self.queue.rows
+        self.counting.admitted(self.admitted, self.queue.rows)
 
     def recorded(self, count: int) -> None:
         """So many admitted requests are in the log now (or stand in a gap)."""
-        self._recorded += count
-        self._words[fleet_words.RECORDED] = self._recorded
+        self.counting.recorded(count)
 
     def count(self, batch: Batch, now_ns: int, *, failed: bool) -> None:
-        """One update of the metrics per run."""
-        w = self._words
-        n = len(batch.inferences)
-        w[fleet_words.FAILED if failed else fleet_words.DONE] += n
-        w[fleet_words.ROWS] += batch.rows
-        w[fleet_words.BATCHES] += 1
-        w[fleet_words.INFER_NS] += batch.ended_ns - batch.started_ns
-        first, last = batch.inferences[0].received_ns, batch.inferences[-1].received_ns
-        received = sum(i.received_ns for i in batch.inferences)
-        w[fleet_words.QUEUE_NS] += max(n * batch.started_ns - received, 0)
-        w[fleet_words.TOTAL_NS] += n * now_ns - received
-        low = bisect_left(LATENCY_BOUNDS_NS, now_ns - last)
-        high = bisect_left(LATENCY_BOUNDS_NS, now_ns - first)
-        if low == high:
-            w[LATENCY0 + low] += n
-        else:
-            for inference in batch.inferences:
-                w[LATENCY0 + bisect_left(LATENCY_BOUNDS_NS, now_ns - inference.received_ns)] += 1
-        w[fleet_words.QUEUED] = self.queue.rows
+        """One update of the metrics per run, once it is recorded."""
+        self.counting.run(batch, now_ns, self.queue.rows, failed=failed)
 
     def count_dropped(self, code: str) -> None:
         """A request without a run in the log, by the code of its event."""
-        words = {"deadline_exceeded": fleet_words.EXPIRED, "cancelled": fleet_words.CANCELLED}
-        self._words[words.get(code, fleet_words.FAILED)] += 1
-        self.recorded(1)
+        self.counting.dropped(code)
 
     def dropped_event(self, inference: Inference, code: str, status: int) -> Prediction:
         """Its event."""

@@ -24,8 +24,8 @@ import uvicorn
 import uvloop
 
 from gateway import config as configuration
+from gateway import counting, logs, process
 from gateway import fleet as words_of
-from gateway import logs, process
 from gateway.api.codec import Codec
 from gateway.api.encode import RunEncoder, label_names
 from gateway.api.fast import FastProtocol
@@ -152,6 +152,7 @@ class Worker:
         ticking.cancel()
         # The last second's refusals, too.
         self.appender.flush_sums()
+        counting.publish()
         self.writer.close()
         self.core.lanes.close()
         self.registry.close()
@@ -184,6 +185,7 @@ class Worker:
             self.models.poll()
             self.models.end_leases(time.time_ns())
             self.appender.flush()
+            counting.publish()
             if now_s >= next_second:
                 next_second = now_s + 1.0
                 self.appender.flush_sums()

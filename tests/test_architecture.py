@@ -32,6 +32,9 @@ PARTS = {
     "replies",
     "version",
     "head",
+    "counting",
+    "statistics",
+    "validation",
 }
 # Words, not steps: they import nothing of ours and do not lengthen a chain.
 LEAVES = {"gateway", "gateway.stages", "gateway.errors", "loaders", "loaders.errors"}

@@ -17,22 +17,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gateway import fleet as words_of
+from gateway.api.version_metrics import version_metrics
 from gateway.control.snapshot import Serving
-from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
+from gateway.fleet import Fleet
 from gateway.routing import effective_weights_bp
 
-_KINDS = (
-    ("done", words_of.DONE),
-    ("failed", words_of.FAILED),
-    ("cancelled", words_of.CANCELLED),
-    ("expired", words_of.EXPIRED),
-)
 _WORKER = (
     ("inflight_requests", "requests in flight", words_of.INFLIGHT),
     ("connections", "open connections", words_of.CONNECTIONS),
@@ -60,7 +54,7 @@ class FleetCollector:
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield from self._versions()
+        yield from version_metrics(self._fleet, self._serving.versions, time.monotonic_ns())
         yield self._labels()
         yield from self._workers()
         weights = GaugeMetricFamily(
@@ -87,36 +81,6 @@ class FleetCollector:
         yield latched
         yield from self._forwarder()
         yield from self._sidecar()
-
-    def _versions(self) -> Iterator[Metric]:
-        labels = ["model", "version"]
-        requests = CounterMetricFamily("tidegate_requests", "requests by outcome", labels=[*labels, "kind"])
-        rows = CounterMetricFamily("tidegate_rows", "rows run", labels=labels)
-        batches = CounterMetricFamily("tidegate_batches", "runs", labels=labels)
-        stages = CounterMetricFamily("tidegate_stage_seconds", "time by stage", labels=[*labels, "stage"])
-        latency = HistogramMetricFamily(
-            "tidegate_request_seconds", "from the first byte to the reply", labels=labels
-        )
-        ready = GaugeMetricFamily("tidegate_version_ready_workers", "workers ready", labels=labels)
-        for desired in self._serving.versions:
-            name = [desired.model, desired.version]
-            slots = [self._fleet.slot(i, desired.slot) for i in range(self._fleet.workers)]
-            totals = [sum(slot[w] for slot in slots) for w in range(words_of.SLOT_WORDS)]
-            for kind, word in _KINDS:
-                requests.add_metric([*name, kind], totals[word])
-            rows.add_metric(name, totals[words_of.ROWS])
-            batches.add_metric(name, totals[words_of.BATCHES])
-            stages.add_metric([*name, "queue"], totals[words_of.QUEUE_NS] / 1e9)
-            stages.add_metric([*name, "infer"], totals[words_of.INFER_NS] / 1e9)
-            buckets, seen = [], 0
-            for index, bound_ns in enumerate(LATENCY_BOUNDS_NS):
-                seen += totals[LATENCY0 + index]
-                buckets.append((str(bound_ns / 1e9), seen))
-            seen += totals[LATENCY0 + len(LATENCY_BOUNDS_NS)]
-            buckets.append(("+Inf", seen))
-            latency.add_metric(name, buckets, totals[words_of.TOTAL_NS] / 1e9)
-            ready.add_metric(name, sum(s[words_of.LOAD_STATE] == words_of.READY for s in slots))
-        yield from (requests, rows, batches, stages, latency, ready)
 
     def _labels(self) -> CounterMetricFamily:
         accepted: dict[str, int] = {}

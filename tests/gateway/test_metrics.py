@@ -12,10 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import fleet as words_of
 from gateway.api.metrics import exposition
+from gateway.batching import CUT_REASONS
 from gateway.control.changes import leased, with_variants
 from gateway.control.snapshot import DesiredVersion, Serving
-from gateway.fleet import LATENCY0, LATENCY_BOUNDS_NS, Fleet
+from gateway.fleet import LATENCY_BOUNDS_NS, Fleet
 from gateway.routing import Change, Variant, first_route
+from gateway.stages import TIMED_STAGES
 
 WHY = Change(by="t", reason="t")
 ROUTE = with_variants(
@@ -65,16 +67,16 @@ def test_versions_are_summed_over_workers(fleet: Fleet, tmp_path: Path) -> None:
         words = fleet.slot(index, 7)
         words[words_of.DONE], words[words_of.FAILED] = 10, 1
         words[words_of.CANCELLED], words[words_of.EXPIRED] = 2, 3
-        words[words_of.ROWS], words[words_of.BATCHES] = 40, 4
-        words[words_of.INFER_NS] = 1_500_000_000
+        words[words_of.ROWS], words[words_of.CUT0 + CUT_REASONS.index("turn")] = 40, 4
+        words[words_of.STAGE_NS0 + TIMED_STAGES.index("infer")] = 1_500_000_000
     fleet.slot(0, 7)[words_of.LOAD_STATE] = words_of.READY
     fleet.slot(1, 7)[words_of.LOAD_STATE] = words_of.LOAD_FAILED
     found = scrape(fleet, tmp_path)
     for kind, total in {"done": 20, "failed": 2, "cancelled": 4, "expired": 6}.items():
         assert found["tidegate_requests_total", kind, "m", "2"] == total
     assert found["tidegate_rows_total", "m", "2"] == 80
-    assert found["tidegate_batches_total", "m", "2"] == 8
-    assert found["tidegate_stage_seconds_total", "m", "infer", "2"] == 3.0
+    assert found["tidegate_batches_total", "turn", "m", "2"] == 8
+    assert found["tidegate_stage_seconds_sum", "m", "infer", "2"] == 3.0
     assert found["tidegate_version_ready_workers", "m", "2"] == 1
     assert found["tidegate_requests_total", "done", "m", "1"] == 0
 
@@ -82,15 +84,18 @@ def test_versions_are_summed_over_workers(fleet: Fleet, tmp_path: Path) -> None:
 def test_latency_buckets_are_cumulative(fleet: Fleet, tmp_path: Path) -> None:
     """Each bound counts all below it; the last is the count."""
     words = fleet.slot(0, 0)
+    cell = words_of.VARIANT0
+    words[cell], words[cell + 1] = len("primary"), int.from_bytes(b"primary", "little")
     for index in range(len(LATENCY_BOUNDS_NS) + 1):
-        words[LATENCY0 + index] = 1
-    words[words_of.TOTAL_NS] = 2_000_000_000
+        words[cell + words_of.VARIANT_LATENCY0 + index] = 1
+    words[cell + words_of.VARIANT_NS] = 2_000_000_000
     found = scrape(fleet, tmp_path)
+    name = "tidegate_request_seconds"
     bounds = [str(ns / 1e9) for ns in LATENCY_BOUNDS_NS]
-    counts = [found["tidegate_request_seconds_bucket", bound, "m", "1"] for bound in (*bounds, "+Inf")]
+    counts = [found[f"{name}_bucket", bound, "m", "primary", "1"] for bound in (*bounds, "+Inf")]
     assert counts == list(range(1, len(LATENCY_BOUNDS_NS) + 2))
-    assert found["tidegate_request_seconds_count", "m", "1"] == counts[-1]
-    assert found["tidegate_request_seconds_sum", "m", "1"] == 2.0
+    assert found[f"{name}_count", "m", "primary", "1"] == counts[-1]
+    assert found[f"{name}_sum", "m", "primary", "1"] == 2.0
 
 
 def test_fleet_and_routes(fleet: Fleet, tmp_path: Path) -> None:

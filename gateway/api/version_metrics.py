@@ -1,0 +1,171 @@
+"""What /metrics says of versions: their slots of shared memory, summed over workers, as metric families.
+
+fleet -> **version_metrics** -> metrics. Labels are bounded: models and versions from the snapshot, variants from the
+cells of a slot (their names came from snapshots, six at most), stages, kinds and reasons from closed sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from gateway import fleet as words_of
+from gateway.batching import CUT_REASONS
+from gateway.control.snapshot import DesiredVersion
+from gateway.counting import variant_cells
+from gateway.fleet import LATENCY_BOUNDS_NS, ROWS_BOUNDS, STAGE_BOUNDS_NS, Fleet
+from gateway.stages import TIMED_STAGES
+
+_OUTCOMES = (
+    ("done", words_of.DONE),
+    ("failed", words_of.FAILED),
+    ("cancelled", words_of.CANCELLED),
+    ("expired", words_of.EXPIRED),
+)
+_VERSION = ["model", "version"]
+
+
+class _Slots:
+    """One version's words in all workers."""
+
+    def __init__(self, fleet: Fleet, desired: DesiredVersion) -> None:
+        self.name = [desired.model, desired.version]
+        self.words = [fleet.slot(index, desired.slot) for index in range(fleet.workers)]
+        self.totals = [sum(column) for column in zip(*self.words, strict=True)]
+
+    def variants(self) -> dict[str, list[int]]:
+        """By variant the words of its cell, summed."""
+        found: dict[str, list[int]] = {}
+        for words in self.words:
+            for cell, name in variant_cells(words):
+                kept = found.setdefault(name, [0] * words_of.VARIANT_WORDS)
+                for index in range(words_of.VARIANT_DONE, words_of.VARIANT_WORDS):
+                    kept[index] += words[cell + index]
+        return found
+
+
+def version_metrics(fleet: Fleet, versions: Sequence[DesiredVersion], now_ns: int) -> Iterator[Metric]:
+    """The families of all versions.
+
+    Args:
+        now_ns: the monotonic clock.
+    """
+    slots = [_Slots(fleet, desired) for desired in versions]
+    yield from _counters(slots)
+    yield from _variants(slots)
+    yield _stages(slots)
+    yield from _runs(slots)
+    yield from _gauges(slots, now_ns)
+
+
+def _counters(slots: list[_Slots]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "tidegate_requests", "admitted requests by what became of them", labels=[*_VERSION, "kind"]
+    )
+    rows = CounterMetricFamily("tidegate_rows", "rows run", labels=_VERSION)
+    cuts = CounterMetricFamily(
+        "tidegate_batches", "runs, by why the batch was cut when it was", labels=[*_VERSION, "cut"]
+    )
+    flagged = CounterMetricFamily(
+        "tidegate_flagged_requests",
+        "requests with inputs out of the reference profile, by kind and by what was done",
+        labels=[*_VERSION, "kind", "policy"],
+    )
+    for one in slots:
+        for kind, word in _OUTCOMES:
+            requests.add_metric([*one.name, kind], one.totals[word])
+        rows.add_metric(one.name, one.totals[words_of.ROWS])
+        for index, cut in enumerate(CUT_REASONS):
+            cuts.add_metric([*one.name, cut], one.totals[words_of.CUT0 + index])
+        for index, kind in enumerate(words_of.FLAG_KINDS):
+            flagged.add_metric([*one.name, kind, "flag"], one.totals[words_of.FLAGGED0 + index])
+            flagged.add_metric([*one.name, kind, "reject"], one.totals[words_of.REJECTED0 + index])
+    yield from (requests, rows, cuts, flagged)
+
+
+def _variants(slots: list[_Slots]) -> Iterator[Metric]:
+    labels = [*_VERSION, "variant"]
+    answered = CounterMetricFamily(
+        "tidegate_variant_requests", "requests that ran, by variant served", labels=[*labels, "kind"]
+    )
+    latency = HistogramMetricFamily(
+        "tidegate_request_seconds", "from the first byte to the reply", labels=labels
+    )
+    for one in slots:
+        for variant, cell in sorted(one.variants().items()):
+            name = [*one.name, variant]
+            answered.add_metric([*name, "done"], cell[words_of.VARIANT_DONE])
+            answered.add_metric([*name, "failed"], cell[words_of.VARIANT_FAILED])
+            counts = cell[words_of.VARIANT_LATENCY0 :]
+            latency.add_metric(name, buckets(LATENCY_BOUNDS_NS, counts), cell[words_of.VARIANT_NS] / 1e9)
+    yield from (answered, latency)
+
+
+def _stages(slots: list[_Slots]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(
+        "tidegate_stage_seconds",
+        "time of a request in each stage; all of a run wait for the whole of it",
+        labels=[*_VERSION, "stage"],
+    )
+    for one in slots:
+        for index, stage in enumerate(TIMED_STAGES):
+            first = words_of.STAGE0 + index * words_of.STAGE_BUCKETS
+            counts = one.totals[first : first + words_of.STAGE_BUCKETS]
+            total_ns = one.totals[words_of.STAGE_NS0 + index]
+            family.add_metric([*one.name, stage], buckets(STAGE_BOUNDS_NS, counts), total_ns / 1e9)
+    return family
+
+
+def _runs(slots: list[_Slots]) -> Iterator[Metric]:
+    rows = HistogramMetricFamily("tidegate_run_rows", "rows of a run", labels=_VERSION)
+    seconds = CounterMetricFamily(
+        "tidegate_run_seconds", "time that runs took in the runtime", labels=_VERSION
+    )
+    width = words_of.RUN_WORDS
+    for one in slots:
+        at = words_of.RUN0
+        sizes = one.totals[at : at + (len(ROWS_BOUNDS) + 1) * width]
+        counts = sizes[::width]
+        pairs = cumulative([str(bound) for bound in ROWS_BOUNDS], counts)
+        rows.add_metric(one.name, pairs, one.totals[words_of.ROWS])
+        seconds.add_metric(one.name, sum(sizes[2::width]) / 1e9)
+    yield from (rows, seconds)
+
+
+def _gauges(slots: list[_Slots], now_ns: int) -> Iterator[Metric]:
+    ready = GaugeMetricFamily("tidegate_version_ready_workers", "workers that have it ready", labels=_VERSION)
+    load = GaugeMetricFamily(
+        "tidegate_version_load_seconds", "how long its last load took, in the slowest worker", labels=_VERSION
+    )
+    queued = GaugeMetricFamily("tidegate_queue_rows", "rows waiting", labels=_VERSION)
+    age = GaugeMetricFamily(
+        "tidegate_queue_oldest_seconds", "how long the oldest waiting request waits", labels=_VERSION
+    )
+    for one in slots:
+        ready.add_metric(one.name, sum(w[words_of.LOAD_STATE] == words_of.READY for w in one.words))
+        load.add_metric(one.name, max(w[words_of.LOAD_MS] for w in one.words) / 1e3)
+        queued.add_metric(one.name, one.totals[words_of.QUEUED])
+        since = [w[words_of.OLDEST_NS] for w in one.words if w[words_of.OLDEST_NS]]
+        age.add_metric(one.name, max(now_ns - min(since), 0) / 1e9 if since else 0.0)
+    yield from (ready, load, queued, age)
+
+
+def buckets(bounds_ns: Sequence[int], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulative buckets in seconds of counts by bound and above."""
+    return cumulative([str(bound_ns / 1e9) for bound_ns in bounds_ns], counts)
+
+
+def cumulative(bounds: list[str], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Pairs of bound and count of all up to it; `counts` has one more, for +Inf."""
+    pairs: list[tuple[str, float]] = []
+    seen = 0
+    for bound, count in zip((*bounds, "+Inf"), counts, strict=False):
+        seen += count
+        pairs.append((bound, seen))
+    return pairs

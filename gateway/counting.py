@@ -1,0 +1,257 @@
+"""Counting: what becomes of requests, into the words of shared memory that /metrics and statistics read.
+
+core -> version -> **counting** -> fleet. One update per run: each sum and each histogram is brought up to date for all
+requests of a run together, from the columns that its record was made of. Sums are kept in a list, which costs a third
+of what shared memory does, and added on there by `publish` with each tick of the worker (20 ms); only words of the
+worker's own index are written, by its loop thread alone.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from operator import add
+
+from gateway import errors
+from gateway import fleet as words_of
+from gateway.batching import CUT_REASONS, Batch
+from gateway.fleet import (
+    LATENCY_BOUNDS_NS,
+    ROWS_BOUNDS,
+    RUN0,
+    STAGE0,
+    STAGE_BOUNDS_NS,
+    STAGE_BUCKETS,
+    STAGE_NS0,
+    VARIANT0,
+    VARIANT_LATENCY0,
+    VARIANT_NAME_WORDS,
+    VARIANT_WORDS,
+    VARIANTS_MAX,
+)
+from gateway.stages import TIMED_STAGES
+
+REFUSAL_CODES: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        error.code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.GatewayError)
+    )
+)[: words_of.REFUSED_CODES_MAX - 1]
+"""The closed set of codes that refusals are counted by, in the order of their words."""
+
+_CODE_WORDS = {code: words_of.REFUSED_CODE0 + index for index, code in enumerate(REFUSAL_CODES)}
+_CUT_WORDS = {cut: words_of.CUT0 + index for index, cut in enumerate(CUT_REASONS[: words_of.CUTS_MAX - 1])}
+_DROPPED_WORDS = {"deadline_exceeded": words_of.EXPIRED, "cancelled": words_of.CANCELLED}
+_TIMEOUT_WORDS = {kind: words_of.TIMED_OUT0 + index for index, kind in enumerate(words_of.TIMEOUT_KINDS)}
+_LAST_CUT = words_of.CUT0 + words_of.CUTS_MAX - 1
+_LAST_CODE = words_of.REFUSED_CODE0 + words_of.REFUSED_CODES_MAX - 1
+_LAST_CELL = VARIANT0 + (VARIANTS_MAX - 1) * VARIANT_WORDS
+_DECODE, _INFER, _ENCODE = (
+    TIMED_STAGES.index("decode"),
+    TIMED_STAGES.index("infer"),
+    TIMED_STAGES.index("encode"),
+)
+_STAGE_LOWEST_NS = STAGE_BOUNDS_NS[0]
+_NAME_BYTES = (VARIANT_NAME_WORDS - 1) * 8
+
+
+_NOTHING = [0] * words_of.SLOT_WORDS
+_unpublished: list[Counting] = []
+
+
+def publish() -> None:
+    """Add what was counted since the last call to shared memory. Loop thread; costs 15 us a version that ran since."""
+    for counting in _unpublished:
+        counting.store()
+    _unpublished.clear()
+
+
+class Counting:
+    """The counters of one version in one worker.
+
+    Args:
+        words: the version's slot (u64); a successor's counters go on where they stand.
+
+    Threading: the loop thread alone.
+    """
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+        self._counts = [0] * words_of.SLOT_WORDS
+        self._stored = True
+        self._recorded = words[words_of.RECORDED]
+        self._cells = {name: cell for cell, name in variant_cells(words) if cell != _LAST_CELL}
+
+    def store(self) -> None:
+        """Make the counts visible to other processes; see `publish`. Adds: a version that is loaded again while the
+        former one still runs counts beside it."""
+        self._stored = True
+        words, counts = self._words, self._counts
+        for start, end in words_of.COUNTED:
+            words[start:end] = array("Q", map(add, words[start:end], counts[start:end]))
+        counts[:] = _NOTHING
+
+    def _counted(self) -> list[int]:
+        if self._stored:
+            self._stored = False
+            _unpublished.append(self)
+        return self._counts
+
+    def admitted(self, count: int, queued_rows: int) -> None:
+        """So many requests were ever admitted, so many rows wait."""
+        self._words[words_of.ADMITTED] = count
+        self._words[words_of.QUEUED] = queued_rows
+
+    def waiting_since(self, oldest_ns: int) -> None:
+        """When the request that waits longest came (`perf_counter_ns`); 0 when none waits. About once a second."""
+        self._words[words_of.OLDEST_NS] = oldest_ns
+
+    def recorded(self, count: int) -> None:
+        """So many more requests are in the log now (or stand in a gap)."""
+        self._recorded += count
+        self._words[words_of.RECORDED] = self._recorded
+
+    def dropped(self, code: str) -> None:
+        """A request without a run in the log, by the code of its event."""
+        self._counted()[_DROPPED_WORDS.get(code, words_of.FAILED)] += 1
+        self.recorded(1)
+
+    def flagged(self, flags: tuple[str, ...], *, rejected: bool = False) -> None:
+        """A request whose inputs were out of profile; once for each kind among its flags."""
+        first = words_of.REJECTED0 if rejected else words_of.FLAGGED0
+        found = {flag.partition(":")[0] for flag in flags}
+        for index, kind in enumerate(words_of.FLAG_KINDS):
+            if kind in found:
+                self._counted()[first + index] += 1
+
+    def run(self, batch: Batch, now_ns: int, queued_rows: int, *, failed: bool) -> None:
+        """One run that was recorded; its requests were answered, or failed, at `now_ns`."""
+        w = self._counted()
+        n, rows = len(batch.inferences), batch.rows
+        took_ns = [now_ns - i.received_ns for i in batch.inferences]
+        if failed:
+            w[words_of.FAILED] += n
+            w[words_of.FAILED_NS] += max(sum(took_ns), 0)
+        else:
+            w[words_of.DONE] += n
+            w[words_of.DONE_ROWS] += rows
+        w[words_of.ROWS] += rows
+        self._words[words_of.QUEUED] = queued_rows
+        self._words[words_of.LAST_INFERENCE_MS] = time.time_ns() // 1_000_000
+        w[_CUT_WORDS.get(batch.cut, _LAST_CUT)] += 1
+        infer_ns, encode_ns = batch.ended_ns - batch.started_ns, max(now_ns - batch.ended_ns, 0)
+        decode_ns = self._stages(batch, n, infer_ns, encode_ns)
+        at = RUN0 + bisect_left(ROWS_BOUNDS, rows) * words_of.RUN_WORDS
+        w[at] += 1
+        w[at + 1] += decode_ns
+        w[at + 2] += infer_ns
+        w[at + 3] += encode_ns
+        if batch.same_route:
+            assignment = batch.inferences[0].assignment
+            self._variant(assignment.served or assignment.reason, took_ns, failed=failed)
+            return
+        by_variant: dict[str, list[int]] = {}
+        for inference, one_ns in zip(batch.inferences, took_ns, strict=True):
+            assignment = inference.assignment
+            by_variant.setdefault(assignment.served or assignment.reason, []).append(one_ns)
+        for name, some_ns in by_variant.items():
+            self._variant(name, some_ns, failed=failed)
+
+    def _stages(self, batch: Batch, n: int, infer_ns: int, encode_ns: int) -> int:
+        """Time by stage, of all requests; returns the decode time."""
+        w = self._counts
+        decode_ns = 0
+        for columns in batch.columns:
+            for stage, column in enumerate(columns):
+                total_ns = max(sum(column), 0)
+                if stage == _DECODE:
+                    decode_ns += total_ns
+                w[STAGE_NS0 + stage] += total_ns
+                first = STAGE0 + stage * STAGE_BUCKETS
+                if total_ns <= _STAGE_LOWEST_NS:
+                    w[first] += len(column)
+                elif n == 1:
+                    w[first + bisect_left(STAGE_BOUNDS_NS, total_ns)] += 1
+                else:
+                    self._spread(first, STAGE_BOUNDS_NS, column)
+        for stage, one_ns in ((_INFER, infer_ns), (_ENCODE, encode_ns)):
+            w[STAGE_NS0 + stage] += n * one_ns
+            w[STAGE0 + stage * STAGE_BUCKETS + bisect_left(STAGE_BOUNDS_NS, one_ns)] += n
+        return decode_ns
+
+    def _variant(self, name: str, took_ns: list[int], *, failed: bool) -> None:
+        cell = self._cells.get(name) or self._cell(name)
+        w = self._counts
+        total_ns = max(sum(took_ns), 0)
+        w[cell + (words_of.VARIANT_FAILED if failed else words_of.VARIANT_DONE)] += len(took_ns)
+        w[cell + words_of.VARIANT_NS] += total_ns
+        if len(took_ns) == 1:
+            w[cell + VARIANT_LATENCY0 + bisect_left(LATENCY_BOUNDS_NS, total_ns)] += 1
+        else:
+            self._spread(cell + VARIANT_LATENCY0, LATENCY_BOUNDS_NS, took_ns)
+
+    def _spread(self, first: int, bounds: tuple[int, ...], values: list[int]) -> None:
+        """Count values in the histogram whose counts begin at `first`. Cost: by the buckets hit, not by value."""
+        w, n = self._counts, len(values)
+        values = sorted(values)
+        start = 0
+        while start < n:
+            bucket = bisect_left(bounds, values[start])
+            end = n if bucket == len(bounds) else bisect_right(values, bounds[bucket], start)
+            w[first + bucket] += end - start
+            start = end
+
+    def _cell(self, name: str) -> int:
+        """A variant's first word; made where it has none and one is free, else the last, which is for the rest."""
+        w, raw = self._words, name.encode()[:_NAME_BYTES]
+        for cell in range(VARIANT0, _LAST_CELL, VARIANT_WORDS):
+            if not w[cell]:
+                for index in range(0, len(raw), 8):
+                    part = raw[index : index + 8].ljust(8, b"\0")
+                    w[cell + 1 + index // 8] = int.from_bytes(part, "little")
+                w[cell] = len(raw)
+                break
+        else:
+            cell = _LAST_CELL
+        self._cells[name] = cell
+        return cell
+
+
+def variant_cells(words: memoryview) -> list[tuple[int, str]]:
+    """First word and name of each cell in use; the last cell's name is `other`."""
+    found = []
+    for cell in range(VARIANT0, _LAST_CELL, VARIANT_WORDS):
+        size = min(words[cell], _NAME_BYTES)
+        if size:
+            raw = b"".join(word.to_bytes(8, "little") for word in words[cell + 1 : cell + VARIANT_NAME_WORDS])
+            found.append((cell, raw[:size].decode(errors="replace")))
+    if words[_LAST_CELL + words_of.VARIANT_DONE] or words[_LAST_CELL + words_of.VARIANT_FAILED]:
+        found.append((_LAST_CELL, "other"))
+    return found
+
+
+class WorkerCounting:
+    """The counters of one worker that belong to no version.
+
+    Args:
+        words: the worker's own words (u64).
+
+    Threading: the loop thread alone.
+    """
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+
+    def refused(self, code: str) -> None:
+        """A request that was refused, by the code of its answer."""
+        self._words[_CODE_WORDS.get(code, _LAST_CODE)] += 1
+
+    def connection_refused(self) -> None:
+        """A connection beyond `data.connections_max`."""
+        self._words[words_of.CONNECTIONS_REFUSED] += 1
+
+    def timed_out(self, kind: str) -> None:
+        """A connection was closed for being slow; `kind` is one of TIMEOUT_KINDS."""
+        self._words[_TIMEOUT_WORDS[kind]] += 1
