@@ -12,6 +12,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway import counting
 from gateway import fleet as words_of
 from loaders.signature import Signature, TensorSpec
 from tests.gateway.path import Path_, Sink, SumSession, until
@@ -135,6 +136,7 @@ def test_what_no_frame_takes_is_answered_and_logged(tmp_path: Path) -> None:
         assert [sink.status for sink in sinks] == [500] * 3 + [200] * 5
         path.core.turn()
         assert path.core.inflight == 0
+        counting.publish()
         words = path.fleet.slot(0, 0)
         counted = ("ADMITTED", "RECORDED", "DONE", "FAILED")
         assert [words[getattr(words_of, name)] for name in counted] == [8, 8, 5, 3]
