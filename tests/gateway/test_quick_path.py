@@ -62,7 +62,7 @@ def read(codec: Codec, body: bytes) -> tuple[Any, ...]:
         return type(exc), str(exc)
     # Empty requests run alone: their key is an object of their own.
     key = into.key if isinstance(into.key, tuple | None) else "its own"
-    facts = (into.id_json, into.request_id, repr(into.parameters), into.wanted, into.binary_outputs)
+    facts = (into.id_json, into.request_id, repr(into.parameters), into.wanted, into.form)
     return *facts, into.rows, into.log_bytes, into.inputs, [tuple(shape) for shape in into.shapes], key
 
 
