@@ -49,6 +49,9 @@ class Data(_Section):
     body_timeout_s: Annotated[int, Meta(ge=1, description="a request's body must be there in")] = 10
     connections_max: Annotated[int, Meta(ge=1, description="connections a worker holds")] = 4096
     inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
+    model_control: Annotated[
+        bool, Meta(description="clients may load and unload models; beyond loopback with publish.token")
+    ] = False
 
     @property
     def on_loopback(self) -> bool:

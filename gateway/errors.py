@@ -164,6 +164,19 @@ class StateConflict(ControlError):
     code = "state_conflict"
 
 
+class LoadFailed(ControlError):
+    """A model was to be loaded and a version of it failed; the message has its reason."""
+
+    code = "load_failed"
+
+
+class ControlUnavailable(ControlError):
+    """Control does not answer, so that a model cannot be loaded or unloaded at present."""
+
+    code = "control_unavailable"
+    retryable = True
+
+
 class EvidenceStale(StateConflict):
     """The evidence that a change rests on is too old, or from the future."""
 

@@ -19,7 +19,7 @@ from gateway.audit.event import ModelFacts, Prediction
 from gateway.config import Batch as BatchConfig
 from gateway.control import snapshot
 from gateway.errors import GatewayError, ModelNotReady, SnapshotCorrupt, StateFormatNewer, UnknownModel
-from gateway.fleet import Fleet
+from gateway.fleet import LOAD_STATES, Fleet
 from gateway.routing import Assignment, RouteTable, compile_route, lease_end_ns, pinned
 from gateway.version import Version
 from loaders.session import Session
@@ -147,6 +147,42 @@ class Models:
         return self._entries.get(model)
 
     @property
+    def fleet(self) -> Fleet:
+        """The shared memory of all workers."""
+        return self._fleet
+
+    def slot_of(self, model: str, version: str) -> int:
+        """Where a version's counters stand in the fleet's memory.
+
+        Raises:
+            UnknownModel: it is not among those that are loaded, or to be.
+        """
+        slot = self._slots.get((model, version))
+        if slot is None:
+            raise UnknownModel(model, version)
+        return slot
+
+    def state_over_workers(self, model: str, version: str) -> tuple[str, str | None]:
+        """A version's worst load state over the workers that serve, and why; `absent` when it is not wanted.
+
+        One that starts does not count: it takes no requests before it has loaded.
+        """
+        slot = self._slots.get((model, version))
+        if slot is None:
+            return "absent", None
+        found = [
+            (LOAD_STATES[self._fleet.slot(i, slot)[fleet_words.LOAD_STATE]], self._fleet.reason(i, slot))
+            for i in range(self._fleet.workers)
+            if i == self._index or self._fleet.worker(i)[fleet_words.STATE] == fleet_words.SERVING
+        ]
+        for state in ("failed", "loading", "absent", "unloading"):
+            for has, reason in found:
+                if has == state:
+                    # Wanted, and not begun yet.
+                    return ("loading" if state == "absent" else state), reason or None
+        return "ready", None
+
+    @property
     def names(self) -> list[str]:
         """Models known here, sorted."""
         return sorted(self._entries)
@@ -238,7 +274,7 @@ class Models:
         asked, self._asked = self._asked, {(d.model, d.version): d.load_event for d in serving.versions}
         for key, event in self._asked.items():
             if key in asked and asked[key] != event:
-                self.registry.retry(*key)
+                self._retry(*key)
         self._compile()
         for key, slot in before.items():
             if self._slots.get(key) == slot:
@@ -249,6 +285,14 @@ class Models:
         # Only now: from here on no request is routed by the older table.
         self.generation = generation
         self._words[fleet_words.GENERATION] = serving.generation
+
+    def _retry(self, model: str, version: str) -> None:
+        """Try a failed version again; shown before the generation is, so that no one takes the old failure for news."""
+        if self._entries[model].states.get(version, ("", None))[0] == "failed":
+            self._entries[model].states[version] = ("loading", None)
+            words = self._fleet.slot(self._index, self._slots[model, version])
+            words[fleet_words.LOAD_STATE] = fleet_words.LOADING
+        self.registry.retry(model, version)
 
     def _compile(self) -> None:
         if self.serving is None:

@@ -35,6 +35,8 @@ class Version:
         self.codec = codec
         self.encoder = encoder_
         self.max_rows = batch.max_rows if session.batchable else 1
+        self.queue_delay_us = int(batch.linger_ms * 1000)
+        """How long a request may wait for company."""
         self.queue = VersionQueue(batch.max_rows, batchable=session.batchable)
         self.inline_ns = batch.inline_us * 1000 if session.inline_allowed else 0
         self.cost = CostModel(session.warm_cost_ns)

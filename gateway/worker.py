@@ -31,6 +31,7 @@ from gateway.api.encode import RunEncoder, label_names
 from gateway.api.fast import FastProtocol
 from gateway.api.infer import DataApi
 from gateway.api.problems import reply_of, status_of
+from gateway.api.repository import ControlClient
 from gateway.api.server import Server
 from gateway.append import Appender
 from gateway.audit.source import claim_source
@@ -126,10 +127,21 @@ class Worker:
         door = FastProtocol.bind(
             self.core, takes_fast=data.door == "fast", connections_max=data.connections_max
         )
-        token = None if data.on_loopback else TokenFile(self.context.state_path, FEEDBACK)
+        state_dir = self.context.state_path
+        token = None if data.on_loopback else TokenFile(state_dir, FEEDBACK)
+        control = None
+        if data.model_control:
+            control = ControlClient.of(self.context.admin_url, state_dir, on_loopback=data.on_loopback)
         self.server = Server(
             uvicorn.Config(
-                DataApi(self.core, data.body_max_bytes, self.config.audit.level, token).app(),
+                DataApi(
+                    self.core,
+                    data.body_max_bytes,
+                    self.config.audit.level,
+                    token,
+                    root=Path(self.context.models),
+                    control=control,
+                ).app(),
                 http=door,
                 ws="none",
                 lifespan="off",

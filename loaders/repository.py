@@ -65,6 +65,11 @@ def scan(root: Path) -> Found:
     return Found(models, tuple(problems))
 
 
+def is_version(text: str) -> bool:
+    """Whether a text can be a version's name."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def version_directory(root: Path, model: str, version: str) -> Path:
     """Where a version lies."""
     return root / model / version

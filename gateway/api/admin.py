@@ -27,12 +27,14 @@ from gateway.api.bodies import LoadBody, ReasonBody, check_host, read_body
 from gateway.api.metrics import exposition
 from gateway.audit import verify
 from gateway.control.engine import Engine, changed_by
+from gateway.control.explicit import Explicit
 from gateway.control.placement import Placement
-from gateway.control.tokens import ADMIN, SIDECAR, check_bearer
-from gateway.errors import Forbidden, GatewayError, MethodNotAllowed, NotFound, UnknownModel
+from gateway.control.tokens import ADMIN, SIDECAR, WORKER, check_bearer
+from gateway.errors import ChangeInvalid, Forbidden, GatewayError, MethodNotAllowed, NotFound, UnknownModel
 from gateway.fleet import Fleet
 
-OPEN, READ, SHIFT, ROLLBACK, LEASE, PUBLISH = "open", "read", "shift", "rollback", "lease", "publish"
+OPEN, READ, SHIFT, ROLLBACK, LEASE = "open", "read", "shift", "rollback", "lease"
+PUBLISH, LOAD = "publish", "load"
 
 RULES: dict[tuple[str, str], str] = {
     ("GET", "/healthz"): OPEN,
@@ -51,16 +53,17 @@ RULES: dict[tuple[str, str], str] = {
     ("GET", "/admin/v1/models"): READ,
     ("POST", "/admin/v1/models/refresh"): PUBLISH,
     ("GET", "/admin/v1/models/{model}"): READ,
-    ("POST", "/admin/v1/models/{model}/load"): PUBLISH,
-    ("POST", "/admin/v1/models/{model}/unload"): PUBLISH,
+    ("POST", "/admin/v1/models/{model}/load"): LOAD,
+    ("POST", "/admin/v1/models/{model}/unload"): LOAD,
     ("GET", "/admin/v1/fleet"): READ,
     ("GET", "/admin/v1/audit/status"): READ,
 }
 """(method, route) to scope."""
 
 SCOPES: dict[str, frozenset[str]] = {
-    ADMIN: frozenset((READ, SHIFT, ROLLBACK, LEASE, PUBLISH)),
+    ADMIN: frozenset((READ, SHIFT, ROLLBACK, LEASE, PUBLISH, LOAD)),
     SIDECAR: frozenset((READ, ROLLBACK, LEASE)),
+    WORKER: frozenset((LOAD,)),
 }
 """Principal to scopes. Of rollbacks the sidecar has those of a canary only (admin_routes)."""
 
@@ -202,6 +205,8 @@ class AdminApi:
     async def _load_or_unload(self, request: Request, kind: str) -> Response:
         body = await read_body(request, LoadBody)
         model = request.path_params["model"]
+        if body.whole:
+            return await self._whole(request, kind, body)
         versions = self._placement.found.models.get(model)
         if not versions:
             raise UnknownModel(model, body.version)
@@ -217,6 +222,18 @@ class AdminApi:
             },
             status=202 if outcome.applied and outcome.applied.pending else 200,
         )
+
+    async def _whole(self, request: Request, kind: str, body: LoadBody) -> Response:
+        model = request.path_params["model"]
+        if body.version is not None:
+            msg = "give `version` or `whole`, not both"
+            raise ChangeInvalid(msg)
+        change = changed_by(request.state.principal, body.reason)
+        explicit = Explicit(self._engine, self._placement.refresh, self._placement.first_sight)
+        outcome = await (explicit.load if kind == "load" else explicit.unload)(model, change)
+        pending = outcome.applied.pending if outcome.applied and kind == "unload" else ()
+        content = {**self._model(model), "generation": outcome.generation, "pending": list(pending)}
+        return json_answer(content, status=202 if pending else 200)
 
     def _model(self, name: str) -> dict[str, Any]:
         route = self._engine.state.serving.routes.get(name)

@@ -69,9 +69,10 @@ class RearmBody(_Body):
 
 
 class LoadBody(_Body):
-    """Which version; the newest when absent."""
+    """Which version; the newest when absent. `whole`: all of the model's, and the answer waits until it is so."""
 
     version: VersionText | None = None
+    whole: bool = False
 
 
 class VariantBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,6 +32,8 @@ STATUS: dict[type[GatewayError], int] = {
     errors.PreconditionRequired: 428,
     errors.RevisionConflict: 412,
     errors.StateConflict: 409,
+    errors.LoadFailed: 422,
+    errors.ControlUnavailable: 503,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
 }

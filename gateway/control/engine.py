@@ -25,7 +25,7 @@ from gateway.config import Config, Policy
 from gateway.control import snapshot
 from gateway.control.changes import released, renewed
 from gateway.control.gates import check_latches, check_ready, only_retreats, with_leases
-from gateway.control.state import State, applied, forced, placed, rollback_target, route_document
+from gateway.control.state import EVERY, State, applied, forced, placed, rollback_target, route_document
 from gateway.errors import (
     AuditUnavailable,
     ReasonRequired,
@@ -218,7 +218,7 @@ class Engine:
             await self._commit(self._event("route", route.changed, document, route.model, route.revision))
 
     async def load_or_unload(self, model: str, version: str, kind: str, change: Change) -> Outcome:
-        """Load a version everywhere, or let it go.
+        """Load a version everywhere, or let it go; EVERY stands for all of the model's, those in its route too.
 
         Raises:
             UnknownModel: it is not in the repository.
@@ -226,9 +226,11 @@ class Engine:
         """
         _require_reason(change)
         async with self._lock:
-            if version not in self.found.get(model, ()):
-                raise UnknownModel(model, version)
             route = self.state.serving.routes.get(model)
+            if version != EVERY and version not in self.found.get(model, ()):
+                raise UnknownModel(model, version)
+            if version == EVERY and route is None and model not in self.found:
+                raise UnknownModel(model)
             if kind == "unload" and route is not None and version in route.versions:
                 msg = f"{model} version {version} is in the route; take it out first"
                 raise StateConflict(msg)

@@ -68,8 +68,7 @@ class Placement:
                 next_scan = time.monotonic() + RESCAN_S
                 await self._guarded_refresh()
             for model in self.found.models:
-                if model not in self._engine.state.serving.routes:
-                    await self._first_sight(model)
+                await self.first_sight(model)
             await asyncio.sleep(POLL_S)
 
     async def _guarded_refresh(self) -> None:
@@ -78,7 +77,10 @@ class Placement:
         except (GatewayError, OSError) as exc:
             log.error("placement_failed", extra={"why": str(exc)})  # noqa: TRY400
 
-    async def _first_sight(self, model: str) -> None:
+    async def first_sight(self, model: str) -> None:
+        """Give a model without a route its first, once every live worker has settled its versions."""
+        if model in self._engine.state.serving.routes:
+            return
         versions = self.found.models[model]
         states = {v: [s for s, _ in self._engine.load_states(model, v).values()] for v in versions}
         wanted = {v: found for v, found in states.items() if found}

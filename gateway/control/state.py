@@ -24,6 +24,9 @@ from gateway.routing import Route, iso_time
 ROUTE_KINDS = frozenset(("route", "shift", "promote", "rollback", "rearm", "freeze", "thaw"))
 """Changes that make a revision. A `lease` renews one and is none."""
 
+EVERY = "*"
+"""Stands for all versions of a model in `load` and `unload`: while such an unload holds, none is loaded."""
+
 
 class State(msgspec.Struct, frozen=True):
     """Both parts of a snapshot."""
@@ -73,15 +76,19 @@ def applied(state: State, event: Control) -> State:
             present = msgspec.structs.replace(present, variants=route.variants)
             serving = msgspec.structs.replace(serving, routes={**serving.routes, route.model: present})
     elif event.kind in {"load", "unload"} and event.after is not None:
-        pair = (str(event.model), str(event.after["version"]))
-        unloaded = tuple(p for p in ledger.unloaded if p != pair)
+        model, version = pair = (str(event.model), str(event.after["version"]))
+        gone = (pair, (model, EVERY)) if event.kind == "load" else (pair,)
+        unloaded = tuple(p for p in ledger.unloaded if p not in gone and (version != EVERY or p[0] != model))
         loaded = tuple(p for p in ledger.loaded if p != pair)
         if event.kind == "unload":
             unloaded = (*unloaded, pair)
         else:
-            loaded = (*loaded, pair)
+            if version != EVERY:
+                loaded = (*loaded, pair)
             again = tuple(
-                msgspec.structs.replace(d, load_event=event.id) if (d.model, d.version) == pair else d
+                msgspec.structs.replace(d, load_event=event.id)
+                if d.model == model and version in {d.version, EVERY}
+                else d
                 for d in serving.versions
             )
             serving = msgspec.structs.replace(serving, versions=again)
@@ -128,6 +135,8 @@ def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
     wanted: list[tuple[str, str]] = []
     for model in sorted({*found, *state.serving.routes}):
         on_disk = found.get(model, ())
+        if (model, EVERY) in state.ledger.unloaded:
+            continue
         route = state.serving.routes.get(model)
         versions = set(on_disk[-1:])
         if route is not None:

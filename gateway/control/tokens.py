@@ -1,7 +1,9 @@
 """Who asks: tokens, made by control at the first start, compared in constant time.
 
 The CLI reads `admin.token`, the sidecar `sidecar.token`; which of them was given is the principal of a change.
-`feedback.token` is of the data listener alone: for those who send labels where it is not on loopback.
+A worker has `worker.token`, for what clients ask of it: to load and unload models, and no more.
+Two are of the data listener alone, where it is not on loopback: `feedback.token` for those who send labels,
+`publish.token` for those who load and unload.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from pathlib import Path
 
 from gateway.errors import Unauthorized
 
-ADMIN, SIDECAR, FEEDBACK = "admin", "sidecar", "feedback"
-PRINCIPALS = (ADMIN, SIDECAR)
+ADMIN, SIDECAR, WORKER = "admin", "sidecar", "worker"
+FEEDBACK, PUBLISH = "feedback", "publish"
+PRINCIPALS = (ADMIN, SIDECAR, WORKER)
 """Of the admin listener."""
 TOKEN_CHARS_MIN = 32
 """A shorter one is no token: what a kill or a full disk left of one must not open the door."""
 
 
 def ensure_tokens(state_dir: Path) -> dict[str, str]:
-    """The token of every principal of the admin listener; the one for feedback is made beside them."""
-    ensure_token(state_dir, FEEDBACK)
+    """The token of every principal of the admin listener; those of the data listener are made beside them."""
+    for principal in (FEEDBACK, PUBLISH):
+        ensure_token(state_dir, principal)
     return {principal: ensure_token(state_dir, principal) for principal in PRINCIPALS}
 
 

@@ -92,3 +92,66 @@ def write_turns(root: Path, name: str = "turns", version: str = "1", side: int =
         ],
     )
     _save(root, name, version, graph)
+
+
+IDENTITIES = {
+    "bool": TensorProto.BOOL, "fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT, "fp64": TensorProto.DOUBLE,
+    "int64": TensorProto.INT64, "int8": TensorProto.INT8, "string": TensorProto.STRING,
+    "uint64": TensorProto.UINT64, "uint8": TensorProto.UINT8,
+}  # fmt: skip
+"""Types that `write_identity` has models of."""
+
+
+def write_identity(root: Path, kind: str, shape: tuple[object, ...] = ("N", "M"), name: str = "") -> None:
+    """INPUT0 -> OUTPUT0, the same; with rows, at most 8 of them, as its config.pbtxt says."""
+    name = name or f"id_{kind}"
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])],
+        name,
+        [helper.make_tensor_value_info("INPUT0", IDENTITIES[kind], shape)],
+        [helper.make_tensor_value_info("OUTPUT0", IDENTITIES[kind], shape)],
+    )
+    _save(root, name, "1", graph)
+    if shape[0] == "N":
+        (root / name / "config.pbtxt").write_text("max_batch_size: 8\n")
+
+
+def write_simple(root: Path, name: str = "simple") -> None:
+    """INPUT0[N,16], INPUT1[N,16] INT32 -> OUTPUT0 their sum, OUTPUT1 their difference."""
+    ints = [TensorProto.INT32, ["N", 16]]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+            helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+        ],
+        name,
+        [helper.make_tensor_value_info(f"INPUT{i}", *ints) for i in (0, 1)],
+        [helper.make_tensor_value_info(f"OUTPUT{i}", *ints) for i in (0, 1)],
+    )
+    _save(root, name, "1", graph)
+
+
+def write_not_finite(root: Path, name: str = "nan") -> None:
+    """INPUT0[N,1] -> OUTPUT0[N,5], each row NaN, Inf, -Inf, 1, 0.1."""
+    row = np.array([[np.nan, np.inf, -np.inf, 1, 0.1]], np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["INPUT0"], ["rows"], start=0, end=1),
+            helper.make_node("Concat", ["rows", "five"], ["shape"], axis=0),
+            helper.make_node("Expand", ["row", "shape"], ["OUTPUT0"]),
+        ],
+        name,
+        [helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", 5])],
+        [numpy_helper.from_array(row, "row"), numpy_helper.from_array(np.array([5], np.int64), "five")],
+    )
+    _save(root, name, "1", graph)
+
+
+def write_protocol_models(root: Path) -> None:
+    """The models of tests/contracts/protocol_cases.jsonl."""
+    for kind in IDENTITIES:
+        write_identity(root, kind)
+    write_identity(root, "fp32", (2, "M"), "nobatch")
+    write_simple(root)
+    write_not_finite(root)

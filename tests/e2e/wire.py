@@ -45,12 +45,16 @@ class Wire:
         """Write bytes out."""
         self._socket.sendall(content)
 
-    def reply(self) -> RawReply:
-        """The next whole reply (with Content-Length); raises ConnectionError when there is none."""
+    def reply(self, *, has_body: bool = True) -> RawReply:
+        """The next whole reply (with Content-Length); raises ConnectionError when there is none.
+
+        Args:
+            has_body: not so of a reply to HEAD, whose Content-Length tells what GET would get.
+        """
         while b"\r\n\r\n" not in self._buffer:
             self._more()
         head, _, rest = self._buffer.partition(b"\r\n\r\n")
-        length = int(RawReply(head, b"").fields.get("content-length", "0"))
+        length = int(RawReply(head, b"").fields.get("content-length", "0")) if has_body else 0
         self._buffer = rest
         while len(self._buffer) < length:
             self._more()
@@ -67,7 +71,7 @@ class Wire:
     def exchange(self, content: bytes) -> RawReply:
         """Send and take the reply."""
         self.send(content)
-        return self.reply()
+        return self.reply(has_body=not content.startswith(b"HEAD "))
 
     def close(self) -> None:
         """Close it."""

@@ -26,6 +26,8 @@ BY_CODE = {
     "revision_conflict": 412,
     "state_conflict": 409,
     "evidence_stale": 409,
+    "load_failed": 422,
+    "control_unavailable": 503,
     "unauthorized": 401,
     "forbidden": 403,
 }

@@ -21,12 +21,13 @@ def test_token_is_made_once_and_private(tmp_path: Path) -> None:
 
 
 def test_each_principal_has_its_own(tmp_path: Path) -> None:
-    """Two private files, two tokens; the token says who asks."""
+    """Private files, a token in each; the token says who asks. Those of the data listener open nothing here."""
     tokens = ensure_tokens(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["admin.token", "feedback.token", "sidecar.token"]
-    assert (tmp_path / "sidecar.token").stat().st_mode & 0o777 == 0o600
-    assert len({*tokens.values()}) == 2
-    for principal in ("admin", "sidecar"):
+    names = ("admin", "feedback", "publish", "sidecar", "worker")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.token" for name in names]
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o600}
+    assert len({*tokens.values()}) == 3
+    for principal in ("admin", "sidecar", "worker"):
         given = (tmp_path / f"{principal}.token").read_text().strip()
         assert check_bearer(f"Bearer {given}", tokens) == principal
     assert ensure_tokens(tmp_path) == tokens

@@ -1,0 +1,96 @@
+"""What the Starlette door reads: a request's body within limits, inflated when it is compressed.
+
+transport -> **incoming** -> core, handlers. The limit holds before and after inflating: a small body must not become a
+large one here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.errors import BodyTooLarge, InvalidRequest, RequestCancelled, UnsupportedCoding
+
+SMALL_BODY_MAX_BYTES = 65_536
+"""Of requests that carry a few words of JSON: repository index, load, unload."""
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""zlib's word for each coding; `deflate` is the zlib format, as the standard says."""
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body, inflated.
+
+    Raises:
+        BodyTooLarge: more than `limit_bytes`, as sent or inflated.
+        UnsupportedCoding: a Content-Encoding that is not decoded, or a body that is not in it.
+        RequestCancelled: the client went away.
+    """
+    length = request.headers.get("content-length")
+    if length is not None and length.isdigit() and int(length) > limit_bytes:
+        msg = f"body of {length} bytes; at most {limit_bytes} are taken"
+        raise BodyTooLarge(msg)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit_bytes:
+                msg = f"body of more than {limit_bytes} bytes"
+                raise BodyTooLarge(msg)
+            chunks.append(chunk)
+    except ClientDisconnect as exc:
+        msg = "the client went away"
+        raise RequestCancelled(msg) from exc
+    codings = ",".join(request.headers.getlist("content-encoding"))
+    return inflated(b"".join(chunks), codings.strip().lower(), limit_bytes)
+
+
+async def read_small_json(request: Request, kind: type[Any]) -> Any:
+    """A small body as `kind`; an empty one gives its defaults, as clients send none. Unknown fields are passed over.
+
+    Raises:
+        InvalidRequest: not JSON, or not of that form; and what `read_body` raises.
+    """
+    content = await read_body(request, SMALL_BODY_MAX_BYTES)
+    if not content.strip():
+        return kind()
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        msg = f"request body: {exc}"
+        raise InvalidRequest(msg) from exc
+
+
+def inflated(body: bytes, coding: str, limit_bytes: int) -> bytes:
+    """A body without its Content-Encoding: none, gzip or deflate, once.
+
+    Raises:
+        UnsupportedCoding: another coding, several of them, or a body that is not in the one named.
+        BodyTooLarge: it inflates to more than `limit_bytes`.
+    """
+    if coding in {"identity", ""}:
+        return body
+    bits = _WINDOW_BITS.get(coding)
+    if bits is None:
+        msg = f"Content-Encoding {coding[:40]!r}; expected gzip, deflate or none"
+        raise UnsupportedCoding(msg)
+    inflate = zlib.decompressobj(bits)
+    try:
+        out = inflate.decompress(body, limit_bytes + 1)
+    except zlib.error as exc:
+        form = "in zlib's format, as deflate is here" if bits == 15 else "gzip"
+        msg = f"body is not {form} although Content-Encoding is {coding}: {exc}"
+        raise UnsupportedCoding(msg) from exc
+    if len(out) > limit_bytes:
+        msg = f"body inflates to more than {limit_bytes} bytes"
+        raise BodyTooLarge(msg)
+    if not inflate.eof:
+        msg = f"body is cut short: its {coding} stream does not end"
+        raise UnsupportedCoding(msg)
+    if inflate.unused_data:
+        msg = f"{len(inflate.unused_data)} bytes follow the end of the {coding} stream"
+        raise UnsupportedCoding(msg)
+    return out

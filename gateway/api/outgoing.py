@@ -1,0 +1,49 @@
+"""What the Starlette door answers: plain responses, JSON, errors in our one shape, and replies of the core.
+
+handlers -> **outgoing** -> transport. Fields are written as the fast door writes them, so that both give equal bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from gateway.api.problems import reply_of
+from gateway.errors import GatewayError
+
+
+class FutureSink:
+    """A reply on its way to a waiting coroutine."""
+
+    def __init__(self) -> None:
+        self.disconnected = False
+        self.future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+    def reply(self, status: int, fields: bytes, body: bytes) -> None:
+        """Called once by the core; skipped when the waiter is gone."""
+        if not self.future.done():
+            self.future.set_result(response_of(status, fields, body))
+
+
+def response_of(status: int, fields: bytes, body: bytes) -> Response:
+    """A response with exactly these fields (whole lines) and this body."""
+    response = Response(content=body, status_code=status)
+    response.raw_headers = [
+        (name, value) for name, _, value in (line.partition(b": ") for line in fields.split(b"\r\n") if line)
+    ]
+    return response
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """Plain data as JSON; content type exactly `application/json`, as some clients compare it."""
+    body = orjson.dumps(content)
+    fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    return response_of(status, fields, body)
+
+
+def problem_response(exc: GatewayError) -> Response:
+    """An error."""
+    return response_of(*reply_of(exc))
