@@ -237,7 +237,7 @@ def _measure(rig: Rig) -> list[Part]:
 def _parts(rig: Rig, batch: Batch, feeds: Batch, door_us: float) -> list[Part]:
     """Each part alone, over the same 32 requests."""
     core, version = rig.core, rig.version
-    head: Any = rig.doors[0]._head_cycle.head  # type: ignore[union-attr]
+    head: Any = rig.doors[0]._kept.head
     entry: Any = core.models.get("mlp")
     bodies = [request.partition(b"\r\n\r\n")[2] for request in rig.requests]
     codec, outputs, sink = version.codec, batch.outputs, batch.inferences[0].sink

@@ -41,13 +41,27 @@ class Data(_Section):
         Literal["fast", "starlette"], Meta(description="which door takes common inference requests")
     ] = "fast"
     body_max_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 67_108_864
+    bodies_max_bytes: Annotated[
+        int, Meta(ge=1_048_576, description="bodies that a worker holds while they come, all together")
+    ] = 268_435_456
+    json_max_bytes: Annotated[
+        int, Meta(ge=1024, description="JSON of one request; binary tensors may be larger")
+    ] = 4_194_304
+    json_max_values: Annotated[int, Meta(ge=1024, description="values in the JSON of one request")] = 262_144
     request_timeout_ms: Annotated[
         int, Meta(ge=1, le=30_000, description="deadline of a request that names none")
     ] = 1000
     keep_alive_s: Annotated[int, Meta(ge=1, description="idle connections close after")] = 75
     header_timeout_s: Annotated[int, Meta(ge=1, description="a request's head must be there in")] = 5
-    body_timeout_s: Annotated[int, Meta(ge=1, description="a request's body must be there in")] = 10
-    connections_max: Annotated[int, Meta(ge=1, description="connections a worker holds")] = 4096
+    body_timeout_s: Annotated[
+        int, Meta(ge=1, description="a request's body must be there in, and come at 16 KiB/s after that")
+    ] = 10
+    write_timeout_s: Annotated[
+        int, Meta(ge=1, description="a client that takes less than 16 KiB/s of its answers is cut off after")
+    ] = 10
+    connections_max: Annotated[
+        int, Meta(ge=1, description="connections a worker holds; the idlest make room")
+    ] = 4096
     inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
     model_control: Annotated[
         bool, Meta(description="clients may load and unload models; beyond loopback with publish.token")

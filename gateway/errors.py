@@ -24,9 +24,28 @@ class InvalidRequest(GatewayError):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is over `data.body_max_bytes`, or over what the signature can need."""
+    """The body, or the JSON in it, is over `data.body_max_bytes` or `data.json_max_bytes`, or holds too many values."""
 
     code = "body_too_large"
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request's header fields are too many or too long."""
+
+    code = "head_too_large"
+
+
+class UrlTooLong(InvalidRequest):
+    """The request's target is too long."""
+
+    code = "url_too_long"
+
+
+class RequestTimeout(InvalidRequest):
+    """The request came too slowly: its head or its body was not here in time."""
+
+    code = "request_timeout"
+    retryable = True
 
 
 class UnsupportedCoding(InvalidRequest):

@@ -27,6 +27,7 @@ from gateway import config as configuration
 from gateway import counting, logs, process
 from gateway import fleet as words_of
 from gateway.api.codec import Codec
+from gateway.api.crowd import Limits
 from gateway.api.encode import RunEncoder, label_names
 from gateway.api.fast import FastProtocol
 from gateway.api.infer import DataApi
@@ -96,6 +97,7 @@ class Worker:
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
         self.server: Server | None = None
+        self.door: type[FastProtocol] | None = None
 
     def _load(self, model: str, version: str) -> Session:
         return load(
@@ -124,8 +126,11 @@ class Worker:
         # Few cycles are made per request; the default would look for them every twenty requests.
         gc.set_threshold(20_000, 10, 10)
         data = self.config.data
-        door = FastProtocol.bind(
-            self.core, takes_fast=data.door == "fast", connections_max=data.connections_max
+        self.door = door = FastProtocol.bind(
+            self.core,
+            takes_fast=data.door == "fast",
+            connections_max=data.connections_max,
+            limits=_limits(data),
         )
         state_dir = self.context.state_path
         token = None if data.on_loopback else TokenFile(state_dir, FEEDBACK)
@@ -136,7 +141,7 @@ class Worker:
             uvicorn.Config(
                 DataApi(
                     self.core,
-                    data.body_max_bytes,
+                    _limits(data),
                     self.config.audit.level,
                     token,
                     root=Path(self.context.models),
@@ -189,7 +194,6 @@ class Worker:
 
     async def _tick(self) -> None:
         """The heartbeat, and what needs a clock rather than a request."""
-        data = self.config.data
         next_second = 0.0
         while True:
             now_s = self.loop.time()
@@ -206,9 +210,7 @@ class Worker:
                 if self.server is not None:
                     for connection in list(self.server.server_state.connections):
                         if isinstance(connection, FastProtocol):
-                            connection.reap(
-                                now_s, data.header_timeout_s, data.body_timeout_s, data.keep_alive_s
-                            )
+                            connection.reap(now_s)
             await asyncio.sleep(POLL_S)
 
     def _gauges(self) -> None:
@@ -221,6 +223,19 @@ class Worker:
         words[words_of.TURNS] = self.core.turns
         if self.server is not None:
             words[words_of.CONNECTIONS] = len(self.server.server_state.connections)
+
+
+def _limits(data: configuration.Data) -> Limits:
+    return Limits(
+        body_max_bytes=data.body_max_bytes,
+        bodies_max_bytes=data.bodies_max_bytes,
+        json_max_bytes=data.json_max_bytes,
+        json_max_values=data.json_max_values,
+        header_s=data.header_timeout_s,
+        body_s=data.body_timeout_s,
+        write_s=data.write_timeout_s,
+        idle_s=data.keep_alive_s,
+    )
 
 
 def _make_codec(model: str, session: Session) -> Codec:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.api.heads import traceresponse
 from gateway.errors import GatewayError
 from gateway.head import Head
 
@@ -20,7 +21,9 @@ class _NoEvent:
 class FastCycle:
     """A fast request on its connection: takes the body, then the reply.
 
-    Has the attributes of uvicorn's RequestResponseCycle that the parent protocol reads.
+    Has the attributes of uvicorn's RequestResponseCycle that the parent protocol reads. A kept head's cycle serves one
+    request of its connection after the other: an answer that came twice would be the next one's, so the core answers
+    each request once.
     """
 
     __slots__ = (
@@ -62,7 +65,14 @@ class FastCycle:
         if default is not FastCycle.prelude_of:
             FastCycle.prelude_of = default
             FastCycle.prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
-        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        head = self.head
+        if type(head) is Head and head.traceparent is not None:
+            fields += traceresponse(head.traceparent, fields)
+        ending = b"\r\n"
+        if status == 413:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            ending = b"connection: close\r\n\r\n"
         door.transport.write(b"".join((STATUS_LINE[status], FastCycle.prelude, fields, ending, body)))
         if self.keep_alive and not door.pipeline:
             door.replied += 1

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.api.crowd import Limits
 from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
-from gateway.api.heads import ANONYMOUS, FAST_BODY_MAX_BYTES, make_head, read_level
+from gateway.api.heads import ANONYMOUS, FAST_BODY_MAX_BYTES, check_json, make_head, read_level
 from gateway.api.incoming import read_body
 from gateway.api.metadata import MODEL, VERSION, Metadata, entry_of
 from gateway.api.outgoing import FutureSink, json_response, problem_response
@@ -31,7 +32,7 @@ class DataApi:
 
     Args:
         core: the worker's request path.
-        body_max_bytes: largest body, also after inflating.
+        limits: largest body, also after inflating, and the JSON in it.
         audit_level: what a reply waits for, unless its request asks for more.
         feedback_token: what labels need; None where anyone may send them.
         root: the model repository.
@@ -41,7 +42,7 @@ class DataApi:
     def __init__(
         self,
         core: Core,
-        body_max_bytes: int,
+        limits: Limits,
         audit_level: str,
         feedback_token: TokenFile | None = None,
         *,
@@ -49,12 +50,13 @@ class DataApi:
         control: ControlClient | None = None,
     ) -> None:
         self._core = core
+        self._limits = limits
         self._metadata = Metadata(core.models, loads=control is not None)
         self._repository = Repository(core.models, root, control)
         self._feedback_token = feedback_token
         self._models = core.models
         self._feedback = FeedbackIntake(core.models, core.appender, audit_level)
-        self._body_max_bytes = body_max_bytes
+        self._body_max_bytes = limits.body_max_bytes
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -86,7 +88,10 @@ class DataApi:
         try:
             path = request.scope.get("raw_path") or request.url.path.encode()
             head = make_head(core.caller, path, request.scope["headers"])
+            sink.traceparent = head.traceparent
             body = await read_body(request, self._body_max_bytes)
+            if len(body) > FAST_BODY_MAX_BYTES:
+                check_json(body, head.json_bytes, self._limits)
             # As at the fast door: a request is received when all of it is here; the upload has limits of its own.
             received_ns = time.perf_counter_ns()
         except GatewayError as exc:

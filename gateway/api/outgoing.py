@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
+from gateway.api.heads import traceresponse
 from gateway.api.problems import reply_of
 from gateway.errors import GatewayError
 
@@ -18,13 +19,16 @@ from gateway.errors import GatewayError
 class FutureSink:
     """A reply on its way to a waiting coroutine."""
 
-    def __init__(self) -> None:
+    def __init__(self, traceparent: str | None = None) -> None:
         self.disconnected = False
+        self.traceparent = traceparent
         self.future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
         """Called once by the core; skipped when the waiter is gone."""
         if not self.future.done():
+            if self.traceparent is not None:
+                fields += traceresponse(self.traceparent, fields)
             self.future.set_result(response_of(status, fields, body))
 
 

@@ -16,6 +16,9 @@ from gateway.errors import GatewayError, RevisionConflict
 STATUS: dict[type[GatewayError], int] = {
     errors.InvalidRequest: 400,
     errors.BodyTooLarge: 413,
+    errors.HeadTooLarge: 431,
+    errors.UrlTooLong: 414,
+    errors.RequestTimeout: 408,
     errors.UnsupportedCoding: 415,
     errors.NotFound: 404,
     errors.UnknownModel: 404,
@@ -81,6 +84,9 @@ def reply_of(exc: BaseException) -> tuple[int, bytes, bytes]:
     wait_s = retry_after_s(exc)
     if wait_s is not None:
         fields += b"retry-after: %d\r\n" % wait_s
+    if isinstance(exc, errors.BodyTooLarge):
+        # What is left of the body is not read.
+        fields += b"connection: close\r\n"
     if isinstance(exc, errors.Unauthorized):
         fields += b"www-authenticate: Bearer\r\n"
     if isinstance(exc, errors.UnsupportedCoding):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gateway import fleet as words_of
 from gateway.api import feedback as module
+from gateway.api.crowd import Limits
 from gateway.api.feedback import AHEAD_NS, LABELS_MAX, YEAR_2000_NS, FeedbackIntake, decode_labels
 from gateway.api.infer import DataApi
 from gateway.audit.event import Feedback
@@ -46,7 +47,7 @@ class Api:
         self.path = Path_(tmp_path, *settings_, session=labelled(kind), **facts)
         core, config = self.path.core, self.path.config
         token = None if config.data.on_loopback else TokenFile(tmp_path, FEEDBACK)
-        api = DataApi(core, config.data.body_max_bytes, config.audit.level, token)
+        api = DataApi(core, Limits(), config.audit.level, token)
         api._feedback = FeedbackIntake(core.models, core.appender, config.audit.level, lambda: NOW_NS)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api.app(), raise_app_exceptions=False), base_url="http://127.0.0.1"

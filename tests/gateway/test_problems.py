@@ -11,6 +11,9 @@ from gateway.api.problems import RETRY_AFTER_S, STATUS, problem, reply_of, statu
 
 BY_CODE = {
     "body_too_large": 413,
+    "head_too_large": 431,
+    "url_too_long": 414,
+    "request_timeout": 408,
     "unsupported_coding": 415,
     "unknown_model": 404,
     "method_not_allowed": 405,
