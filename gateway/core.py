@@ -105,13 +105,13 @@ class Core:
         try:
             entry = self._admit(head, inference)
             codec = entry.codec_of(head.version)
-            codec.decode(body, head.json_bytes, inference)
+            head.decoder(codec)(body, head.json_bytes, inference)
             inference.decoded_ns = _now()
             version = self._route(entry, head, inference)
             if version.codec is not codec:
                 # Another signature than the primary's: its own order, names and shapes count.
                 inference.key = inference.wanted = inference.form = None
-                version.codec.decode(body, head.json_bytes, inference)
+                head.decoder(version.codec)(body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)
@@ -121,12 +121,12 @@ class Core:
         inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
         try:
             codec = self._admit(head, inference).codec_of(head.version)
-            await asyncio.to_thread(codec.decode, body, head.json_bytes, inference)
+            await asyncio.to_thread(head.decoder(codec), body, head.json_bytes, inference)
             inference.decoded_ns = _now()
             version = self._route(self._entry(head), head, inference)
             if version.codec is not codec:
                 inference.key = inference.wanted = inference.form = None
-                await asyncio.to_thread(version.codec.decode, body, head.json_bytes, inference)
+                await asyncio.to_thread(head.decoder(version.codec), body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 TIMEOUT_MAX_MS = 30_000
@@ -26,3 +28,9 @@ class Head(msgspec.Struct, frozen=True):
     traceparent: str | None = None
     routing_key: str | None = None
     audit_level: str | None = None
+    dialect: str = "oip"
+    """Whose words the body is in: "oip", or "v1" of `:predict`."""
+
+    def decoder(self, codec: Any) -> Any:
+        """What reads the body."""
+        return codec.decode if self.dialect == "oip" else codec.decode_v1

@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from gateway import tensors
+from gateway.api import v1
 from gateway.api.forms import Asked
 from gateway.api.single import single_of
 from gateway.batching import Inference
@@ -126,6 +127,15 @@ class Codec:
             self._take_inputs(request.inputs, raw, blobs, into)
         if request.outputs is not None or request.parameters is not None:
             self._asked.take(request, into)
+
+    def decode_v1(self, body: bytes, json_bytes: int | None, into: Inference) -> None:
+        """The same for a body of the v1 dialects; there is no binary part.
+
+        Raises:
+            InvalidRequest: naming the tensor, what was found and what was expected.
+        """
+        v1.decode(self.signature, body, into)
+        self._set_rows(into.shapes, into)
 
     def _parse(self, body: bytes, binary: bool) -> tuple[Any, bool]:
         try:

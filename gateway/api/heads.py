@@ -26,6 +26,7 @@ MakeCaller = Callable[[str, str, str | None], msgspec.Raw]
 """(endpoint, protocol, principal) to the encoded caller; one object for equal ones."""
 
 INFER = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
+PREDICT = re.compile(rb"/v1/models/([^/?#:]+)(?:/versions/([^/?#:]+))?(?::|%3[Aa])predict")
 _VERSION = re.compile(rb"[1-9][0-9]{0,17}")
 _TRACEPARENT = re.compile(
     rb"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -46,13 +47,15 @@ _OURS = frozenset(
 
 
 def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Head:
-    """Read an infer request's path and headers (names in lower case).
+    """Read an inference request's path and headers (names in lower case).
 
     Raises:
-        NotFound: the path is no infer address.
+        NotFound: the path is no address for inference, of v2 or v1.
         InvalidRequest: a header of ours has a value that cannot be meant.
     """
-    match = INFER.fullmatch(path)
+    match, dialect = INFER.fullmatch(path), "oip"
+    if match is None:
+        match, dialect = PREDICT.fullmatch(path), "v1"
     if match is None:
         msg = "no such address"
         raise NotFound(msg)
@@ -83,9 +86,13 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         else:
             _once(name, level)
             level = read_level(value)
-    protocol = "oip-binary" if json_bytes is not None else "oip-json"
     # The endpoint as recorded is bounded: unknown names do not make callers without end.
-    endpoint = f"/v2/models/{model}" + (f"/versions/{version.decode()}" if version else "") + "/infer"
+    named = f"models/{model}" + (f"/versions/{version.decode()}" if version else "")
+    if dialect == "v1":
+        json_bytes, protocol, endpoint = None, "v1", f"/v1/{named}:predict"
+    else:
+        protocol = "oip-binary" if json_bytes is not None else "oip-json"
+        endpoint = f"/v2/{named}/infer"
     return Head(
         model=model,
         version=version.decode() if version else None,
@@ -96,6 +103,7 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         traceparent=traceparent,
         routing_key=routing_key,
         audit_level=level,
+        dialect=dialect,
     )
 
 

@@ -22,6 +22,9 @@ from gateway.api.incoming import read_body
 from gateway.api.metadata import MODEL, VERSION, Metadata, entry_of
 from gateway.api.outgoing import FutureSink, json_response, problem_response
 from gateway.api.repository import ControlClient, Repository
+from gateway.api.v1_status import MODEL as V1_MODEL
+from gateway.api.v1_status import VERSION as V1_VERSION
+from gateway.api.v1_status import V1Status
 from gateway.control.tokens import TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound, RequestCancelled
@@ -53,6 +56,7 @@ class DataApi:
         self._limits = limits
         self._metadata = Metadata(core.models, loads=control is not None)
         self._repository = Repository(core.models, root, control)
+        self._v1 = V1Status(core.models)
         self._feedback_token = feedback_token
         self._models = core.models
         self._feedback = FeedbackIntake(core.models, core.appender, audit_level)
@@ -65,6 +69,9 @@ class DataApi:
             routes=[
                 *self._metadata.routes(),
                 *self._repository.routes(),
+                *self._v1.routes(),
+                Route(V1_MODEL + ":predict", self.infer, methods=post),
+                Route(V1_VERSION + ":predict", self.infer, methods=post),
                 Route(MODEL + "/infer", self.infer, methods=post),
                 Route(VERSION + "/infer", self.infer, methods=post),
                 Route(MODEL + "/feedback", self.feedback, methods=post),
