@@ -297,11 +297,12 @@ def _take_blob(
     if given:
         msg = f"input '{spec.name}' has both data and binary_data_size; expected one of them"
         raise InvalidRequest(msg)
-    if blobs is None or offset + size > len(blobs):
-        have = 0 if blobs is None else len(blobs) - offset
-        msg = f"input '{spec.name}': binary_data_size is {size}, {have} bytes are left in the body"
+    # A body whose binary tensors are all empty ends with its JSON.
+    left = blobs[offset:] if blobs is not None else b""
+    if size > len(left):
+        msg = f"input '{spec.name}': binary_data_size is {size}, {len(left)} bytes are left in the body"
         raise InvalidRequest(msg)
-    blob = bytes(blobs[offset : offset + size])
+    blob = bytes(left[:size])
     tensors.check_binary(spec, blob, count)
     return blob, offset + size
 

@@ -1,0 +1,100 @@
+"""Models that nobody here wrote: the ONNX backend suite over HTTP, as JSON flat and nested and as binary tensors.
+
+JSON must be what the suite expects, within its tolerances; binary must be ONNX Runtime's own bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.serving import Gateway
+from tests.corpus import backend_cases
+from tests.corpus.backend_cases import Case
+from tests.corpus.served import WAYS, Tally, run_group
+
+QUICK_MODULES = (
+    "bitcast", "add", "not_", "bitwiseor", "einsum", "string_split", "qlinearmatmul", "unsqueeze", "isnan",
+    "compress", "regex_full_match",
+)  # fmt: skip
+"""Few operators that together have most datatypes and ranks, in and out; scalars and empty tensors too."""
+GROUP = 150
+"""Models in a gateway at once."""
+RIGHT_AT_LEAST = 1_660
+RECYCLES_MAX = 3
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    """One worker over an empty repository."""
+    with _gateway(tmp_path) as started:
+        yield started
+
+
+def _gateway(directory: Path) -> Gateway:
+    (directory / "models").mkdir(parents=True)
+    return Gateway(directory / "models", directory / "state", settings=["sidecar.enabled=false"])
+
+
+def _shapes_of(case: Case) -> set[tuple[str, str, int, bool]]:
+    """What of the protocol a case touches: direction, datatype, rank, emptiness."""
+    return {
+        (side, tensor.datatype, len(tensor.shape), 0 in tensor.shape)
+        for wanted in case.sets
+        for side, tensors in (("in", wanted.inputs), ("out", wanted.answered))
+        for tensor in tensors
+    }
+
+
+def one_of_each(cases: Sequence[Case]) -> list[Case]:
+    """The fewest first cases that touch everything that all of them touch."""
+    seen: set[tuple[str, str, int, bool]] = set()
+    chosen = []
+    for case in cases:
+        if not _shapes_of(case) <= seen:
+            chosen.append(case)
+            seen |= _shapes_of(case)
+    return chosen
+
+
+def test_a_case_of_each_datatype_and_rank(gateway: Gateway, tmp_path: Path) -> None:
+    """Each datatype, rank and emptiness that a few operators have is answered right, all three ways."""
+    cases, _ = backend_cases.make(tmp_path / "quick.pickle", *QUICK_MODULES)
+    chosen = one_of_each(cases)
+    datatypes = {datatype for case in chosen for _, datatype, _, _ in _shapes_of(case)}
+    assert len(datatypes) == 13, sorted(datatypes)
+    tally = Tally()
+    run_group(gateway, chosen, tally)
+    assert not tally.wrong
+    assert tally.right == dict.fromkeys(WAYS, len(chosen))
+
+
+def _rss_mb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.mark.prove
+def test_the_whole_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the cases that are requests, at least 1,660 are right each way, and the workers outlive them."""
+    cases, said = backend_cases.make(tmp_path / "all.pickle")
+    tally, recycles, lines = Tally(), 0, [said.rstrip()]
+    for number, start in enumerate(range(0, len(cases), GROUP)):
+        began = time.monotonic()
+        with _gateway(tmp_path / f"group{number}") as gateway:
+            before = _rss_mb(gateway.pids("worker")[0])
+            run_group(gateway, cases[start : start + GROUP], tally)
+            after = _rss_mb(gateway.pids("worker")[0])
+            recycles += sum(worker["restarts"] for worker in gateway.admin("GET", "fleet").content["workers"])
+        lines.append(
+            f"{tally.cases} cases, {tally.requests} requests, {time.monotonic() - began:.0f} s;"
+            f" worker {before} -> {after} MB with the group's models"
+        )
+    with capsys.disabled():
+        print("\n" + "\n".join([*lines, *(wrong[:300] for wrong in tally.wrong)]))
+    assert tally.cases >= RIGHT_AT_LEAST
+    assert all(right >= RIGHT_AT_LEAST for right in tally.right.values()), tally.wrong
+    assert recycles <= RECYCLES_MAX
