@@ -132,21 +132,9 @@ class Worker:
             connections_max=data.connections_max,
             limits=_limits(data),
         )
-        state_dir = self.context.state_path
-        token = None if data.on_loopback else TokenFile(state_dir, FEEDBACK)
-        control = None
-        if data.model_control:
-            control = ControlClient.of(self.context.admin_url, state_dir, on_loopback=data.on_loopback)
         self.server = Server(
             uvicorn.Config(
-                DataApi(
-                    self.core,
-                    _limits(data),
-                    self.config.audit.level,
-                    token,
-                    root=Path(self.context.models),
-                    control=control,
-                ).app(),
+                self._data_api().app(),
                 http=door,
                 ws="none",
                 lifespan="off",
@@ -174,6 +162,20 @@ class Worker:
         self.core.lanes.close()
         self.registry.close()
         self.words[words_of.STATE] = words_of.DOWN
+
+    def _data_api(self) -> DataApi:
+        data, state_dir = self.config.data, self.context.state_path
+        control = None
+        if data.model_control:
+            control = ControlClient.of(self.context.admin_url, state_dir, on_loopback=data.on_loopback)
+        return DataApi(
+            self.core,
+            _limits(data),
+            self.config.audit.level,
+            None if data.on_loopback else TokenFile(state_dir, FEEDBACK),
+            root=Path(self.context.models),
+            control=control,
+        )
 
     async def _settle(self) -> None:
         """Wait with accepting until what carries weight is loaded; connections wait in the socket's queue.
