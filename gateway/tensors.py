@@ -28,6 +28,8 @@ CODES = {
 STRUCT_MAX_ELEMENTS = 2048
 """Above this, numpy packs faster than struct."""
 
+_TRUTH = b"\x00" + b"\x01" * 255
+
 Array = NDArray[np.generic]
 
 
@@ -51,10 +53,9 @@ def pack(spec: TensorSpec, values: Sequence[object], count: int) -> bytes:
             return pack_strings(values)  # type: ignore[arg-type]
         if count <= STRUCT_MAX_ELEMENTS:
             return packer(CODES[spec.datatype], count).pack(*values)
-        return _pack_array(spec, values)
+        return _cast(spec, np.asarray(values))
     except (struct.error, OverflowError, TypeError, ValueError) as exc:
-        msg = f"input '{spec.name}' holds a value that is no {spec.datatype}: {exc}"
-        raise InvalidRequest(msg) from exc
+        raise _no_value(spec, exc) from exc
 
 
 def pack_strings(values: Sequence[str]) -> bytes:
@@ -93,19 +94,27 @@ def unpack_strings(data: bytes, count: int, name: str) -> list[str]:
     return out
 
 
-def check_binary(spec: TensorSpec, data: bytes, count: int) -> None:
-    """Hold a binary tensor against its element count.
+def checked_binary(spec: TensorSpec, data: bytes, count: int) -> bytes:
+    """A binary tensor held against its element count; in a BOOL every byte but 0 is true, and becomes 1.
 
     Raises:
         InvalidRequest: the size does not fit, or BYTES are malformed.
     """
     if spec.datatype == "BYTES":
+        if count * 4 > len(data):
+            msg = (
+                f"input '{spec.name}' has {len(data)} bytes; {count} BYTES elements take {4 * count} at least"
+            )
+            raise InvalidRequest(msg)
         unpack_strings(data, count, spec.name)
-        return
+        return data
     expected = count * ITEM_BYTES[spec.datatype]
     if len(data) != expected:
         msg = f"input '{spec.name}' has {len(data)} bytes; its shape takes {expected}"
         raise InvalidRequest(msg)
+    if spec.datatype == "BOOL" and data.translate(None, b"\x00\x01"):
+        return data.translate(_TRUTH)
+    return data
 
 
 def to_array(datatype: str, data: bytes, shape: tuple[int, ...], name: str) -> Array:
@@ -124,21 +133,36 @@ def to_bytes(array: Array) -> bytes:
     return array.tobytes()
 
 
-def _pack_array(spec: TensorSpec, values: Sequence[object]) -> bytes:
-    array = np.asarray(values)
+def cast(spec: TensorSpec, array: Array) -> bytes:
+    """Numbers of a wider type, as the spec's datatype in binary form.
+
+    Raises:
+        InvalidRequest: one of them is out of range, or becomes infinite.
+    """
+    try:
+        return _cast(spec, array)
+    except (OverflowError, TypeError, ValueError) as exc:
+        raise _no_value(spec, exc) from exc
+
+
+def _no_value(spec: TensorSpec, exc: Exception) -> InvalidRequest:
+    return InvalidRequest(f"input '{spec.name}' holds a value that is no {spec.datatype}: {exc}")
+
+
+def _cast(spec: TensorSpec, array: Array) -> bytes:
     dtype = np.dtype(NUMPY[spec.datatype])
     kinds = {"f": "fiu", "b": "b"}.get(dtype.kind, "iu")
-    if array.dtype.kind not in kinds:
+    if array.size and array.dtype.kind not in kinds:
         msg = f"found {array.dtype.name}"
         raise TypeError(msg)
-    if dtype.kind in "iu":
+    if dtype.kind in "iu" and array.size:
         info = np.iinfo(dtype)  # type: ignore[type-var]
-        if array.size and (int(array.min()) < info.min or int(array.max()) > info.max):
+        if int(array.min()) < info.min or int(array.max()) > info.max:
             msg = f"out of {info.min}..{info.max}"
             raise ValueError(msg)
     with np.errstate(over="ignore"):
-        cast = array.astype(dtype)
-    if dtype.kind == "f" and bool((np.isinf(cast) & np.isfinite(array)).any()):
+        made = array.astype(dtype)
+    if dtype.kind == "f" and bool((np.isinf(made) & np.isfinite(array)).any()):
         msg = "too large"
         raise OverflowError(msg)
-    return cast.tobytes()
+    return made.tobytes()

@@ -16,6 +16,7 @@ import orjson
 
 from gateway import tensors
 from gateway.api.encode import RunEncoder, flat_text
+from gateway.api.envelope import Parameters, refuse_reserved
 from gateway.batching import Inference
 from gateway.errors import InvalidRequest
 from loaders.signature import Signature, TensorSpec
@@ -101,7 +102,7 @@ class Asked:
         everywhere = _flag(request.parameters, "binary_data_output", False, "request")
         if request.outputs is None:
             if everywhere:
-                into.form = self._form(self._all, (True,) * len(self._all), (0,) * len(self._all))
+                self.take_binary(into)
             return
         binary: dict[int, bool] = {}
         classes: list[int] = []
@@ -115,6 +116,8 @@ class Asked:
                 msg = f"output '{output.name}' is asked twice"
                 raise InvalidRequest(msg)
             where = f"output '{output.name}'"
+            if output.parameters is not None:
+                refuse_reserved(output.parameters, where)
             binary[i] = _flag(output.parameters, "binary_data", everywhere, where)
             classes.append(_class_count(output.parameters, self._outputs[i]))
         if not binary:
@@ -123,6 +126,10 @@ class Asked:
         into.wanted = None if wanted == self._all else self._wanted(wanted)
         if any(classes) or any(binary.values()):
             into.form = self._form(wanted, tuple(binary.values()), tuple(classes))
+
+    def take_binary(self, into: Inference) -> None:
+        """All outputs, binary."""
+        into.form = self._form(self._all, (True,) * len(self._all), (0,) * len(self._all))
 
     def _form(self, wanted: tuple[int, ...], binary: tuple[bool, ...], classes: tuple[int, ...]) -> Described:
         key = (wanted, binary, classes)
@@ -140,7 +147,7 @@ class Asked:
         return self._kept.setdefault(wanted, wanted)
 
 
-def _flag(parameters: dict[str, Any] | None, name: str, otherwise: bool, where: str) -> bool:
+def _flag(parameters: Parameters | None, name: str, otherwise: bool, where: str) -> bool:
     value = otherwise if parameters is None else parameters.get(name, otherwise)
     if type(value) is not bool:
         msg = f"{where}: parameter {name} is {value!r:.40}; expected true or false"
@@ -148,7 +155,7 @@ def _flag(parameters: dict[str, Any] | None, name: str, otherwise: bool, where: 
     return value
 
 
-def _class_count(parameters: dict[str, Any] | None, spec: TensorSpec) -> int:
+def _class_count(parameters: Parameters | None, spec: TensorSpec) -> int:
     """How many classes an output's `classification` asks for; 0 for its values."""
     count = 0 if parameters is None else parameters.get("classification", 0)
     if type(count) is not int or count < 0:

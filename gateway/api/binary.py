@@ -1,0 +1,73 @@
+"""Binary tensors of a request: the bytes behind its JSON, and requests that are nothing but bytes.
+
+codec hands over what the JSON says of a tensor; sizes are held against shapes before a byte is copied. Pure.
+
+Source: Open Inference Protocol, REST; its binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from gateway import tensors
+from gateway.batching import Inference
+from gateway.errors import InvalidRequest
+from loaders.datatypes import ITEM_BYTES
+from loaders.signature import Signature, TensorSpec
+
+
+def take_blob(
+    spec: TensorSpec, size: object, blobs: memoryview | None, offset: int, count: int
+) -> tuple[bytes, int]:
+    """A tensor's bytes and where the next one's start.
+
+    Args:
+        size: the parameter binary_data_size, as given.
+        blobs: what follows the JSON; None where nothing does.
+        count: elements of the tensor's shape.
+
+    Raises:
+        InvalidRequest: naming the tensor, its size and what is there.
+    """
+    if type(size) is not int or size < 0:
+        msg = f"input '{spec.name}': binary_data_size is {size!r:.40}; expected a number of bytes"
+        raise InvalidRequest(msg)
+    # A body whose binary tensors are all empty ends with its JSON.
+    have = 0 if blobs is None else len(blobs) - offset
+    if size > have:
+        msg = f"input '{spec.name}': binary_data_size is {size}, {have} bytes are left in the body"
+        raise InvalidRequest(msg)
+    blob = b"" if blobs is None else bytes(blobs[offset : offset + size])
+    return tensors.checked_binary(spec, blob, count), offset + size
+
+
+def take_raw(signature: Signature, body: bytes, into: Inference, *, batchable: bool) -> None:
+    """A request without JSON: the whole body is the one input's data, one row of it if the model takes rows.
+
+    A dimension that varies follows from the size; a BYTES input takes the body as its one string, without length.
+
+    Raises:
+        InvalidRequest: several inputs, more than one dimension that varies, or a size that no shape has.
+    """
+    if len(signature.inputs) != 1:
+        msg = f"a request without JSON is for one input; this model has {len(signature.inputs)}"
+        raise InvalidRequest(msg)
+    spec = signature.inputs[0]
+    shape = [1, *spec.shape[1:]] if batchable else list(spec.shape)
+    if shape.count(-1) > 1:
+        msg = f"input '{spec.name}' has shape {list(spec.shape)}: without JSON at most one dimension can vary"
+        raise InvalidRequest(msg)
+    if spec.datatype == "BYTES":
+        shape = [1 if dim == -1 else dim for dim in shape]
+        if prod(shape) != 1:
+            msg = f"input '{spec.name}' takes {prod(shape)} strings; without JSON there is one"
+            raise InvalidRequest(msg)
+        body = len(body).to_bytes(4, "little") + body
+    elif -1 in shape:
+        each = ITEM_BYTES[spec.datatype] * prod(dim for dim in shape if dim != -1)
+        if not each or len(body) % each:
+            msg = f"input '{spec.name}' has {len(body)} bytes; its shape {list(spec.shape)} takes multiples of {each}"
+            raise InvalidRequest(msg)
+        shape[shape.index(-1)] = len(body) // each
+    into.inputs = [tensors.checked_binary(spec, body, prod(shape))]
+    into.shapes = [tuple(shape)]
