@@ -118,13 +118,11 @@ class Counting:
         self._counted()[_DROPPED_WORDS.get(code, words_of.FAILED)] += 1
         self.recorded(1)
 
-    def flagged(self, flags: tuple[str, ...], *, rejected: bool = False) -> None:
-        """A request whose inputs were out of profile; once for each kind among its flags."""
+    def flagged(self, kinds: set[str], rejected: bool) -> None:
+        """A request whose inputs were out of profile in these ways; refused for it, or not."""
         first = words_of.REJECTED0 if rejected else words_of.FLAGGED0
-        found = {flag.partition(":")[0] for flag in flags}
-        for index, kind in enumerate(words_of.FLAG_KINDS):
-            if kind in found:
-                self._counted()[first + index] += 1
+        for kind in kinds:
+            self._counted()[first + words_of.FLAG_KINDS.index(kind)] += 1
 
     def run(self, batch: Batch, now_ns: int, queued_rows: int, *, failed: bool) -> None:
         """One run that was recorded; its requests were answered, or failed, at `now_ns`."""

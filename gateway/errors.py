@@ -54,6 +54,12 @@ class UnsupportedCoding(InvalidRequest):
     code = "unsupported_coding"
 
 
+class InputOutOfProfile(InvalidRequest):
+    """A value is not like those of the version's reference, and its bundle says to refuse such."""
+
+    code = "input_out_of_profile"
+
+
 class NotFound(GatewayError):
     """No such address."""
 

@@ -200,6 +200,8 @@ class _Facts:
         traces = [i.traceparent for i in part]
         if any(traces):
             run.traceparent = traces
+        if self.version.checks is not None:
+            run.flags = [i.flags for i in part]
         self._outcome(run, part, outputs)
         if over is not None:
             run.capture = ["hash" if big else "full" for big in over]
@@ -312,6 +314,7 @@ def refused_event(
         status=status,
         code=code,
         parameters=None if routed is None else routed.parameters,
+        flags=() if routed is None else routed.flags,
     )
 
 
@@ -329,4 +332,5 @@ def dropped_event(inference: Inference, model: ModelFacts, code: str, status: in
         status=status,
         code=code,
         audit=inference.audit_level,
+        flags=inference.flags,
     )

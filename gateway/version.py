@@ -18,6 +18,7 @@ from gateway.config import Batch as BatchConfig
 from gateway.counting import Counting
 from gateway.errors import GatewayError
 from gateway.recording import dropped_event, frame_bytes
+from gateway.validation import compile_checks
 from loaders.session import Session
 
 
@@ -52,6 +53,13 @@ class Version:
         self.frame_bytes = frame_bytes(session.signature)
         self.admitted = words[fleet_words.ADMITTED]
         self.counting = Counting(words)
+        self.checks = compile_checks(
+            session.profile,
+            session.bundle.settings,
+            session.signature,
+            f"version {session.version}",
+            self.counting.flagged,
+        )
         self.status_of: Callable[[GatewayError], int] = lambda exc: 500
 
     def publish_admitted(self) -> None:

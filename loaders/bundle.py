@@ -60,11 +60,20 @@ class Redaction(_Section):
     how: Literal["drop", "hash", "bucket"]
 
 
+Policy = Literal["pass", "flag", "reject"]
+
+
 class InputSettings(_Section):
-    """Names of an input's columns."""
+    """Names of an input's columns, and what becomes of values that the version's reference never held."""
 
     features: tuple[Name, ...] = ()
     categorical: tuple[Name, ...] = ()
+    policy: Policy = "pass"
+    """Out of the reference: take no notice, flag the request in the log, or refuse it."""
+    policies: dict[Name, Policy] = {}
+    """By feature, where it differs."""
+    range_slack: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """How far beyond the reference's range counts as inside, as a share of the range's width."""
 
 
 class Decision(_Section):
@@ -134,6 +143,7 @@ def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bu
     if text:
         content[BUNDLE_FILE] = text
     settings = _settings(text, where)
+    _check_inputs(settings, where)
     for name in (settings.card, settings.reference, settings.golden):
         if name is not None:
             _check_named(directory, name, where)
@@ -161,6 +171,14 @@ def _settings(text: bytes, where: str) -> BundleSettings:
     except (msgspec.ValidationError, ValueError, RecursionError, OverflowError) as exc:
         msg = f"{where}/{BUNDLE_FILE}: {str(exc)[:_REASON_CHARS]}"
         raise BundleInvalid(msg) from exc
+
+
+def _check_inputs(settings: BundleSettings, where: str) -> None:
+    for name, one in settings.inputs.items():
+        for feature in (*one.policies, *one.categorical):
+            if one.features and feature not in one.features:
+                msg = f"{where}/{BUNDLE_FILE}: inputs.{name} has no feature {feature!r}; see its features"
+                raise BundleInvalid(msg)
 
 
 def _check_named(directory: Path, name: str, where: str) -> None:

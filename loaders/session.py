@@ -18,6 +18,7 @@ from loaders import graph, probe
 from loaders.bundle import NAME_CHARS_MAX, Bundle, is_name, open_regular, read_bundle, tree_sha256
 from loaders.datatypes import FROM_ORT, NUMPY
 from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged
+from loaders.reference import Profile, checked_profile
 from loaders.repository import MODEL_FILE, version_directory
 from loaders.signature import Signature, TensorSpec
 
@@ -32,6 +33,7 @@ class Session:
         inline_allowed: cost is predictable from the rows: no Loop, If or Scan in the graph, and no
             dimension varies but the batch's.
         warm_cost_ns: rows to the time of a warm run, as a first guess of cost.
+        profile: of its reference, where inputs shall be held against it.
 
     Threading: `run` is safe from any thread and releases the GIL.
     """
@@ -46,6 +48,7 @@ class Session:
         self.runtime = ""
         self.load_ms = 0
         self.warm_cost_ns: dict[int, int] = {1: 1_000_000}
+        self.profile: Profile | None = None
         self._output_names = [spec.name for spec in self.signature.outputs]
         # Skips the wrapper's checks of names and kinds (4 us a run); ours stand before it (tensors, codec).
         # The wrapper itself is let go: it would keep the whole file's bytes beside the model.
@@ -117,6 +120,7 @@ def load(
         msg = f"{where}: its files changed while it was loaded: put them there whole, then load it again"
         raise VersionChanged(msg)
     session = Session(model, version, raw, bundle)
+    session.profile = checked_profile(directory, bundle, session.signature)
     provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
     session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op_threads}"
     if probe.has_batch_dimension(session.signature):

@@ -122,6 +122,8 @@ class Prediction(msgspec.Struct, tag_field="type", tag="prediction"):
     redacted: list[dict[str, Any]] | None = None
     count: int = 1
     """Requests that this event stands for; above 1 only for aborted and summed refusals."""
+    flags: tuple[str, ...] = ()
+    """Inputs that the version's reference never held: range:F | missing:F | unknown_category:F | more:N."""
 
 
 class Shadow(msgspec.Struct, tag_field="type", tag="shadow"):

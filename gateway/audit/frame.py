@@ -97,6 +97,7 @@ class Run(msgspec.Struct, tag_field="frame", tag="run", omit_defaults=True):
     parameters: Sequence[dict[str, Any] | None] = (None,)
     first_try: Sequence[dict[str, Any] | None] = (None,)
     redacted: Sequence[list[dict[str, Any]] | None] = (None,)
+    flags: Sequence[tuple[str, ...]] = ((),)
     batch_rows: int = 0
     """Rows of the whole run where it was split over frames; 0: those of this frame."""
     batch_row0: int = 0
@@ -213,7 +214,7 @@ def _expand_run(prefix: str, frame: Frame, run: Run) -> list[Event]:
     outputs = _split(run.outputs, rows, capture)
     stages = [_column(column, count) for column in run.stages]
     names = ("received_ns", "done_ns", "request_id", "traceparent", "unit_hash", "kind", "status",
-             "code", "degraded", "audit", "parameters", "first_try", "redacted")  # fmt: skip
+             "code", "degraded", "audit", "parameters", "first_try", "redacted", "flags")  # fmt: skip
     columns = {name: _column(getattr(run, name), count) for name in names}
     total_rows = run.batch_rows or sum(rows)
     events: list[Event] = []

@@ -105,6 +105,8 @@ def _prediction(event: Prediction) -> list[tuple[str, Any]]:
     rows.append(("audit", event.audit))
     if event.degraded:
         rows.append(("degraded", ", ".join(event.degraded)))
+    if event.flags:
+        rows.append(("inputs", ", ".join(event.flags)))
     return rows
 
 
@@ -114,7 +116,8 @@ def _gist(event: Event) -> str | None:
             version = f"v{event.model.version} " if event.model and event.model.version else ""
             via = f" {event.route.served or event.route.reason}" if event.route else ""
             count = f" x{event.count}" if event.count > 1 else ""
-            return f"{version}{event.status}{via}{f' {event.code}' if event.code else ''}{count}"
+            flags = f" [{' '.join(event.flags)}]" if event.flags else ""
+            return f"{version}{event.status}{via}{f' {event.code}' if event.code else ''}{count}{flags}"
         case Control():
             at = "" if event.revision is None else f"revision {event.revision} "
             return f"{at}by {event.by}: {event.reason}"

@@ -150,6 +150,17 @@ PREDICTION_JSON = (
     b'"redacted":null,"count":1}'
 )
 
+# Flags came later: they stand behind what was, of which only the number of keys (and so length and CRC) changed.
+FLAGS_MSGPACK = bytes.fromhex("a5666c61677392aa72616e67653a74656d70a66d6f72653a32")
+FLAGGED_MSGPACK = bytes.fromhex("de001c") + PREDICTION_MSGPACK[3:] + FLAGS_MSGPACK
+FLAGGED_JSON = PREDICTION_JSON[:-1] + b',"flags":["range:temp","more:2"]}'
+FLAGGED_FRAME = (
+    bytes.fromhex("8503000014300e47050000000000000002000000de0011")
+    + RUN_FRAME[23:].rstrip(b"\0")
+    + bytes.fromhex("a5666c6167739292aa72616e67653a74656d70b8756e6b6e6f776e5f63617465676f72793a636172726965")
+    + bytes.fromhex("7290000000")
+)
+
 
 def test_event_id_text():
     """An event id is 16-8-16 lower-case hex digits, and nothing else is one."""
@@ -213,11 +224,31 @@ def test_events_frame_reads_as_ever():
     assert expand(SOURCE, EPOCH, frame) == wanted
 
 
-@pytest.mark.parametrize(("encoding", "value"), [("msgpack", PREDICTION_MSGPACK), ("json", PREDICTION_JSON)])
-def test_prediction_value(encoding, value):
-    """A topic record's value is the same bytes as when the schema was set, and reads back."""
-    assert encode_event(golden_prediction(), encoding) == value
+@pytest.mark.parametrize("value", [PREDICTION_MSGPACK, PREDICTION_JSON], ids=["msgpack", "json"])
+def test_a_prediction_reads_as_ever(value):
+    """A record from before flags were there reads, without any."""
     assert decode_event(value) == golden_prediction()
+
+
+@pytest.mark.parametrize(("encoding", "value"), [("msgpack", FLAGGED_MSGPACK), ("json", FLAGGED_JSON)])
+def test_prediction_value(encoding, value):
+    """A topic record's value is the same bytes as when the schema last grew, and reads back."""
+    flagged = msgspec.structs.replace(golden_prediction(), flags=("range:temp", "more:2"))
+    assert encode_event(flagged, encoding) == value
+    assert decode_event(value) == flagged
+
+
+def test_a_run_with_flags():
+    """Flags are one more column: written only where a request may have some, one value a request."""
+    run = golden_run()
+    run.flags = [("range:temp", "unknown_category:carrier"), ()]
+    assert seal(5, 2, encoder.encode(run)) == FLAGGED_FRAME
+    frame, _ = open_frame(FLAGGED_FRAME, 0, len(FLAGGED_FRAME))
+    flagged = expand(SOURCE, EPOCH, frame)
+    assert [event.flags for event in flagged] == [("range:temp", "unknown_category:carrier"), ()]
+    frame, _ = open_frame(RUN_FRAME, 0, len(RUN_FRAME))
+    plain = expand(SOURCE, EPOCH, frame)
+    assert [msgspec.structs.replace(event, flags=()) for event in flagged] == plain
 
 
 def test_unknown_keys_are_ignored():

@@ -49,6 +49,7 @@ class SumSession:
         self.bundle = SimpleNamespace(
             settings=BundleSettings(), tree_sha256="aa", config_sha256="bb", reference_sha256=None
         )
+        self.profile: Any = None
         self.runs: list[int] = []
 
     def run(self, feeds: dict[str, Any], names: Any = None, options: Any = None) -> list[Any]:
