@@ -10,6 +10,7 @@ from gateway import errors
 from gateway.api.problems import RETRY_AFTER_S, STATUS, problem, reply_of, status_of
 
 BY_CODE = {
+    "input_out_of_profile": 400,
     "body_too_large": 413,
     "head_too_large": 431,
     "url_too_long": 414,
