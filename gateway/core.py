@@ -109,8 +109,7 @@ class Core:
             inference.decoded_ns = _now()
             version = self._route(entry, head, inference)
             if version.codec is not codec:
-                # Another signature than the primary's: its own order, names and shapes count.
-                inference.key = inference.wanted = inference.form = None
+                inference.key = inference.wanted = inference.form = None  # Another signature's.
                 head.decoder(version.codec)(body, head.json_bytes, inference)
             self._queue(version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
@@ -181,6 +180,8 @@ class Core:
         return version
 
     def _queue(self, version: Version, inference: Inference) -> None:
+        if version.checks is not None:
+            version.checks.check(inference)
         queue = version.queue
         if queue.rows + inference.rows > self._queue_max_rows and queue.rows:
             msg = f"{queue.rows} rows wait for model '{version.model}'; try again shortly"
