@@ -20,6 +20,7 @@ from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
 from gateway.api.heads import ANONYMOUS, FAST_BODY_MAX_BYTES, check_json, make_head, read_level
 from gateway.api.incoming import read_body
 from gateway.api.metadata import MODEL, VERSION, Metadata, entry_of
+from gateway.api.openapi import OpenApi
 from gateway.api.outgoing import FutureSink, json_response, problem_response
 from gateway.api.repository import ControlClient, Repository
 from gateway.api.v1_status import MODEL as V1_MODEL
@@ -68,6 +69,7 @@ class DataApi:
         app = Starlette(
             routes=[
                 *self._metadata.routes(),
+                *OpenApi(self._models).routes(),
                 *self._repository.routes(),
                 *self._v1.routes(),
                 Route(V1_MODEL + ":predict", self.infer, methods=post),

@@ -110,8 +110,8 @@ class Metadata:
                 "name": entry.model,
                 "versions": sorted(entry.states, key=int),
                 "platform": "onnx_onnxv1",
-                "inputs": [_described(spec) for spec in version.signature.inputs],
-                "outputs": [_described(spec) for spec in version.signature.outputs],
+                "inputs": [described(spec) for spec in version.signature.inputs],
+                "outputs": [described(spec) for spec in version.signature.outputs],
                 "properties": {
                     "version": version.version,
                     "batchable": str(version.batchable).lower(),
@@ -262,7 +262,8 @@ def _tensor_config(spec: TensorSpec, skipped: int) -> dict[str, Any]:
     return made
 
 
-def _described(spec: TensorSpec) -> dict[str, Any]:
+def described(spec: TensorSpec) -> dict[str, Any]:
+    """A declared tensor in the protocol's words."""
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
 
 from bench.serving import Gateway
-from tests.e2e.onnx_models import write_protocol_models
-from tests.e2e.wire import RawReply, Wire
+from tests.e2e.onnx_models import IDENTITIES, write_protocol_models
+from tests.e2e.wire import RawReply, Wire, get, post
 
 CASES = [
     json.loads(line)
@@ -116,3 +118,86 @@ def test_protocol_case(doors: dict[str, str], case: dict[str, Any]) -> None:
     # A refusal's jitter, and times that passed.
     if not {"retry-after", "model_stats"} & {*replies["fast"].fields, *case["expect"].get("has", ())}:
         assert replies["fast"].masked() == replies["starlette"].masked()
+
+
+SIXTEEN = list(range(16))
+SUM = [2 * i for i in SIXTEEN]
+V1_CASES: dict[str, tuple[str, str, object, int, object]] = {
+    "models": ("GET", "/v1/models", None, 200, {"models": "*"}),
+    "status": ("GET", "/v1/models/nan", None, 200, {
+        "name": "nan", "ready": True, "model_version_status": [
+            {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}],
+    }),
+    "status of a version": ("GET", "/v1/models/nan/versions/1", None, 200, {
+        "name": "nan", "ready": True, "model_version_status": "*"}),
+    "status of no version": ("GET", "/v1/models/nan/versions/2", None, 404, {"error": "*", "code": "unknown_model"}),
+    "status of no model": ("GET", "/v1/models/nope", None, 404, {"error": "*", "code": "unknown_model"}),
+    "predict by GET": ("GET", "/v1/models/nan:predict", None, 405, {"error": "*", "code": "method_not_allowed"}),
+    "no such verb": ("POST", "/v1/models/nan:explain", {}, 404, {"error": "*", "code": "not_found"}),
+    "rows": ("POST", "/v1/models/id_fp32:predict", {"instances": [[1, 2], [3, 4]]}, 200,
+             {"predictions": [[1, 2], [3, 4]]}),
+    "a version": ("POST", "/v1/models/id_fp32/versions/1:predict", {"instances": [[1, 2]]}, 200,
+                  {"predictions": [[1, 2]]}),
+    "named rows": ("POST", "/v1/models/simple:predict", {"instances": [{"INPUT0": SIXTEEN, "INPUT1": SIXTEEN}]}, 200,
+                   {"predictions": [{"OUTPUT0": SUM, "OUTPUT1": [0] * 16}]}),
+    "named columns": ("POST", "/v1/models/simple:predict", {"inputs": {"INPUT0": [SIXTEEN], "INPUT1": [SIXTEEN]}}, 200,
+                      {"outputs": {"OUTPUT0": [SUM], "OUTPUT1": [[0] * 16]}}),
+    "strings": ("POST", "/v1/models/id_string:predict", {"instances": [[{"b64": "YQ=="}, "b"]]}, 200,
+                {"predictions": [["a", "b"]]}),
+    "not finite": ("POST", "/v1/models/nan:predict", {"instances": [[1]]}, 200,
+                   {"predictions": [[None, None, None, 1, 0.1]]}),
+    "without a batch": ("POST", "/v1/models/nobatch:predict", {"instances": [[1], [2]]}, 200,
+                        {"predictions": [[1], [2]]}),
+    "both": ("POST", "/v1/models/id_fp32:predict", {"instances": [], "inputs": []}, 400,
+             {"error": "*", "code": "invalid_request"}),
+    "unknown model": ("POST", "/v1/models/nope:predict", {"instances": [[1]]}, 404,
+                      {"error": "Request for unknown model: 'nope' is not found", "code": "unknown_model"}),
+}  # fmt: skip
+"""Name -> method, path, body, status, and the answer as in `expect.json`."""
+
+
+@pytest.mark.parametrize("name", V1_CASES)
+def test_v1_case(doors: dict[str, str], name: str) -> None:
+    """Both doors answer v1 as its clients expect, with equal bytes once ids and date are masked."""
+    method, path, body, status, answer = V1_CASES[name]
+    case = {
+        "method": method,
+        "path": path,
+        "headers": {},
+        **({} if body is None else {"body": json.dumps(body)}),
+    }
+    replies = {}
+    for door, url in doors.items():
+        with Wire(url) as wire:
+            replies[door] = reply = wire.exchange(request_of(case))
+        assert reply.status == status, reply.body
+        assert reply.fields["content-type"] == "application/json"
+        assert matches(answer, json.loads(reply.body), exactly=True), reply.body
+        assert ("x-prediction-id" in reply.fields) == (status == 200 and method == "POST")
+    assert replies["fast"].masked() == replies["starlette"].masked()
+
+
+def test_openapi_document_is_valid_and_its_examples_answer(doors: dict[str, str]) -> None:
+    """The document over all models holds against the standard; every GET and every example of a POST is 200."""
+    with Wire(doors["fast"]) as wire:
+        described = json.loads(wire.exchange(get("/v2/openapi.json")).body)
+        validate(described)
+        assert {f"/v2/models/id_{kind}/infer" for kind in IDENTITIES} < set(described["paths"])
+        for path, methods in described["paths"].items():
+            if "get" in methods:
+                assert wire.exchange(get(path)).status == 200, path
+            if "post" in methods:
+                content = methods["post"]["requestBody"]["content"]["application/json"]
+                Draft202012Validator(content["schema"]).validate(content["example"])
+                reply = wire.exchange(post(path, content["example"]))
+                assert reply.status == 200, (path, content["example"], reply.body)
+
+
+def test_openapi_document_of_a_model(doors: dict[str, str]) -> None:
+    """It holds against the standard and speaks of that model alone; an unknown one has none."""
+    with Wire(doors["fast"]) as wire:
+        described = json.loads(wire.exchange(get("/v2/models/simple/openapi.json")).body)
+        assert wire.exchange(get("/v2/models/nope/openapi.json")).status == 404
+    validate(described)
+    assert "/v2/models/simple/infer" in described["paths"]
+    assert [path for path in described["paths"] if "id_" in path] == []
