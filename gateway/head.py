@@ -31,6 +31,9 @@ class Head(msgspec.Struct, frozen=True):
     dialect: str = "oip"
     """Whose words the body is in: "oip", or "v1" of `:predict`."""
 
+    accepts: str | None = None
+    """The coding in which a large reply may be sent."""
+
     def decoder(self, codec: Any) -> Any:
         """What reads the body."""
         return codec.decode if self.dialect == "oip" else codec.decode_v1

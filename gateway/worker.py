@@ -134,7 +134,7 @@ class Worker:
         )
         self.server = Server(
             uvicorn.Config(
-                self._data_api().app(),
+                self._api().app(),
                 http=door,
                 ws="none",
                 lifespan="off",
@@ -163,19 +163,15 @@ class Worker:
         self.registry.close()
         self.words[words_of.STATE] = words_of.DOWN
 
-    def _data_api(self) -> DataApi:
+    def _api(self) -> DataApi:
+        """What the Starlette door serves."""
         data, state_dir = self.config.data, self.context.state_path
+        token = None if data.on_loopback else TokenFile(state_dir, FEEDBACK)
         control = None
         if data.model_control:
             control = ControlClient.of(self.context.admin_url, state_dir, on_loopback=data.on_loopback)
-        return DataApi(
-            self.core,
-            _limits(data),
-            self.config.audit.level,
-            None if data.on_loopback else TokenFile(state_dir, FEEDBACK),
-            root=Path(self.context.models),
-            control=control,
-        )
+        root, level = Path(self.context.models), self.config.audit.level
+        return DataApi(self.core, _limits(data), level, token, root=root, control=control)
 
     async def _settle(self) -> None:
         """Wait with accepting until what carries weight is loaded; connections wait in the socket's queue.

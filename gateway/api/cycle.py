@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.api.compression import COMPRESS_MIN_BYTES, compressed
 from gateway.api.heads import traceresponse
 from gateway.errors import GatewayError
 from gateway.head import Head
@@ -55,7 +56,9 @@ class FastCycle:
 
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
         """Write the answer and let the connection's next request start; called once by the core."""
-        if self.response_complete:
+        if self.response_complete or (
+            len(body) >= COMPRESS_MIN_BYTES and self._compresses(status, fields, body)
+        ):
             return
         self.response_complete = True
         if self.disconnected:
@@ -78,3 +81,12 @@ class FastCycle:
             door.replied += 1
             return
         door.after_reply(self)
+
+    def _compresses(self, status: int, fields: bytes, body: bytes) -> bool:
+        """Whether a large reply is compressed first; it is then written from there."""
+        head = self.head
+        if type(head) is not Head or head.accepts is None or b"content-encoding: " in fields:
+            return False
+        made = self.door.loop.run_in_executor(None, compressed, head.accepts, fields, body)
+        made.add_done_callback(lambda done: self.reply(status, *done.result()))
+        return True

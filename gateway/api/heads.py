@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from gateway.api.compression import accepted
 from gateway.api.crowd import Limits
 from gateway.errors import BodyTooLarge, InvalidRequest, NotFound
 from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
@@ -37,6 +38,7 @@ _TRACEPARENT = re.compile(
 
 _OURS = frozenset(
     (
+        b"accept-encoding",
         b"inference-header-content-length",
         b"x-request-timeout-ms",
         b"traceparent",
@@ -53,18 +55,8 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         NotFound: the path is no address for inference, of v2 or v1.
         InvalidRequest: a header of ours has a value that cannot be meant.
     """
-    match, dialect = INFER.fullmatch(path), "oip"
-    if match is None:
-        match, dialect = PREDICT.fullmatch(path), "v1"
-    if match is None:
-        msg = "no such address"
-        raise NotFound(msg)
-    model = _name(match[1])
-    version = match[2]
-    if version is not None and _VERSION.fullmatch(version) is None:
-        msg = f"no such address: versions are positive integers, found {version.decode('latin-1')!r}"
-        raise NotFound(msg)
-    json_bytes = timeout_ms = traceparent = routing_key = level = None
+    model, version, dialect = _asked(path)
+    json_bytes = timeout_ms = traceparent = routing_key = level = accepts = None
     traces = 0
     for name, value in headers:
         if name not in _OURS:
@@ -83,11 +75,13 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         elif name == b"x-request-timeout-ms":
             _once(name, timeout_ms)
             timeout_ms = min(max(_number(name, value), 1), TIMEOUT_MAX_MS)
+        elif name == b"accept-encoding":
+            accepts = accepted(value)
         else:
             _once(name, level)
             level = read_level(value)
     # The endpoint as recorded is bounded: unknown names do not make callers without end.
-    named = f"models/{model}" + (f"/versions/{version.decode()}" if version else "")
+    named = f"models/{model}" + (f"/versions/{version}" if version else "")
     if dialect == "v1":
         json_bytes, protocol, endpoint = None, "v1", f"/v1/{named}:predict"
     else:
@@ -95,7 +89,7 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         endpoint = f"/v2/{named}/infer"
     return Head(
         model=model,
-        version=version.decode() if version else None,
+        version=version,
         caller=caller(endpoint, protocol, ANONYMOUS),
         endpoint=endpoint,
         json_bytes=json_bytes,
@@ -104,7 +98,23 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         routing_key=routing_key,
         audit_level=level,
         dialect=dialect,
+        accepts=accepts,
     )
+
+
+def _asked(path: bytes) -> tuple[str, str | None, str]:
+    """Model, version and dialect of an address for inference."""
+    match, dialect = INFER.fullmatch(path), "oip"
+    if match is None:
+        match, dialect = PREDICT.fullmatch(path), "v1"
+    if match is None:
+        msg = "no such address"
+        raise NotFound(msg)
+    version = match[2]
+    if version is not None and _VERSION.fullmatch(version) is None:
+        msg = f"no such address: versions are positive integers, found {version.decode('latin-1')!r}"
+        raise NotFound(msg)
+    return _name(match[1]), None if version is None else version.decode(), dialect
 
 
 def read_traceparent(value: bytes) -> str | None:

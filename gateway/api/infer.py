@@ -97,6 +97,7 @@ class DataApi:
         try:
             path = request.scope.get("raw_path") or request.url.path.encode()
             head = make_head(core.caller, path, request.scope["headers"])
+            sink.accepts = head.accepts
             sink.traceparent = head.traceparent
             body = await read_body(request, self._body_max_bytes)
             if len(body) > FAST_BODY_MAX_BYTES:

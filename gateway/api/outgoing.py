@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
+from gateway.api.compression import COMPRESS_MIN_BYTES, compressed
 from gateway.api.heads import traceresponse
 from gateway.api.problems import reply_of
 from gateway.errors import GatewayError
@@ -22,10 +23,20 @@ class FutureSink:
     def __init__(self, traceparent: str | None = None) -> None:
         self.disconnected = False
         self.traceparent = traceparent
-        self.future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.accepts: str | None = None
+        """The coding that a large reply is sent in."""
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Response] = self._loop.create_future()
 
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
         """Called once by the core; skipped when the waiter is gone."""
+        if self.accepts is not None and len(body) >= COMPRESS_MIN_BYTES:
+            made = self._loop.run_in_executor(None, compressed, self.accepts, fields, body)
+            made.add_done_callback(lambda done: self._set(status, *done.result()))
+        else:
+            self._set(status, fields, body)
+
+    def _set(self, status: int, fields: bytes, body: bytes) -> None:
         if not self.future.done():
             if self.traceparent is not None:
                 fields += traceresponse(self.traceparent, fields)

@@ -2,7 +2,8 @@
 
 door -> core (`head.dialect` is "v1") -> codec -> **v1** (decode), and as a form of reply in encode. Rows: `instances`,
 a list of values or of objects by input name, are answered with `predictions`; columns: `inputs`, whole tensors, with
-`outputs`. An adapter for clients that exist: it builds Python objects, and large tensors belong to `/v2`.
+`outputs`. An adapter for clients that exist: it builds Python objects, within the limits of JSON; large
+tensors belong to `/v2`.
 
 Sources: KServe data plane v1; TensorFlow Serving RESTful API.
 """
@@ -23,11 +24,9 @@ import orjson
 from gateway import tensors
 from gateway.api.encode import RunEncoder
 from gateway.batching import Inference
-from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.errors import InvalidRequest
 from loaders.signature import Signature, TensorSpec
 
-BODY_MAX_BYTES = 8_388_608
-"""A body becomes Python objects, which take many times its size."""
 DEPTH_MAX = 64
 _B64 = "b64"
 
@@ -36,12 +35,8 @@ def decode(signature: Signature, body: bytes, into: Inference) -> None:
     """Read a body into `into`: inputs, shapes and the form of the reply. Rows are the caller's to set.
 
     Raises:
-        BodyTooLarge: over 8 MiB.
         InvalidRequest: naming the tensor, what was found and what was expected.
     """
-    if len(body) > BODY_MAX_BYTES:
-        msg = f"body of {len(body)} bytes; v1 takes {BODY_MAX_BYTES}: send large tensors to /v2, in binary"
-        raise BodyTooLarge(msg)
     request = _parsed(body)
     instances, inputs = request.get("instances"), request.get("inputs")
     if (instances is None) == (inputs is None):

@@ -16,7 +16,7 @@ from gateway.api import v1
 from gateway.api.codec import Codec
 from gateway.api.encode import RunEncoder
 from gateway.batching import Inference
-from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.errors import InvalidRequest
 from loaders.signature import Signature, TensorSpec
 
 X = TensorSpec("X", "FP32", (-1, 2))
@@ -125,12 +125,6 @@ def test_refused(signature: Signature, body: Any, says: str) -> None:
     """What cannot be meant is refused, and named."""
     with pytest.raises(InvalidRequest, match=says):
         decoded(signature, body)
-
-
-def test_large_bodies_are_left_to_v2() -> None:
-    """Beyond 8 MiB a body is refused before it is read."""
-    with pytest.raises(BodyTooLarge, match="/v2"):
-        decoded(ONE, b" " * (v1.BODY_MAX_BYTES + 1))
 
 
 def test_rows_are_answered_with_rows() -> None:
