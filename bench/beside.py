@@ -18,9 +18,10 @@ from pathlib import Path
 import msgspec
 
 from bench import report
-from bench.load import Target, Wrk, write_requests
 from bench.models import write_mlp
+from bench.requests import Requests, Target
 from bench.serving import Gateway, cpu_s
+from bench.wrk import Wrk
 from gateway.errors import ConfigInvalid
 
 WORKER_MAX = 1.03
@@ -87,7 +88,7 @@ def measure(options: Options, target: Target, progress: Callable[[str], None] = 
         for version in ("1", "2"):
             write_mlp(models, version, seed=int(version))
         requests_file = scratch / "requests"
-        write_requests(requests_file, target)
+        Requests(target).write(requests_file)
         wrk = Wrk(scratch, requests_file, None)
         with Gateway(models, scratch / "state", settings=("sidecar.tick_s=1",)) as gateway:
             _shadow(gateway, target.model)

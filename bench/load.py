@@ -1,163 +1,202 @@
-"""Load: distinct inference requests, thrown by wrk in a closed loop.
+"""Load: `tidegate bench load`, a load of any running gateway that does not flatter it.
 
-wrk costs less per request than any generator in Python, so that one core of it saturates a worker
-on the other. Requests are built here, written to one file, and read by wrk's Lua at its start:
-nothing is left to do per request but to hand out the next one. Nothing here knows the gateway; the
-same file is thrown at nginx.
+With a rate it is an open loop (bench.arrivals, bench.openloop): as many users as the rate says come whatever the server
+does. Without one it is closed: so many connections, each sending when it has its answer, which finds the capacity.
+requests are made first -> **load** runs them in one or more processes -> bench.outcome sums up.
 """
 
 from __future__ import annotations
 
-import random
-import shutil
-import struct
-import subprocess
+import multiprocessing
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
+from bench.arrivals import Law, schedule
+from bench.check import Kept, check
+from bench.openloop import ClosedLoop, OpenLoop, Records
+from bench.outcome import Outcome, outcome
+from bench.pump import Connection, Pump, Server
+from bench.requests import DISTINCT_REQUESTS, Requests, Target, Tensor, read_bodies
+from bench.serving import call
 from gateway.errors import ConfigInvalid
 
-DISTINCT_REQUESTS = 10_000
-_LENGTH = struct.Struct("<I")
-
-_SCRIPT = """
-local requests, at = {}, 0
-function init(args)
-  local file = assert(io.open(args[1], "rb"))
-  while true do
-    local head = file:read(4)
-    if not head then break end
-    local a, b, c, d = head:byte(1, 4)
-    requests[#requests + 1] = file:read(a + b * 256 + c * 65536 + d * 16777216)
-  end
-  file:close()
-end
-function request()
-  at = at + 1
-  if at > #requests then at = 1 end
-  return requests[at]
-end
-function done(summary, latency, _)
-  local e = summary.errors
-  io.write(string.format(
-    '\\nWRK {"requests":%d,"duration_us":%d,"p50_us":%d,"p99_us":%d,"max_us":%d,' ..
-    '"socket_errors":%d,"status_errors":%d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    latency.max, e.connect + e.read + e.write + e.timeout, e.status))
-end
-"""
+CHECK_EVERY = 97
+"""Prime to the count of distinct requests, so that each of them is checked once in a while: 1.03% of the replies."""
+START_IN_NS = 50_000_000
+_CODE = re.compile(rb'"code"\s*:\s*"([a-z0-9_]{1,64})"')
 
 
-class Target(msgspec.Struct, frozen=True):
-    """What one request asks: a model with one FP32 input of `width` values a row."""
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One load."""
 
-    model: str
-    input_name: str
-    width: int
-
-    @property
-    def path(self) -> str:
-        """Where the requests go."""
-        return f"/v2/models/{self.model}/infer"
-
-
-class Round(msgspec.Struct, frozen=True):
-    """What wrk saw. Latencies are of the closed loop: they hold queueing at saturation."""
-
-    requests: int
-    duration_us: int
-    p50_us: int
-    p99_us: int
-    max_us: int
-    socket_errors: int
-    status_errors: int
-
-    @property
-    def per_second(self) -> float:
-        """Requests a second."""
-        return self.requests / (self.duration_us / 1e6)
+    url: str
+    target: Target
+    seconds: float
+    per_second: float | None = None
+    """None: a closed loop."""
+    law: Law = "poisson"
+    connections: int = 256
+    """At most; an open loop makes only those that it needs."""
+    processes: int = 1
+    distinct: int = DISTINCT_REQUESTS
+    varying_heads: bool = False
+    seed: int = 1
+    bodies_file: str | None = None
+    model_file: str | None = None
+    """1% of the replies are compared with what this ONNX file says."""
+    grace_s: float = 5.0
+    """What has no answer so long after the end is unanswered."""
 
 
-def body(target: Target, request_id: str, values: list[float]) -> bytes:
-    """One row as Open Inference Protocol JSON."""
-    return (
-        f'{{"id":"{request_id}","inputs":[{{"name":"{target.input_name}","datatype":"FP32",'
-        f'"shape":[1,{target.width}],"data":{msgspec.json.encode(values).decode()}}}]}}'
-    ).encode()
+class Part(msgspec.Struct, frozen=True):
+    """What one generator process brings home."""
+
+    records: Any
+    codes: dict[str, int]
+    kept: list[Kept]
+    cpus: float
+    end_ns: int
 
 
-def random_row(rng: random.Random, width: int) -> list[float]:
-    """Values with six decimals about zero, as scaled features look."""
-    return [round(rng.uniform(-3.0, 3.0), 6) for _ in range(width)]
+def make_requests(plan: Plan, part: int = 0) -> Requests:
+    """The requests of one generator process; each has its own."""
+    bodies = None if plan.bodies_file is None else read_bodies(Path(plan.bodies_file))
+    return Requests(
+        plan.target,
+        count=max(1, plan.distinct // plan.processes),
+        varying_heads=plan.varying_heads,
+        seed=plan.seed + part,
+        bodies=bodies,
+    )
 
 
-def write_requests(
-    path: Path,
-    target: Target,
+def generate(
+    plan: Plan,
+    requests: Requests,
     *,
-    count: int = DISTINCT_REQUESTS,
-    varying_heads: bool = False,
-    seed: int = 1,
-) -> None:
-    """Write `count` whole, distinct HTTP requests to `path` in the form that the Lua part reads.
+    part: int = 0,
+    passed: Callable[[float], None] = lambda _: None,
+    start_ns: int | None = None,
+) -> Part:
+    """Throw one process's share of a plan.
 
     Args:
-        varying_heads: give each its own traceparent and x-request-id, so that no two heads repeat.
+        start_ns: of `perf_counter_ns`; None: now.
     """
-    rng = random.Random(seed)  # noqa: S311
-    with path.open("wb") as file:
-        for i in range(count):
-            # All ids have one width, so that heads repeat unless they are asked to vary.
-            content = body(target, f"r-{i:06d}", random_row(rng, target.width))
-            extra = ""
-            if varying_heads:
-                extra = (
-                    f"traceparent: 00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-01\r\n"
-                    f"x-request-id: {rng.getrandbits(128):032x}\r\n"
-                )
-            head = (
-                f"POST {target.path} HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: */*\r\n"
-                f"content-type: application/json\r\n{extra}content-length: {len(content)}\r\n\r\n"
-            )
-            request = head.encode() + content
-            file.write(_LENGTH.pack(len(request)) + request)
+    codes: Counter[str] = Counter()
+    kept: list[Kept] = []
+
+    def keep(number: int, status: int, head: bytes, body: bytes) -> None:
+        if 200 <= status < 300:
+            kept.append(Kept(number, head, body))
+            return
+        found = _CODE.search(body)
+        codes[f"{status} {found[1].decode()}" if found else str(status)] += 1
+
+    share = -(-plan.connections // plan.processes)
+    loop: Any
+    if plan.per_second is None:
+        loop = ClosedLoop[Connection](int(plan.seconds * 1e9), share)
+    else:
+        due_ns = schedule(plan.law, plan.per_second / plan.processes, plan.seconds, seed=plan.seed + part)
+        loop = OpenLoop[Connection](due_ns, ())
+    checked = range(part % CHECK_EVERY, 1 << 62, CHECK_EVERY) if plan.model_file else range(0)
+    pump = Pump(Server(plan.url), requests.parts, connections=share, kept=keep, keep=checked)
+    start_ns = time.perf_counter_ns() + START_IN_NS if start_ns is None else start_ns
+    cpu_s, began_s = time.process_time(), time.perf_counter()
+    pump.run(loop, start_ns, start_ns + int((plan.seconds + plan.grace_s) * 1e9), passed)
+    cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
+    return Part(loop.records(), dict(codes), kept, cpus, time.perf_counter_ns() - start_ns)
 
 
-class Wrk:
-    """wrk over one file of requests.
+def run(
+    plan: Plan, passed: Callable[[float], None] = lambda _: None, *, requests: Requests | None = None
+) -> Outcome:
+    """Run a plan and sum it up.
 
     Args:
-        scratch: a directory for its script.
-        cpu: the processor to pin it to, or None.
+        passed: told the share of the load that is over, some times a second.
+        requests: those of the first process, where they are made already.
 
     Raises:
-        ConfigInvalid: when wrk (or taskset, to pin) is not on this machine.
+        ConfigInvalid: the target takes no made requests, or replies cannot be timed.
+        ValueError: a reply was wrong.
     """
+    requests = requests if requests is not None else make_requests(plan)
+    parts = (
+        [generate(plan, requests, passed=passed)] if plan.processes == 1 else _spread(plan, requests, passed)
+    )
+    checked = 0
+    if plan.model_file is not None:
+        for number, part in enumerate(parts):
+            mine = requests if number == 0 else make_requests(plan, number)
+            checked += check(Path(plan.model_file), mine, part.kept)
+    codes: Counter[str] = Counter()
+    for part in parts:
+        codes.update(part.codes)
+    return outcome(
+        _joined([part.records for part in parts]),
+        seconds=plan.seconds,
+        end_ns=max(part.end_ns for part in parts),
+        codes=codes,
+        generator_cpus=max(part.cpus for part in parts),
+        checked=checked,
+    )
 
-    def __init__(self, scratch: Path, requests_file: Path, cpu: int | None) -> None:
-        for tool in ("wrk", *(("taskset",) if cpu is not None else ())):
-            if shutil.which(tool) is None:
-                msg = f"{tool} is not on this machine: install it to measure under load"
-                raise ConfigInvalid(msg)
-        self._script = scratch / "load.lua"
-        self._script.write_text(_SCRIPT)
-        self._requests_file = requests_file
-        self._prefix = [] if cpu is None else ["taskset", "-c", str(cpu)]
 
-    def run(self, url: str, *, connections: int, seconds: float) -> Round:
-        """Throw requests at `url` (scheme, host, port) for `seconds`.
+def _spread(plan: Plan, requests: Requests, passed: Callable[[float], None]) -> list[Part]:
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(plan.processes)
+    pipes, children = [], []
+    for part in range(1, plan.processes):
+        mine, theirs = spawn.Pipe(duplex=False)
+        child = spawn.Process(target=_child, args=(plan, part, barrier, theirs), daemon=True)
+        child.start()
+        pipes.append(mine)
+        children.append(child)
+    barrier.wait(120)
+    parts = [generate(plan, requests, passed=passed)]
+    for pipe, child in zip(pipes, children, strict=True):
+        if not pipe.poll(plan.seconds + plan.grace_s + 60):
+            msg = "a generator process did not come back"
+            raise TimeoutError(msg)
+        parts.append(pipe.recv())
+        child.join(10)
+    return parts
 
-        Raises:
-            ConnectionError: when wrk could not connect at all.
-        """
-        done = subprocess.run(  # noqa: S603
-            [*self._prefix, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s",
-             "--timeout", "10s", "-s", str(self._script), url, "--", str(self._requests_file)],
-            capture_output=True, text=True, check=False, timeout=seconds + 60,
-        )  # fmt: skip
-        for line in done.stdout.splitlines():
-            if line.startswith("WRK "):
-                return msgspec.json.decode(line[4:], type=Round)
-        msg = f"wrk said nothing of use: {(done.stderr or done.stdout).strip()[-300:]}"
-        raise ConnectionError(msg)
+
+def _child(plan: Plan, part: int, barrier: Any, pipe: Any) -> None:
+    requests = make_requests(plan, part)
+    barrier.wait(120)
+    pipe.send(generate(plan, requests, part=part))
+
+
+def _joined(found: list[Records]) -> Records:
+    if len(found) == 1:
+        return found[0]
+    joined = Records(np.concatenate([one.due_ns for one in found]))
+    for name in ("handed_ns", "sent_ns", "done_ns", "status"):
+        setattr(joined, name, np.concatenate([getattr(one, name) for one in found]))
+    return joined
+
+
+def target_of(url: str, model: str, *, rows: int, binary: bool) -> Target:
+    """What a running gateway's metadata says a request of a model must be.
+
+    Raises:
+        ConfigInvalid: it knows no such model.
+        OSError: nothing answers.
+    """
+    reply = call(url, "GET", f"/v2/models/{model}")
+    if reply.status != 200 or not isinstance(reply.content, dict):
+        msg = f"model {model}: the gateway says {reply.status}: {reply.content}; expected its metadata"
+        raise ConfigInvalid(msg)
+    inputs = msgspec.convert(reply.content["inputs"], tuple[Tensor, ...])
+    return Target(model=model, inputs=inputs, rows=rows, form="binary" if binary else "json")

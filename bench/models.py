@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,29 @@ from onnx import TensorProto, helper, numpy_helper
 WIDTHS = (30, 256, 256, 2)
 
 
-def write_mlp(repository: Path, version: str = "1", seed: int = 1) -> Path:
-    """`mlp`: X [N,30] FP32 -> two hidden layers of 256 -> Y [N,2]; returns the model's file."""
+def write_mlp(
+    repository: Path,
+    version: str = "1",
+    seed: int = 1,
+    *,
+    name: str = "mlp",
+    widths: Sequence[int] = WIDTHS,
+) -> Path:
+    """`mlp`: X [N,30] FP32 -> two hidden layers of 256 -> Y [N,2]; returns the model's file.
+
+    Args:
+        name: of the model.
+        widths: of the layers, from input to output.
+    """
     rng = np.random.default_rng(seed)
     nodes, weights, x = [], [], "X"
-    for k, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for k, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
         w = (rng.standard_normal((a, b)) / np.sqrt(a)).astype(np.float32)
         weights += [
             numpy_helper.from_array(w, f"w{k}"),
             numpy_helper.from_array(np.zeros(b, np.float32), f"b{k}"),
         ]
-        last = k + 2 == len(WIDTHS)
+        last = k + 2 == len(widths)
         nodes.append(helper.make_node("Gemm", [x, f"w{k}", f"b{k}"], ["Y" if last else f"h{k}"]))
         if not last:
             nodes.append(helper.make_node("Relu", [f"h{k}"], [f"r{k}"]))
@@ -28,12 +41,19 @@ def write_mlp(repository: Path, version: str = "1", seed: int = 1) -> Path:
     graph = helper.make_graph(
         nodes,
         "mlp",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", WIDTHS[0]])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", WIDTHS[-1]])],
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", widths[0]])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", widths[-1]])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    path = repository / "mlp" / version / "model.onnx"
+    path = repository / name / version / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return path
+
+
+def write_heavy(repository: Path, version: str, *, megabytes: int, name: str = "big", seed: int = 1) -> Path:
+    """A model of the MLP's signature with so many megabytes of weights; returns its file. For what loading costs."""
+    # Two square layers of w x w, four bytes a weight.
+    width = int((megabytes * 1e6 / 8) ** 0.5)
+    return write_mlp(repository, version, seed, name=name, widths=(30, width, width, width, 2))

@@ -14,13 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import uvicorn
 from uvicorn.server import ServerState
 
+from bench import report
 from bench.models import write_mlp
+from bench.paired import Watch
 from gateway import config as configuration
 from gateway.api.codec import Codec
 from gateway.api.encode import RunEncoder
@@ -40,15 +42,26 @@ from gateway.serving import Models
 from loaders.session import Session, load
 
 CONNECTIONS = 32
-ROUNDS = 9
+ROUNDS = 11
+TURNS = 200
 
 
-class Part(NamedTuple):
-    """One line of the profile, microseconds per request."""
+class Part(msgspec.Struct, frozen=True):
+    """One line of the profile, microseconds of processor time per request."""
 
     stage: str
     what: str
     us: float
+    interval: report.Interval | None = None
+    """Of the median over the rounds; None of the rest."""
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Parts in the order of the path; the last two are the rest and the whole."""
+
+    parts: list[Part]
+    foreign_cpus: float
+    machine: report.Machine
 
 
 class _Transport:
@@ -173,104 +186,99 @@ def _requests() -> list[bytes]:
     return out
 
 
-def _us(work: Callable[[], object], turns: int = 200) -> float:
-    """Median over rounds of the time of `work`, per request."""
-    took = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter_ns()
-        for _ in range(turns):
-            work()
-        took.append((time.perf_counter_ns() - started) / turns / CONNECTIONS / 1000)
-    return sorted(took)[ROUNDS // 2]
+def _us(work: Callable[[], object], turns: int) -> float:
+    """Processor time of `work` per request; a thread's own, so that neighbours do not count."""
+    started = time.thread_time_ns()
+    for _ in range(turns):
+        work()
+    return (time.thread_time_ns() - started) / turns / CONNECTIONS / 1000
 
 
-def profile() -> list[Part]:
-    """Measure every part. Takes some seconds."""
+def profile(turns: int = TURNS, rounds: int = ROUNDS) -> Profile:
+    """Measure every part, interleaved: each round times each of them once. Takes some seconds."""
+    watch = Watch({})
     with tempfile.TemporaryDirectory(prefix="tidegate-profile-") as name:
         rig = Rig(Path(name), asyncio.new_event_loop())
         for _ in range(50):
             rig.arrive()
             rig.turn()
-        return _measure(rig)
+        works = _works(rig)
+        took: list[list[float]] = [[] for _ in works]
+        for _ in range(rounds):
+            for (_, _, work), values in zip(works, took, strict=True):
+                values.append(_us(work, turns))
+    parts = [
+        Part(stage, what, found.median, found)
+        for (stage, what, _), found in zip(works, map(report.interval, took), strict=True)
+    ]
+    *pieces, whole = parts
+    rest = whole.us - sum(part.us for part in pieces)
+    return Profile(
+        [*pieces, Part("", "admission, queue, batch, replies (the rest)", rest), whole],
+        watch.stop()[1],
+        report.machine(),
+    )
 
 
-def _measure(rig: Rig) -> list[Part]:
-    core = rig.core
-    receive = core.receive
-    batches: list[Batch] = []
-    finish = core._finish  # noqa: SLF001
+def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
+    """Each part alone, over the same 32 requests; the whole is last."""
 
     def whole() -> None:
         rig.arrive()
         rig.turn()
 
-    total = _us(whole)
-
-    def keep(v: Any, batch: Batch) -> None:
-        batches.append(batch)
-        finish(v, batch)
-
-    core._finish = keep  # type: ignore[method-assign,assignment]
-    whole()
-    core._finish = finish  # type: ignore[method-assign]  # noqa: SLF001
-    batch = batches[-1]
+    batch = _one_batch(rig, whole)
+    core, version = rig.core, rig.version
+    receive = core.receive
 
     def door() -> None:
+        core.receive = lambda *a: None  # type: ignore[method-assign]
         rig.arrive()
+        core.receive = receive  # type: ignore[method-assign]
         for one in rig.doors:
             one.cycle.response_complete = True
 
-    core.receive = lambda *a: None  # type: ignore[method-assign]
-    door_us = _us(door)
-    core.receive = receive  # type: ignore[method-assign]
-    feeds = Batch(batch.inferences, batch.rows, "turn")
-
-    parts = _parts(rig, batch, feeds, door_us)
-    rest = total - sum(part.us for part in parts)
-    return [
-        *parts,
-        Part("", "admission, queue, batch, replies (the rest)", rest),
-        Part("", "whole path without kernel and loop", total),
-    ]
-
-
-def _parts(rig: Rig, batch: Batch, feeds: Batch, door_us: float) -> list[Part]:
-    """Each part alone, over the same 32 requests."""
-    core, version = rig.core, rig.version
-    head: Any = rig.doors[0]._kept.head
+    head: Any = rig.doors[0]._kept_cycle.head
     entry: Any = core.models.get("mlp")
     bodies = [request.partition(b"\r\n\r\n")[2] for request in rig.requests]
     codec, outputs, sink = version.codec, batch.outputs, batch.inferences[0].sink
     limits = (core.appender.max_frame_bytes, 65_536)
+    feeds = Batch(batch.inferences, batch.rows, "turn")
 
     def record() -> list[Any]:
         return list(record_payloads(version, batch, 1, None, time.perf_counter_ns(), limits))
 
     payload = record()[0][0]
     return [
-        Part("admit", "door: kept head, connection, reply bytes aside", door_us),
-        Part(
+        ("admit", "door: kept head, connection, reply bytes aside", door),
+        (
             "decode",
             "JSON to packed floats",
-            _us(lambda: [codec.decode(body, None, Inference(sink, 0)) for body in bodies]),
+            lambda: [codec.decode(b, None, Inference(sink, 0)) for b in bodies],
         ),
-        Part(
-            "route", "bucket, deadline", _us(lambda: [core._route(entry, head, i) for i in batch.inferences])
-        ),  # noqa: SLF001
-        Part("infer", "join, ONNX Runtime, one run of 32", _us(lambda: _run(core, version, feeds))),
-        Part("encode", "rows to JSON", _us(lambda: version.encoder.rows_json(outputs, batch.rows))),
-        Part(
-            "append",
-            "columnar frame",
-            _us(record),
-        ),
-        Part("append", "ring: copy and CRC", _us(lambda: _append(rig.ring, payload))),
-        Part(
-            "append",
-            "metrics, once a run",
-            _us(lambda: version.count(batch, time.perf_counter_ns(), failed=False)),
-        ),
+        ("route", "bucket, deadline", lambda: [core._route(entry, head, i) for i in batch.inferences]),
+        ("infer", "join, ONNX Runtime, one run of 32", lambda: _run(core, version, feeds)),
+        ("encode", "rows to JSON", lambda: version.encoder.rows_json(outputs, batch.rows)),
+        ("append", "columnar frame", record),
+        ("append", "ring: copy and CRC", lambda: _append(rig.ring, payload)),
+        ("append", "metrics, once a run", lambda: version.count(batch, time.perf_counter_ns(), failed=False)),
+        ("", "whole path without kernel and loop", whole),
     ]
+
+
+def _one_batch(rig: Rig, whole: Callable[[], None]) -> Batch:
+    """A run of 32 as the core cuts it, with its outputs."""
+    batches: list[Batch] = []
+    finish = rig.core._finish
+
+    def keep(v: Any, batch: Batch) -> None:
+        batches.append(batch)
+        finish(v, batch)
+
+    rig.core._finish = keep  # type: ignore[method-assign,assignment]
+    whole()
+    rig.core._finish = finish  # type: ignore[method-assign]
+    return batches[-1]
 
 
 def _append(ring: Ring, payload: bytes) -> None:

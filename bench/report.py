@@ -31,7 +31,11 @@ class Interval(msgspec.Struct, frozen=True):
     coverage: float
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return self.text(2)
+
+    def text(self, digits: int) -> str:
+        """Median and interval with so many decimals."""
+        return f"{self.median:,.{digits}f} [{self.low:,.{digits}f}, {self.high:,.{digits}f}]"
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -72,6 +76,11 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
     packages: dict[str, str]
 
+    def text(self) -> str:
+        """In one line."""
+        packages = ", ".join(f"{name} {number}" for name, number in self.packages.items())
+        return f"{self.cpu}, {self.cpus} CPUs, Linux {self.kernel}, Python {self.python}, {packages}"
+
 
 def machine(
     packages: Sequence[str] = ("uvicorn", "uvloop", "onnxruntime", "msgspec", "numpy"),
@@ -101,24 +110,50 @@ class Row(msgspec.Struct, frozen=True):
     measured: str
     goal: str = ""
     met: bool | None = None
+    """None where there is no goal, or where the run cannot tell."""
+    interval: Interval | None = None
+    """What `measured` says, for programs."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.met is None:
+            return "undecided" if self.goal else ""
+        return "met" if self.met else "missed"
+
+
+def at_most(name: str, found: Interval, bound: float, unit: str = " x", digits: int = 2) -> Row:
+    """A figure whose median is to be at most `bound`."""
+    return Row(name, found.text(digits) + unit, f"<= {bound:g}{unit}", found.median <= bound, found)
+
+
+def at_least(name: str, found: Interval, bound: float, unit: str = " x", digits: int = 2) -> Row:
+    """A figure whose median is to be at least `bound`."""
+    return Row(name, found.text(digits) + unit, f">= {bound:g}{unit}", found.median >= bound, found)
 
 
 def print_table(title: str, rows: Sequence[Row], facts: Machine) -> None:
     """Show rows on the terminal, the machine below them."""
     console = Console()
+    if not console.is_terminal:
+        # A pipe has no width; 80 columns would fold the figures.
+        console = Console(width=140)
     table = Table(title=title, title_justify="left")
     for column in ("figure", "measured", "goal", ""):
         table.add_column(column, overflow="fold")
     for row in rows:
-        verdict = "" if row.met is None else ("met" if row.met else "missed")
-        table.add_row(row.name, row.measured, row.goal, verdict)
+        table.add_row(row.name, row.measured, row.goal, row.verdict)
     console.print(table)
-    packages = ", ".join(f"{name} {number}" for name, number in facts.packages.items())
-    console.print(
-        f"{facts.cpu}, {facts.cpus} CPUs, Linux {facts.kernel}, Python {facts.python}, {packages}",
-        style="dim",
-        highlight=False,
-    )
+    console.print(facts.text(), style="dim", highlight=False)
+
+
+def markdown(rows: Sequence[Row], head: tuple[str, ...] = ("figure", "measured", "goal", "")) -> str:
+    """Rows as a table in Markdown, without a line end behind the last."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = (row.name, row.measured, row.goal, f"**{row.verdict}**" if row.verdict else "")
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)
 
 
 def to_json(result: msgspec.Struct) -> str:

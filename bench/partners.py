@@ -1,0 +1,70 @@
+"""Partners: what a figure is held against, each a process of its own, pinned as the gateway is.
+
+nginx is in bench.serving. Here: the bare loop (bench.bare) and raw ONNX Runtime (bench.raw). Both end with this
+process, since their stdin does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from bench.raw import Ran
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class _Child:
+    def __init__(self, cpus: str | None, *arguments: str) -> None:
+        pinned = [] if cpus is None else ["taskset", "-c", cpus]
+        self._process = subprocess.Popen(  # noqa: S603
+            [*pinned, sys.executable, "-m", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(_ROOT), "ORT_DISABLE_TELEMETRY": "1"},
+        )  # fmt: skip
+        self.pid = self._process.pid
+
+    def _line(self) -> str:
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            msg = f"a partner of the figure ended with status {self._process.wait(10)}"
+            raise ChildProcessError(msg)
+        return line
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=20)
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Bare(_Child):
+    """A bare loop that answers everything with one JSON text."""
+
+    def __init__(self, reply_file: Path, cpus: str | None = None) -> None:
+        super().__init__(cpus, "bench.bare", "--reply", str(reply_file))
+        self.url = f"http://127.0.0.1:{int(self._line())}"
+
+
+class Raw(_Child):
+    """Raw ONNX Runtime over one model, `rows` a run."""
+
+    def __init__(self, model_file: Path, rows: int, cpus: str | None = None) -> None:
+        super().__init__(cpus, "bench.raw", "--model", str(model_file), "--rows", str(rows))
+
+    def run(self, seconds: float) -> Ran:
+        """Loop for so long."""
+        self._process.stdin.write(f"{seconds}\n")  # type: ignore[union-attr]
+        self._process.stdin.flush()  # type: ignore[union-attr]
+        return msgspec.json.decode(self._line(), type=Ran)
