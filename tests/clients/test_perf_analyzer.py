@@ -1,0 +1,159 @@
+"""perf_analyzer, the load generator of Triton's makers, as they built it: to its end, against two workers.
+
+It reads metadata, configuration and statistics, and gives up where the statistics of its window do not advance. Its
+binary is in an older wheel of tritonclient; it needs two libraries that this wheel does not carry.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.serving import Gateway
+from gateway.audit.event import Prediction
+from gateway.audit.spool_feed import SpoolFeed
+from tests.clients import wheels
+from tests.e2e.onnx_models import write_simple
+from tests.e2e.wire import Wire, get
+
+WORKERS = 2
+REQUESTS, CONNECTIONS = 400, 4
+RUN_TIMEOUT_S = 60
+LIBB64 = "libb64.so.0d"
+
+
+def libb64() -> Path:
+    """The library of Debian's package libb64-0d: installed, or fetched with apt; skips where neither works."""
+    for directory in Path("/usr/lib").glob("*-linux-gnu"):
+        if (directory / LIBB64).exists():
+            return directory / LIBB64
+    kept = wheels.cache_directory("libb64-0d") / LIBB64
+    if not kept.exists():
+        get_it = "install it to run perf_analyzer (Debian: libb64-0d)"
+        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+            pytest.skip(f"{LIBB64} is not here: {get_it}")
+        with tempfile.TemporaryDirectory(prefix="tidegate-fetch-") as scratch:
+            command = ["apt-get", "download", "-qq", "libb64-0d"]
+            done = subprocess.run(command, cwd=scratch, capture_output=True, timeout=60, check=False)
+            packages = list(Path(scratch).glob("*.deb"))
+            if not packages:
+                said = done.stderr.decode(errors="replace").strip()[-200:]
+                pytest.skip(f"{LIBB64} is not here and cannot be fetched: {said}; {get_it}")
+            subprocess.run(["dpkg-deb", "-x", str(packages[0]), scratch], timeout=60, check=True)
+            wheels.place(kept, next(Path(scratch).rglob(LIBB64)).read_bytes())
+    return kept
+
+
+@pytest.fixture(scope="module")
+def analyzer() -> tuple[Path, dict[str, str]]:
+    """The binary and its environment."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"perf_analyzer is built for x86_64 alone, not for {platform.machine()}")
+    binary = wheels.file_of(wheels.PERF_ANALYZER)
+    binary.chmod(0o755)
+    libraries = {libb64().parent, wheels.file_of(wheels.CUDA_RUNTIME).parent}
+    return binary, {**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, sorted(libraries)))}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Two workers over the model of its makers' examples."""
+    directory = tmp_path_factory.mktemp("perf")
+    write_simple(directory / "models")
+    gateway = Gateway(
+        directory / "models", directory / "state", workers=WORKERS, settings=["sidecar.enabled=false"]
+    )
+    with gateway as started:
+        yield started
+
+
+def counted(gateway: Gateway) -> tuple[int, int]:
+    """Inferences and successes of the model, as whoever answers tells them."""
+    with Wire(gateway.data_url) as wire:
+        (entry,) = json.loads(wire.exchange(get("/v2/models/simple/stats")).body)["model_stats"]
+    return entry["inference_count"], entry["inference_stats"]["success"]["count"]
+
+
+def answered(gateway: Gateway) -> dict[str, int]:
+    """Predictions in the log by source: a source is a worker."""
+    feed, found = SpoolFeed(gateway.state_dir / "spool"), {}
+    while events := feed.read(100_000, 500).events:
+        for event in events:
+            if isinstance(event, Prediction) and event.kind == "done":
+                source = event.id.partition("-")[0]
+                found[source] = found.get(source, 0) + 1
+    return found
+
+
+def run(gateway: Gateway, analyzer: tuple[Path, dict[str, str]], *options: str) -> str:
+    """What it says when it is done; it must come to its end."""
+    binary, environ = analyzer
+    address = gateway.data_url.removeprefix("http://")
+    done = subprocess.run(
+        [str(binary), "-m", "simple", "-u", address, "-i", "http", *options],
+        env=environ, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[:2000] + done.stderr[:2000]
+    return done.stdout
+
+
+def agree(gateway: Gateway, before: tuple[int, int], seen: int) -> None:
+    """The statistics advanced by what the client saw and what it did not wait for, and the log holds as many."""
+    deadline = time.monotonic() + 10
+    while (after := counted(gateway)) != (sum(answered(gateway).values()),) * 2:
+        assert time.monotonic() < deadline, (after, answered(gateway))
+    assert after[0] - before[0] >= seen > 0
+
+
+@pytest.mark.parametrize("form", ["binary", "json"])
+def test_it_comes_to_its_end(
+    gateway: Gateway, analyzer: tuple[Path, dict[str, str]], tmp_path: Path, form: str
+) -> None:
+    """The server's counts are the client's, and each answer that it saw is in the log."""
+    before = counted(gateway)
+    table, export = tmp_path / "out.csv", tmp_path / "export.json"
+    said = run(
+        gateway, analyzer, "--concurrency-range", str(CONNECTIONS), "--request-count", str(REQUESTS),
+        "--input-tensor-format", form, "--output-tensor-format", form,
+        "-f", str(table), "--profile-export-file", str(export),
+    )  # fmt: skip
+    assert re.findall(r"Inference count: (\d+)", said) == [str(REQUESTS)], said
+    assert re.findall(r"Successful request count: (\d+)", said) == [str(REQUESTS)], said
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert all(int(row[f"Server Compute {what}"]) > 0 for what in ("Input", "Infer", "Output")), row
+    exported = json.loads(export.read_text())["experiments"]
+    seen = sum(len(experiment["requests"]) for experiment in exported)
+    assert seen == REQUESTS
+    agree(gateway, before, seen)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(
+    "load", [("--concurrency-range", "1:4"), ("--request-rate-range", "100:300:100")], ids=["closed", "open"]
+)
+def test_it_measures_window_after_window(
+    gateway: Gateway, analyzer: tuple[Path, dict[str, str]], tmp_path: Path, load: tuple[str, str]
+) -> None:
+    """Closed loop and Poisson arrivals, several levels: statistics advance in every window, over both workers."""
+    before = counted(gateway)
+    table = tmp_path / "out.csv"
+    said = run(
+        gateway, analyzer, *load, "--request-distribution", "poisson", "--measurement-interval", "1000",
+        "--stability-percentage", "999", "-f", str(table),
+    )  # fmt: skip
+    counts = [int(count) for count in re.findall(r"Successful request count: (\d+)", said)]
+    assert len(counts) == len(list(csv.DictReader(table.read_text().splitlines()))) >= 3
+    assert all(counts), said
+    agree(gateway, before, sum(counts))
+    assert len(answered(gateway)) == WORKERS, answered(gateway)
