@@ -104,6 +104,17 @@ class Session(_Section):
         "CPUExecutionProvider",
     )
     intra_op_threads: Annotated[int, Meta(ge=1, le=256, description="threads a run may use")] = 1
+    trial_cpu_s: Annotated[
+        float,
+        Meta(ge=1, le=600, description="processor time of a version's trial load, and 1 s for each 20 MB"),
+    ] = 8.0
+    trial_memory_bytes: Annotated[
+        int,
+        Meta(ge=0, description="memory of a version's trial load; 0: 2 GiB, or 8 times its files if more"),
+    ] = 0
+    memory_max_bytes: Annotated[
+        int, Meta(ge=0, description="memory that 80% of is planned for; 0: the container's, or the host's")
+    ] = 0
 
 
 class Audit(_Section):
@@ -225,6 +236,10 @@ class Config(_Section):
     state_dir: Annotated[str, Meta(description="log, control state, tokens; one gateway at a time")] = (
         "./.tidegate"
     )
+    models_watch_s: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="look for changed versions this often, and reload them; 0: never"),
+    ] = 0.0
     workers: Annotated[int, Meta(ge=1, le=64, description="worker processes")] = 1
     data: Data = Data()
     admin: Admin = Admin()

@@ -41,9 +41,11 @@ from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError
 from gateway.fleet import Fleet
+from gateway.memory import memory_plan
 from gateway.serving import Models
 from loaders.registry import Registry
 from loaders.session import Session, load
+from loaders.verdicts import Trials
 
 log = logging.getLogger("tidegate.worker")
 
@@ -94,6 +96,12 @@ class Worker:
         )
         self.models.log_event = self.appender.log
         self.core = Core(loop, config, self.models, self.appender, reply_of, self.writer.prefix)
+        self.trials = Trials(
+            context.state_path / "trials",
+            cpu_s=config.session.trial_cpu_s,
+            memory_bytes=config.session.trial_memory_bytes,
+            plan=memory_plan(config),
+        )
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
         self.server: Server | None = None
@@ -106,6 +114,7 @@ class Worker:
             version,
             providers=self.config.session.providers,
             intra_op_threads=self.config.session.intra_op_threads,
+            trials=self.trials,
         )
 
     def _changed(self, model: str, version: str, state: str, reason: str | None) -> None:
@@ -161,6 +170,7 @@ class Worker:
         self.writer.close()
         self.core.lanes.close()
         self.registry.close()
+        self.trials.close()
         self.words[words_of.STATE] = words_of.DOWN
 
     def _api(self) -> DataApi:

@@ -1,68 +1,117 @@
 """The repository: which models and versions lie in a directory, in Triton's layout.
 
     <root>/<model>/<version>/model.onnx        version: a positive integer
+    <root>/<model>/config.pbtxt                optional: names another file, and which versions are held loaded
 
-First step of loading; next: `bundle`. What does not fit is reported as a problem, one line each, and never
+First step of loading; next: `material`. What does not fit is reported as a problem, one line each, and never
 stops the rest.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from loaders.errors import RepositoryMissing
+from loaders.errors import ModelError, RepositoryMissing
+from loaders.model_config import CONFIG_FILE, ModelConfig, read_config
 
 MODEL_FILE = "model.onnx"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_SEEN_MAX = 10_000
 
 
 class Found(NamedTuple):
-    """Models with their versions in ascending order, and what was passed over, in words."""
+    """Models with their versions in ascending order, and what was passed over, in words.
+
+    `chosen` holds, by model, the versions that its settings want loaded (config.pbtxt's version_policy); the newest
+    where it is not named.
+    """
 
     models: dict[str, tuple[str, ...]]
     problems: tuple[str, ...]
+    chosen: dict[str, tuple[str, ...]] = {}
+
+
+class _Settings:
+    """Settings of models, each file read again only when it has changed."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[tuple[int, int, int], ModelConfig, tuple[str, ...]]] = {}
+
+    def of(self, directory: Path) -> tuple[ModelConfig, tuple[str, ...]]:
+        """Settings, and what is to be told of them. A file that cannot be used refuses its versions when they load."""
+        try:
+            found = (directory / CONFIG_FILE).stat()
+        except OSError:
+            return ModelConfig(), ()
+        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+        known = self._seen.get(str(directory))
+        if known is None or known[0] != mark:
+            if len(self._seen) >= _SEEN_MAX:
+                self._seen.clear()
+            try:
+                config = read_config(directory)
+                told = tuple(f"{directory.name}/{CONFIG_FILE}: {warning}" for warning in config.warnings)
+            except ModelError as exc:
+                config, told = ModelConfig(), (str(exc),)
+            except OSError:
+                return ModelConfig(), ()
+            known = self._seen[str(directory)] = (mark, config, told)
+        return known[1], known[2]
+
+
+_settings = _Settings()
 
 
 def scan(root: Path) -> Found:
-    """Look at the repository. Cost: two directory levels, no file is read. Links must stay inside of it.
+    """Look at the repository. Links must stay inside of it.
+
+    Cost: two directory levels, about 30 us a model; of files, only config.pbtxt is read, and only when it is new.
 
     Raises:
         RepositoryMissing: there is no such directory.
     """
     try:
-        entries = sorted(root.iterdir())
+        with os.scandir(root) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as exc:
         msg = f"model repository {root.name!r}: {exc.strerror or 'cannot be read'}"
         raise RepositoryMissing(msg) from exc
     base = root.resolve()
     models: dict[str, tuple[str, ...]] = {}
+    chosen: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
     for entry in entries:
-        if entry.name.startswith("."):
+        name = entry.name
+        if name.startswith("."):
             continue
         if not entry.is_dir():
-            if entry.suffix == ".onnx":
-                problems.append(f"{entry.name}: put it at {entry.stem}/1/{MODEL_FILE}")
+            if name.endswith(".onnx"):
+                problems.append(f"{name}: put it at {name.removesuffix('.onnx')}/1/{MODEL_FILE}")
             continue
-        if _NAME.fullmatch(entry.name) is None:
-            problems.append(f"{entry.name}: not a model name (letters, digits, . _ -)")
+        if _NAME.fullmatch(name) is None:
+            problems.append(f"{name}: not a model name (letters, digits, . _ -)")
             continue
-        if not entry.resolve().is_relative_to(base):
-            problems.append(f"{entry.name}: a link that leaves the repository")
+        if entry.is_symlink() and not Path(entry).resolve().is_relative_to(base):
+            problems.append(f"{name}: a link that leaves the repository")
             continue
+        config, told = _settings.of(root / name)
         try:
-            versions = _versions(entry, base, problems)
+            versions = _versions(root / name, base, config.model_filename, problems)
         except OSError as exc:
-            problems.append(f"{entry.name}: {exc.strerror or 'cannot be read'}")
+            problems.append(f"{name}: {exc.strerror or 'cannot be read'}")
             continue
         if versions:
-            models[entry.name] = versions
-        elif not any(problem.startswith(f"{entry.name}/") for problem in problems):
-            problems.append(f"{entry.name}: has no version: put a model at {entry.name}/1/{MODEL_FILE}")
-    return Found(models, tuple(problems))
+            models[name] = versions
+            if config.policy is not None:
+                chosen[name] = config.chosen(versions)
+        elif not any(problem.startswith(f"{name}/") for problem in problems):
+            problems.append(f"{name}: has no version: put a model at {name}/1/{MODEL_FILE}")
+        problems += told
+    return Found(models, tuple(problems), chosen)
 
 
 def is_version(text: str) -> bool:
@@ -75,25 +124,40 @@ def version_directory(root: Path, model: str, version: str) -> Path:
     return root / model / version
 
 
-def _versions(directory: Path, base: Path, problems: list[str]) -> tuple[str, ...]:
+def model_path(directory: Path, filename: str = MODEL_FILE) -> Path:
+    """The model's file in a version's directory: `filename`, or in a directory of that name beside its weights."""
+    path = directory / filename
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def _versions(directory: Path, base: Path, filename: str, problems: list[str]) -> tuple[str, ...]:
     found: list[str] = []
-    for entry in sorted(directory.iterdir()):
+    with os.scandir(directory) as listed:
+        entries = sorted(listed, key=lambda entry: entry.name)
+    for entry in entries:
+        at = f"{directory.name}/{entry.name}"
         if entry.name.startswith(".") or not entry.is_dir():
-            if entry.suffix == ".onnx":
-                problems.append(f"{directory.name}/{entry.name}: put it at {directory.name}/1/{MODEL_FILE}")
+            if entry.name.endswith(".onnx"):
+                problems.append(f"{at}: put it at {directory.name}/1/{MODEL_FILE}")
             continue
         if _VERSION.fullmatch(entry.name) is None:
-            problems.append(
-                f"{directory.name}/{entry.name}: versions are positive integers without leading zeros"
-            )
-        elif not entry.resolve().is_relative_to(base):
-            problems.append(f"{directory.name}/{entry.name}: a link that leaves the repository")
-        elif not (entry / MODEL_FILE).is_file():
-            problems.append(f"{directory.name}/{entry.name}: has no {MODEL_FILE}")
-        elif not (entry / MODEL_FILE).resolve().is_relative_to(base):
-            problems.append(
-                f"{directory.name}/{entry.name}: {MODEL_FILE} is a link that leaves the repository"
-            )
+            if (Path(entry) / filename).exists() or entry.name[:1].isdigit() or entry.name[:1] == "v":
+                problems.append(f"{at}: versions are positive integers without leading zeros")
+            continue
+        if entry.is_symlink() and not Path(entry).resolve().is_relative_to(base):
+            problems.append(f"{at}: a link that leaves the repository")
+            continue
+        path = model_path(Path(entry), filename)
+        if not path.is_file():
+            problems.append(f"{at}: has no {filename}")
+        elif not _inside(path, Path(entry), base):
+            problems.append(f"{at}: {filename} is a link that leaves the repository")
         else:
             found.append(entry.name)
     return tuple(sorted(found, key=int))
+
+
+def _inside(path: Path, version: Path, base: Path) -> bool:
+    """Whether no link on the way from a version's directory leaves the repository."""
+    linked = path.is_symlink() or (path.parent != version and path.parent.is_symlink())
+    return not linked or path.resolve().is_relative_to(base)

@@ -1,28 +1,46 @@
-"""Sessions: one loaded version, ready to run. bundle -> **session** -> registry.
+"""Sessions: one loaded version, ready to run. material (its files) -> **session** -> registry.
 
-What was hashed is what runs: the file is read once, looked through, hashed and given to ONNX Runtime as
-bytes. A model with external data must be loaded by its path; its files are hashed again afterwards.
+What was hashed is what runs: files are read once, looked through, hashed and given to ONNX Runtime as bytes. In a
+worker the whole of it happens in a child of the trial server first (`verdicts`, `trial`); the worker then loads what
+is known to load, and takes over what the trial measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import onnxruntime
 
-from loaders import graph, probe
-from loaders.bundle import NAME_CHARS_MAX, Bundle, is_name, open_regular, read_bundle, tree_sha256
-from loaders.datatypes import FROM_ORT, NUMPY
-from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged
+from loaders import golden, graph, material, probe, triton, warm
+from loaders.bundle import NAME_CHARS_MAX, Bundle, is_name
+from loaders.canonical import canonical_sha256
+from loaders.datatypes import FROM_ORT
+from loaders.errors import ModelInvalid, ProviderUnavailable
+from loaders.material import Material
+from loaders.precheck import check_sizes
 from loaders.reference import Profile, checked_profile
-from loaders.repository import MODEL_FILE, version_directory
 from loaders.signature import Signature, TensorSpec
+from loaders.verdicts import Facts, Request, Trials
 
 _SEVERITY_ERROR = 3
+_LEVELS = {
+    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+"""optimization.graph.level of config.pbtxt."""
+OnStage = Callable[[str], None]
+
+
+class Threads(NamedTuple):
+    """Where a session runs."""
+
+    providers: tuple[str, ...]
+    intra_op: int
 
 
 class Session:
@@ -34,6 +52,17 @@ class Session:
             dimension varies but the batch's.
         warm_cost_ns: rows to the time of a warm run, as a first guess of cost.
         profile: of its reference, where inputs shall be held against it.
+        max_batch_rows: config.pbtxt's max_batch_size; a request of more rows is refused. None: no limit of its own.
+        queue_delay_us: config.pbtxt's dynamic_batching.max_queue_delay_microseconds; None where it says nothing.
+        instances: config.pbtxt's instance_group counts; 0 where it says nothing.
+        label_names: names of classes by output, from label_filename.
+        config: the model's configuration as Triton's ModelConfig in JSON.
+        warnings: what config.pbtxt asks for and is not done.
+        trial: what the trial load found out; None when there was none.
+        canonical_sha256: equal for exports that compute the same (see `canonical`).
+        golden_lines: lines of golden.jsonl that it answered as they say.
+        locations: other files that hold weights.
+        endless: a run did not end by itself while it was probed or warmed.
 
     Threading: `run` is safe from any thread and releases the GIL.
     """
@@ -49,10 +78,37 @@ class Session:
         self.load_ms = 0
         self.warm_cost_ns: dict[int, int] = {1: 1_000_000}
         self.profile: Profile | None = None
+        self.max_batch_rows: int | None = None
+        self.queue_delay_us: int | None = None
+        self.instances = 0
+        self.label_names: dict[str, list[str]] = {}
+        self.config: dict[str, Any] = {}
+        self.warnings: tuple[str, ...] = ()
+        self.trial: Facts | None = None
+        self.canonical_sha256 = ""
+        self.golden_lines = 0
+        self.endless = False
+        self.locations: tuple[str, ...] = ()
         self._output_names = [spec.name for spec in self.signature.outputs]
         # Skips the wrapper's checks of names and kinds (4 us a run); ours stand before it (tensors, codec).
         # The wrapper itself is let go: it would keep the whole file's bytes beside the model.
         self._run = session._sess.run  # noqa: SLF001
+
+    def fit(self, found: Material) -> None:
+        """Take up what config.pbtxt says.
+
+        Raises:
+            ModelConfigInvalid: it says other things than the graph.
+        """
+        config = found.config
+        fitted = triton.fit(config, self.signature, found.where)
+        self.signature = fitted.signature
+        self._run = triton.reshaping(self._run, fitted)
+        self.max_batch_rows = config.max_batch_rows or None
+        self.queue_delay_us = config.queue_delay_us
+        self.instances = config.instances
+        self.label_names = found.labels
+        self.warnings = config.warnings
 
     def run(
         self,
@@ -87,63 +143,170 @@ def load(
     *,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     intra_op_threads: int = 1,
+    trials: Trials | None = None,
 ) -> Session:
     """Load, probe and warm a version. Blocking; releases the GIL while ONNX Runtime loads.
 
+    Args:
+        trials: tries it in another process first; None loads it here at once (tests, tools).
+
     Raises:
-        BundleInvalid, ModelInvalid, ModelUnreadable, ProviderUnavailable, VersionChanged: with what to do.
+        ModelError: of one of its kinds, with what to do.
     """
     started = time.monotonic_ns()
     check_providers(providers)
-    where = f"{model}/{version}"
-    directory = version_directory(root, model, version)
-    try:
-        with open_regular(directory / MODEL_FILE, f"{where}/{MODEL_FILE}") as file:
-            content = file.read()
-    except OSError as exc:
-        msg = f"{where}: {MODEL_FILE}: {exc.strerror}"
-        raise ModelUnreadable(msg) from exc
-    try:
-        bundle = read_bundle(directory, {MODEL_FILE: content})
-        raw, seen = _open(directory, content, providers, intra_op_threads)
-        unchanged = not seen.external_data or tree_sha256(directory) == bundle.tree_sha256
-    except OSError as exc:
-        msg = f"{where}: its files cannot be read: {exc.strerror}"
-        raise ModelUnreadable(msg) from exc
-    except ModelError:
-        raise
-    except Exception as exc:
-        text = (str(exc).splitlines() or [type(exc).__name__])[0].replace(str(root), "…")[:300]
-        msg = f"{where}: ONNX Runtime cannot load {MODEL_FILE}: {text}"
-        raise ModelInvalid(msg) from exc
-    if not unchanged:
-        msg = f"{where}: its files changed while it was loaded: put them there whole, then load it again"
-        raise VersionChanged(msg)
-    session = Session(model, version, raw, bundle)
-    session.profile = checked_profile(directory, bundle, session.signature)
-    provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
-    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op_threads}"
-    if probe.has_batch_dimension(session.signature):
-        session.batchable = probe.rows_are_independent(session.signature, session.run)
-    session.inline_allowed = not seen.operators & graph.CONTROL_FLOW and not _varies(session)
-    _warm(session)
+    threads = Threads(tuple(providers), intra_op_threads)
+    found = material.read(root, model, version)
+    if trials is None:
+        session = make(found, threads)
+    else:
+        with trials.turn():
+            session = _after_trial(root, found, threads, trials)
     session.load_ms = (time.monotonic_ns() - started) // 1_000_000
     return session
 
 
-def _open(
-    directory: Path, content: bytes, providers: Sequence[str], intra_op_threads: int
-) -> tuple[Any, graph.Seen]:
+def check(root: Path, model: str, version: str, trials: Trials, threads: Threads) -> tuple[Facts, Material]:
+    """What a trial says of a version; it is not loaded here.
+
+    Raises:
+        ModelError: of one of its kinds, with what to do.
+    """
+    check_providers(threads.providers)
+    found = material.read(root, model, version)
+    with trials.turn():
+        return _tried(root, found, threads, trials), found
+
+
+def _after_trial(root: Path, found: Material, threads: Threads, trials: Trials) -> Session:
+    facts = _tried(root, found, threads, trials)
+    trials.admit(found.where, facts)
+    session = make(found, threads, facts)
+    trials.hold(session, facts)
+    return session
+
+
+def _tried(root: Path, found: Material, threads: Threads, trials: Trials) -> Facts:
+    request = Request(
+        root=str(root),
+        model=found.model,
+        version=found.version,
+        providers=threads.providers,
+        intra_op_threads=threads.intra_op,
+        cpu_s=0,
+        memory_bytes=0,
+    )
+    bundle = found.bundle
+    identity = (
+        f"{bundle.tree_sha256} {bundle.config_sha256} {onnxruntime.__version__} {threads} {found.labels}"
+    )
+    size = sum(f.stat().st_size for f in found.directory.rglob("*") if f.is_file())
+    return trials.facts(request, bundle.tree_sha256, identity, size)
+
+
+def make(
+    found: Material,
+    threads: Threads,
+    facts: Facts | None = None,
+    on_stage: OnStage = lambda stage: None,
+) -> Session:
+    """A session from a version's files.
+
+    Args:
+        facts: of its trial: neither looked through nor probed again.
+        on_stage: told "read", "load", "probe", "golden" and "warm" before each; what ends the process ends in one.
+
+    Raises:
+        ModelError: of one of its kinds.
+    """
+    on_stage("read")
+    seen = material.look(found) if facts is None else None
+    weights = material.weights(
+        found, seen.locations if seen is not None else facts.locations if facts else ()
+    )
+    if seen is not None:
+        check_sizes(seen, {name: len(content) for name, content in weights.items()}, found.file)
+    on_stage("load")
+    session = _open(found, weights, threads)
+    session.locations = tuple(weights)
+    session.fit(found)
+    session.profile = checked_profile(found.directory, found.bundle, session.signature)
+    runs = warm.Runs(session.run, session.new_run_options)
+    lines: list[golden.Golden] = []
+    if found.golden is not None:
+        where = f"{found.where}/{found.bundle.settings.golden}"
+        lines = golden.parse(found.golden, session.signature, where)
+    if facts is not None:
+        _take_over(session, facts)
+    elif seen is not None:
+        on_stage("probe")
+        _probe(session, seen, runs, may_batch=found.config.max_batch_rows != 0)
+        on_stage("golden")
+        _check_golden(session, lines, runs, found)
+        session.canonical_sha256 = canonical_sha256(found.content, weights)
+    on_stage("warm")
+    if not session.endless:
+        rows_max = session.max_batch_rows if session.batchable else 1
+        cost_ns = warm.warm(runs, session.signature, lines, found.config.warmups, rows_max)
+        session.warm_cost_ns.update(cost_ns)
+        session.endless = runs.endless
+    session.config = triton.describe(
+        found.model, found.config, session.signature, batchable=session.batchable
+    )
+    return session
+
+
+def _open(found: Material, weights: Mapping[str, bytes], threads: Threads) -> Session:
+    config = found.config
+    intra_op = threads.intra_op if config.intra_op_threads is None else config.intra_op_threads
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = intra_op
+    options.inter_op_num_threads = config.inter_op_threads or 1
+    if config.parallel:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.graph_optimization_level = _LEVELS[config.graph_level]
     options.log_severity_level = _SEVERITY_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    seen = graph.look(content)
-    source = str(directory / MODEL_FILE) if seen.external_data else content
-    # No fallback: it prints, and goes on with a provider that was not asked for.
-    raw = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
-    return raw, seen
+    try:
+        if weights:
+            options.add_external_initializers_from_files_in_memory(
+                list(weights), list(weights.values()), [len(content) for content in weights.values()]
+            )
+        # No fallback: it prints, and goes on with a provider that was not asked for.
+        raw = onnxruntime.InferenceSession(
+            found.content, options, providers=list(threads.providers), enable_fallback=0
+        )
+    except Exception as exc:
+        # Texts of foreign errors may hold paths, and this one reaches clients.
+        text = (str(exc).splitlines() or [type(exc).__name__])[0].replace(str(found.directory), "…")[:300]
+        msg = f"{found.where}: ONNX Runtime cannot load {found.name}: {text}"
+        raise ModelInvalid(msg) from exc
+    session = Session(found.model, found.version, raw, found.bundle)
+    provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
+    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op}"
+    return session
+
+
+def _take_over(session: Session, facts: Facts) -> None:
+    session.trial = facts
+    session.batchable = facts.batchable
+    session.inline_allowed = facts.inline_allowed
+    session.warm_cost_ns = dict(facts.warm_cost_ns)
+    session.canonical_sha256 = facts.canonical_sha256
+    session.golden_lines = facts.golden_lines
+    session.endless = facts.endless
+
+
+def _probe(session: Session, seen: graph.Model, runs: warm.Runs, *, may_batch: bool) -> None:
+    if may_batch and probe.has_batch_dimension(session.signature):
+        session.batchable = probe.rows_are_independent(session.signature, runs.run)
+    session.inline_allowed = not seen.operators & graph.CONTROL_FLOW and not _varies(session)
+
+
+def _check_golden(session: Session, lines: Sequence[golden.Golden], runs: warm.Runs, found: Material) -> None:
+    where = f"{found.where}/{found.bundle.settings.golden}"
+    golden.check(lines, session.signature, runs.run, where, batchable=session.batchable)
+    session.golden_lines = len(lines)
 
 
 def _varies(session: Session) -> bool:
@@ -185,26 +348,3 @@ def _signature(session: Any, model: str, version: str) -> Signature:
         return tuple(out)
 
     return Signature(specs(session.get_inputs(), "input"), specs(session.get_outputs(), "output"))
-
-
-def _warm(session: Session) -> None:
-    """Runs on zeros, of one row and (batchable) of 32; the faster of two is the first guess of cost."""
-    for rows in (1, 32) if session.batchable else (1,):
-        feeds = {spec.name: _zeros(spec, rows) for spec in session.signature.inputs}
-        took = []
-        try:
-            session.run(feeds)
-            for _ in range(3):
-                started = time.perf_counter_ns()
-                session.run(feeds)
-                took.append(time.perf_counter_ns() - started)
-        except Exception:  # noqa: BLE001  zeros need not be a valid input; cost is learnt from traffic
-            return
-        session.warm_cost_ns[rows] = min(took)
-
-
-def _zeros(spec: TensorSpec, rows: int) -> Any:
-    shape = tuple(dim if dim != -1 else (rows if i == 0 else 1) for i, dim in enumerate(spec.shape))
-    if spec.datatype == "BYTES":
-        return np.full(shape, "", dtype=object)
-    return np.zeros(shape, NUMPY[spec.datatype])

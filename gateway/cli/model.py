@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
 
+import gateway.config
 from gateway.cli.client import Client, admin_options, quoted
+from gateway.cli.failures import NO, Stop
 from gateway.cli.screen import json_option, print_json, say, table
 
 reason_option = click.option(
@@ -87,6 +91,55 @@ def refresh(reason: str, as_json: bool, admin: Client) -> None:
         print_json(body)
         return
     say(f"repository read: {_told(body)}")
+
+
+@command.command("check")
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path), metavar="[PATH]")
+@json_option
+@click.pass_context
+def check(context: click.Context, path: Path | None, as_json: bool) -> None:
+    """Try every version below PATH (a repository, a model or a version) as a gateway would; needs none running.
+
+    Exits 1 when one is refused.
+    """
+    # Here, not above: no other command of this group needs ONNX Runtime.
+    from gateway.checking import check_versions, versions_below  # noqa: PLC0415
+
+    config = gateway.config.load()[0]
+    path = path or Path(config.models)
+    if not path.is_dir():
+        msg = f"{path} is no directory; expected a repository, a model's directory or a version's"
+        raise Stop(msg)
+    root, versions, problems = versions_below(path.resolve())
+    with tempfile.TemporaryDirectory(prefix="tidegate-check-") as kept:
+        checked = check_versions(root, versions, config.session, Path(kept))
+    if as_json:
+        print_json({"versions": checked, "problems": list(problems)})
+    else:
+        if checked:
+            table(("model", "version", "verdict", "why"), [_checked_row(one) for one in checked])
+        else:
+            say(f"no models below {path}")
+        for problem in problems:
+            say(f"problem: {problem}")
+    if not all(one["ok"] for one in checked):
+        context.exit(NO)
+
+
+def _checked_row(one: dict[str, Any]) -> tuple[Any, ...]:
+    if not one["ok"]:
+        return one["model"], one["version"], "refused", one["reason"]
+    facts = [
+        "rows may share a run" if one["batchable"] else "one request a run",
+        f"{one['memory_bytes'] / 1e6:.1f} MB",
+        f"{one['run_us']:,.0f} us a run",
+    ]
+    if one["golden_lines"]:
+        facts.append(f"{one['golden_lines']} golden lines")
+    if one["endless"]:
+        facts.append("a run on zeros did not end by itself")
+    facts += one["warnings"]
+    return one["model"], one["version"], "ok", "; ".join(facts)
 
 
 def _change(admin: Client, model: str, version: str | None, action: str, reason: str, as_json: bool) -> None:

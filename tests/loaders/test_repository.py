@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_what_is_no_model_is_left_alone(tmp_path: Path) -> None:
     """Hidden entries, notes and Triton's own files are no problem."""
     for path in (".git/1/model.onnx", "README.md", "m/config.pbtxt", "m/.tmp/model.onnx", "m/1/model.onnx"):
         touch(tmp_path, path)
-    assert scan(tmp_path) == ({"m": ("1",)}, ())
+    assert scan(tmp_path) == ({"m": ("1",)}, (), {})
 
 
 @pytest.mark.parametrize("link", ["m", "m/1"])
@@ -82,7 +83,7 @@ def test_file_that_leaves_the_repository(tmp_path: Path) -> None:
         (root / "m" / version).mkdir()
         (root / "m" / version / "model.onnx").symlink_to(target)
     problem = "m/2: model.onnx is a link that leaves the repository"
-    assert scan(root) == ({"m": ("1", "3")}, (problem,))
+    assert scan(root) == ({"m": ("1", "3")}, (problem,), {})
 
 
 def test_missing_repository(tmp_path: Path) -> None:
@@ -95,13 +96,13 @@ def test_model_that_cannot_be_read_stops_nothing(tmp_path: Path, monkeypatch: py
     """A directory that vanishes or refuses while it is read is told, and the others are served."""
     touch(tmp_path, "bad/1/model.onnx")
     touch(tmp_path, "good/1/model.onnx")
-    listed = Path.iterdir
+    listed = os.scandir
 
-    def iterdir(path: Path):  # type: ignore[no-untyped-def]
+    def scandir(path: Path):  # type: ignore[no-untyped-def]
         if path.name == "bad":
             raise PermissionError(13, "Permission denied")
         return listed(path)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     found = scan(tmp_path)
     assert (found.models, found.problems) == ({"good": ("1",)}, ("bad: Permission denied",))
