@@ -13,14 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.routing import Route as Address
 
 from gateway import fleet as words_of
-from gateway.api.admin import OPEN, RULES, AdminApi
+from gateway.api.admin import LOAD, OPEN, RULES, AdminApi
 from gateway.control import engine as engine_module
 from gateway.control.placement import Placement
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
 TOKEN = "0123456789abcdef"
 SIDECAR_TOKEN = "fedcba9876543210"
-TOKENS = {"admin": TOKEN, "sidecar": SIDECAR_TOKEN}
+TOKENS = {"admin": TOKEN, "sidecar": SIDECAR_TOKEN, "worker": "89abcdef01234567"}
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ROUTE = f"/admin/v1/routes/{MODEL}"
 VARIANTS = [
@@ -358,6 +358,23 @@ def test_load_unload_refresh(admin: Admin) -> None:
         "versions": 2,
         "problems": [],
     }
+
+
+def test_whole_models_are_loaded_and_unloaded(admin: Admin) -> None:
+    """The answer is how its versions stand; a version beside `whole` is refused. The worker may do this and no more."""
+    worker = f"Bearer {TOKENS['worker']}"
+    whole = {"whole": True, "reason": "asked"}
+    reply = admin.send("POST", f"/admin/v1/models/{MODEL}/unload", whole, authorization=worker)
+    assert (reply.status_code, [v["state"] for v in reply.json()["versions"]]) == (200, ["absent", "absent"])
+    reply = admin.send("POST", f"/admin/v1/models/{MODEL}/load", whole, authorization=worker)
+    assert (reply.status_code, [v["state"] for v in reply.json()["versions"]]) == (200, ["ready", "ready"])
+    reply = admin.send("POST", f"/admin/v1/models/{MODEL}/load", {**whole, "version": "1"})
+    assert "not both" in refusal(reply, 400, "change_invalid")
+    refusal(admin.send("POST", "/admin/v1/models/nobody/load", whole), 404, "unknown_model")
+    for method, path in RULES:
+        if RULES[method, path] not in {OPEN, LOAD}:
+            reply = admin.send(method, path.replace("{model}", MODEL), {}, authorization=worker)
+            assert "the worker has load" in refusal(reply, 403, "forbidden")
 
 
 def test_fleet_and_audit(admin: Admin) -> None:
