@@ -174,7 +174,9 @@ def _strings(spec: TensorSpec, text: bytes, shape: tuple[int, ...], count: int) 
         plain = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     quotes = plain.count(b'"')
     if quotes != 2 * count:
-        raise _miscounted(spec, quotes // 2, count) if quotes else _no_values(spec, text)
+        if len(text) <= PIECE_BYTES:
+            _piece(spec, "S", text)  # Something else among them is the better reason.
+        raise _miscounted(spec, quotes // 2, count)
     outside = b"".join(plain.split(b'"')[::2]).translate(None, _SPACE)
     flat = b"[" + b"," * (count - 1) + b"]"
     try:
@@ -247,4 +249,4 @@ def _misnested(spec: TensorSpec, shape: tuple[int, ...]) -> InvalidRequest:
 
 def _miscounted(spec: TensorSpec, found: int, count: int, *, more: bool = False) -> InvalidRequest:
     at_least = "at least " if more else ""
-    return InvalidRequest(f"input '{spec.name}' has {at_least}{found} elements; its shape takes {count}")
+    return InvalidRequest(f"input '{spec.name}' has {at_least}{found} {spec.datatype} elements; its shape takes {count}")
