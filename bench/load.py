@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.arrivals import Law, schedule
 from bench.check import Kept, check
-from bench.openloop import ClosedLoop, OpenLoop, Records
+from bench.openloop import EXPIRED, ClosedLoop, OpenLoop, Records
 from bench.outcome import Outcome, outcome
 from bench.pump import Connection, Pump, Server
 from bench.requests import DISTINCT_REQUESTS, Requests, Target, Tensor, read_bodies
@@ -92,12 +92,15 @@ def generate(
     """
     codes: Counter[str] = Counter()
     kept: list[Kept] = []
+    expired: list[int] = []
 
     def keep(number: int, status: int, head: bytes, body: bytes) -> None:
         if 200 <= status < 300:
             kept.append(Kept(number, head, body))
             return
         found = _CODE.search(body)
+        if found and found[1] == b"deadline_exceeded":
+            expired.append(number)
         codes[f"{status} {found[1].decode()}" if found else str(status)] += 1
 
     share = -(-plan.connections // plan.processes)
@@ -113,7 +116,9 @@ def generate(
     cpu_s, began_s = time.process_time(), time.perf_counter()
     pump.run(loop, start_ns, start_ns + int((plan.seconds + plan.grace_s) * 1e9), passed)
     cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
-    return Part(loop.records(), dict(codes), kept, cpus, time.perf_counter_ns() - start_ns)
+    records = loop.records()
+    records.status[expired] = EXPIRED
+    return Part(records, dict(codes), kept, cpus, time.perf_counter_ns() - start_ns)
 
 
 def run(

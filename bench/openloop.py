@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 C = TypeVar("C")
 UNANSWERED = -1
 SOCKET_ERROR = 0
+EXPIRED = 1
+"""A 503 that says that it was taken in, and not answered before its deadline."""
 
 
 class Records:
@@ -28,7 +30,7 @@ class Records:
         handed_ns: when the generator came to it; later than due by what the generator lagged.
         sent_ns: when a connection took it; later than handed by the wait for a free connection.
         done_ns: when its reply was whole.
-        status: of the reply; 0: the connection broke; -1: no answer by the end.
+        status: of the reply; 1: a 503 of a request that expired; 0: the connection broke; -1: no answer by the end.
     """
 
     def __init__(self, due_ns: NDArray[np.int64]) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.openloop import SOCKET_ERROR, UNANSWERED, Records
+from bench.openloop import EXPIRED, SOCKET_ERROR, UNANSWERED, Records
 from bench.report import Row
 
 LATE_NS = 1_000_000
@@ -59,11 +59,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     ok: int
     goodput_per_second: float
-    """2xx a second."""
+    """2xx a second that came within the time of the load: what came later was its backlog."""
     latency_ms: Latency | None
     """Of 2xx and of what got no answer; None: there was neither."""
     refused_ms: Latency | None
-    """Of 503."""
+    """Of 503 that were refused at once."""
+    expired: int
+    """Taken in, and told that their deadline had passed."""
     errors: dict[str, int]
     """By status and code; `socket` broke, `unanswered` had no reply by the end."""
     sends_late: int
@@ -125,9 +127,10 @@ def outcome(
         offered_per_second=len(took) / seconds,
         requests=len(took),
         ok=int(ok.sum()),
-        goodput_per_second=float(ok.sum() / seconds),
+        goodput_per_second=float((ok & (records.done_ns <= seconds * 1e9)).sum() / seconds),
         latency_ms=latency(took[counted]),
         refused_ms=latency(took[status == 503]),
+        expired=int((status == EXPIRED).sum()),
         errors=dict(errors),
         sends_late=late,
         lag_p99_ms=float(np.percentile(lag, 99) / 1e6) if len(lag) else 0.0,

@@ -38,6 +38,7 @@ class Round(NamedTuple):
     loaded_in_s: float
     counted: int
     """Requests that were due meanwhile."""
+    requests: int
     late: int
     foreign_cpus: float
     ok: bool
@@ -69,6 +70,7 @@ def loading(bench: Bench) -> Case:
                 f"round {number + 1}/{bench.options.rounds}: p99 {one.before_ms:.2f} ms before, {one.while_ms:.2f} ms"
                 f" while it loaded for {one.loaded_in_s:.2f} s"
             )
+    late = sum(one.late for one in found) / sum(one.requests for one in found)
     took, fewest = report.interval([one.loaded_in_s for one in found]), min(one.counted for one in found)
     rows = [
         report.at_most(
@@ -78,6 +80,7 @@ def loading(bench: Bench) -> Case:
         report.Row("p99 before", report.interval([one.before_ms for one in found]).text(2) + " ms"),
         report.Row("p99 while it loads", report.interval([one.while_ms for one in found]).text(2) + " ms"),
         report.Row("a load takes", f"{took.text(2)} s, {fewest:,} requests at least meanwhile"),
+        report.Row("sends over 1 ms late", f"{late:.2%}", "<= 1%", late <= 0.01),
         report.Row("not 2xx", str(sum(not one.ok for one in found)), "0", all(one.ok for one in found)),
         paired.quiet(report.interval([one.foreign_cpus for one in found]).median),
     ]  # fmt: skip
@@ -112,6 +115,7 @@ def _round(gateway: Gateway, plan: load.Plan, requests: load.Requests, version: 
         while_ms=float(np.percentile(took[meanwhile], 99)),
         loaded_in_s=(window[1] - window[0]) / 1e9,
         counted=int(meanwhile.sum()),
+        requests=len(due),
         late=int((records.handed_ns - due > 1_000_000).sum()),
         foreign_cpus=foreign,
         ok=bool((records.status == 200).all()),
