@@ -98,6 +98,8 @@ class Pump:
         self._loop: OpenLoop[Connection]
         self._start_ns = 0
         _allow_files(connections + 64)
+        # Now, since it may take longer than the first requests are away.
+        gc.collect()
 
     def run(
         self,
@@ -109,7 +111,6 @@ class Pump:
         """Send and receive until all is answered, or until `end_ns` (both of `perf_counter_ns`)."""
         self._loop, self._start_ns = loop, start_ns
         collected = gc.isenabled()
-        gc.collect()
         gc.disable()
         try:
             self._pump(end_ns, passed)

@@ -28,6 +28,7 @@ MODEL_MB = 100
 BEFORE_S = 3.0
 LOADS_S_MAX = 30.0
 POLL_S = 0.1
+START_IN_NS = 500_000_000
 
 
 class Round(NamedTuple):
@@ -89,10 +90,10 @@ def loading(bench: Bench) -> Case:
 
 def _round(gateway: Gateway, plan: load.Plan, requests: load.Requests, version: str) -> Round:
     window: list[int] = []
-    start_ns = time.perf_counter_ns() + load.START_IN_NS
+    start_ns = time.perf_counter_ns() + START_IN_NS
 
     def beside() -> None:
-        time.sleep(BEFORE_S)
+        time.sleep(BEFORE_S + START_IN_NS / 1e9)
         window.append(time.perf_counter_ns() - start_ns)
         _load(gateway, version)
         window.append(time.perf_counter_ns() - start_ns)

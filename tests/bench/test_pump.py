@@ -54,8 +54,9 @@ def server(answer: Callable[[socket.socket, bytes], None]) -> Iterator[Server]:
 
 def run(where: Server, loop, requests, **options) -> None:
     """Pump for at most five seconds."""
+    pump = Pump(where, requests, connections=4, **options)
     now = time.perf_counter_ns()
-    Pump(where, requests, connections=4, **options).run(loop, now, now + 5_000_000_000)
+    pump.run(loop, now, now + 5_000_000_000)
 
 
 def request(body: bytes) -> bytes:
@@ -115,9 +116,10 @@ def test_no_server_is_unanswered_not_endless() -> None:
     """Where nothing listens the load ends, and nothing was answered."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    now = time.perf_counter_ns()
     loop: OpenLoop[Connection] = OpenLoop(np.zeros(2, np.int64), ())
-    Pump(Server(f"http://127.0.0.1:{port}"), [(OK,)], connections=2).run(loop, now, now + 250_000_000)
+    pump = Pump(Server(f"http://127.0.0.1:{port}"), [(OK,)], connections=2)
+    now = time.perf_counter_ns()
+    pump.run(loop, now, now + 250_000_000)
     assert loop.records().status.tolist() == [-1, -1]
 
 
