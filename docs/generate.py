@@ -1,4 +1,4 @@
-"""Writes docs/config.md and docs/errors.md from the code that they describe: `make docs`.
+"""Writes docs/config.md, docs/errors.md and docs/metrics.md from the code that they describe: `make docs`.
 
 The pages are committed, so that they can be read without running anything; tests/test_docs.py holds them
 against what this file makes now.
@@ -6,16 +6,24 @@ against what this file makes now.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import inspect
+from prometheus_client import Metric
 
 from gateway import errors
+from gateway.api.metrics import STATUS_FIGURES, FleetCollector
 from gateway.api.problems import status_of
+from gateway.batching import CUT_REASONS
 from gateway.config import DEFAULT_FILE, ENV_PREFIX, Config
+from gateway.control.snapshot import DesiredVersion, Serving
+from gateway.fleet import FLAG_KINDS, TIMEOUTS, VARIANTS_MAX, Fleet
+from gateway.routing import Change, first_route
+from gateway.stages import TIMED_STAGES
 
 DIRECTORY = Path(__file__).parent
 
@@ -55,6 +63,39 @@ _ERRORS_HEAD = """# Error codes
 Made from `gateway/errors.py` by `make docs`. Every error has one shape, `{"error": text, "code": snake_case}`.
 Codes are stable, texts are for people. "Again" says that the same request may succeed later; over HTTP such replies
 carry `Retry-After`.
+"""
+
+
+_METRICS_HEAD = """# Metrics
+
+Made from `gateway/api/metrics.py` by `make docs`. `GET /metrics` on the admin listener answers in Prometheus's text
+format, from shared memory that the workers write: a scrape asks no worker anything, and a dead worker's counters are
+kept and carried on by its successor. Workers write once a run and once a second; what is shown is 20 ms old, of the
+`tidegate_worker_*`, waiting times and errors a second.
+
+Counters of versions start at 0 with each start of the gateway. Figures of forwarder and sidecar are what those say of
+themselves; they are missing while such a process never ran.
+"""
+
+_METRICS_LABELS = f"""## Labels
+
+Every value comes from a closed set, so that no client can make series: models and versions are those that the gateway
+serves, `variant` those of their routes (a version keeps {VARIANTS_MAX - 1}, further ones count as `other`; what had no
+variant counts under the reason, `pinned`), `code` those of [errors.md](errors.md), `kind`, `stage`, `cut` and `policy`
+words of the gateway, `worker` an index.
+
+| label | values |
+|---|---|
+| `kind` of `tidegate_requests_total` | `done`, `failed`, `cancelled`, `expired` |
+| `kind` of `tidegate_flagged_requests_total` | {", ".join(f"`{kind}`" for kind in FLAG_KINDS)} |
+| `kind` of `tidegate_timed_out_connections_total` | {", ".join(f"`{kind}`" for kind in TIMEOUTS)} |
+| `policy` | `flag`: answered and marked in the log; `reject`: refused |
+| `stage` | {", ".join(f"`{stage}`" for stage in TIMED_STAGES)} |
+| `cut` | {", ".join(f"`{cut}`" for cut in CUT_REASONS)} |
+
+Mean rows of a run: `tidegate_run_rows_sum / tidegate_run_rows_count`. Time that runs took in the runtime is
+`tidegate_run_seconds_total`; `tidegate_stage_seconds` counts by request, and all requests of a run wait for the whole
+of it.
 """
 
 
@@ -184,7 +225,36 @@ def errors_page() -> str:
     return "\n".join(out)
 
 
-PAGES = {"config.md": config_page, "errors.md": errors_page}
+def metric_families() -> list[Metric]:
+    """Every family that a scrape can hold, from a gateway of one worker and one route."""
+    change = Change(by="docs", reason="docs")
+    serving = Serving(
+        gateway_id="00" * 8,
+        generation=1,
+        routes={"m": first_route("m", "1", "00" * 16, change)},
+        versions=(DesiredVersion(model="m", version="1", slot=0),),
+    )
+    with tempfile.TemporaryDirectory() as name:
+        state_dir = Path(name)
+        for process, known in STATUS_FIGURES.items():
+            (state_dir / process).mkdir()
+            status = {key: 1 for key, *_ in known} | {"at_ns": 1, "pending": []}
+            (state_dir / process / "status.json").write_bytes(msgspec.json.encode(status))
+        collector = FleetCollector(Fleet.create(state_dir / "fleet", 1), serving, state_dir, 1)
+        return list(collector.collect())
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    out = [_METRICS_HEAD, "| metric | type | labels | what it is |", "|---|---|---|---|"]
+    for family in metric_families():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
+        out.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join([*out, "", _METRICS_LABELS])
+
+
+PAGES = {"config.md": config_page, "errors.md": errors_page, "metrics.md": metrics_page}
 
 
 def main() -> None:

@@ -32,21 +32,18 @@ from gateway.fleet import (
 )
 from gateway.stages import TIMED_STAGES
 
-REFUSAL_CODES: tuple[str, ...] = tuple(
+ERROR_CODES: tuple[str, ...] = tuple(
     dict.fromkeys(
         error.code
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.GatewayError)
     )
-)[: words_of.REFUSED_CODES_MAX - 1]
-"""The closed set of codes that refusals are counted by, in the order of their words."""
+)[: words_of.ERROR_CODES_MAX - 1]
+"""The closed set of codes that answered errors are counted by, in the order of their words."""
 
-_CODE_WORDS = {code: words_of.REFUSED_CODE0 + index for index, code in enumerate(REFUSAL_CODES)}
 _CUT_WORDS = {cut: words_of.CUT0 + index for index, cut in enumerate(CUT_REASONS[: words_of.CUTS_MAX - 1])}
 _DROPPED_WORDS = {"deadline_exceeded": words_of.EXPIRED, "cancelled": words_of.CANCELLED}
-_TIMEOUT_WORDS = {kind: words_of.TIMED_OUT0 + index for index, kind in enumerate(words_of.TIMEOUT_KINDS)}
 _LAST_CUT = words_of.CUT0 + words_of.CUTS_MAX - 1
-_LAST_CODE = words_of.REFUSED_CODE0 + words_of.REFUSED_CODES_MAX - 1
 _LAST_CELL = VARIANT0 + (VARIANTS_MAX - 1) * VARIANT_WORDS
 _DECODE, _INFER, _ENCODE = (
     TIMED_STAGES.index("decode"),
@@ -228,28 +225,3 @@ def variant_cells(words: memoryview) -> list[tuple[int, str]]:
     if words[_LAST_CELL + words_of.VARIANT_DONE] or words[_LAST_CELL + words_of.VARIANT_FAILED]:
         found.append((_LAST_CELL, "other"))
     return found
-
-
-class WorkerCounting:
-    """The counters of one worker that belong to no version.
-
-    Args:
-        words: the worker's own words (u64).
-
-    Threading: the loop thread alone.
-    """
-
-    def __init__(self, words: memoryview) -> None:
-        self._words = words
-
-    def refused(self, code: str) -> None:
-        """A request that was refused, by the code of its answer."""
-        self._words[_CODE_WORDS.get(code, _LAST_CODE)] += 1
-
-    def connection_refused(self) -> None:
-        """A connection beyond `data.connections_max`."""
-        self._words[words_of.CONNECTIONS_REFUSED] += 1
-
-    def timed_out(self, kind: str) -> None:
-        """A connection was closed for being slow; `kind` is one of TIMEOUT_KINDS."""
-        self._words[_TIMEOUT_WORDS[kind]] += 1

@@ -45,18 +45,20 @@ GAPS = 11
 TURNS = 12
 EPOCH = 13
 CONNECTIONS_REFUSED = 14
-"""Connections beyond the cap (counter)."""
+"""Connections beyond the cap that found no room (counter)."""
 RSS_BYTES = 15
 CPU_NS = 16
-"""Of the present process."""
+"""Of the worker and its predecessors (counter)."""
 LOOP_GAP_NS = 17
 """The longest turn of the loop in the last second, beyond the timer that looks."""
+CONNECTIONS_EVICTED = 18
+"""Idle connections closed to make room (counter)."""
 TIMED_OUT0 = 24
-"""Connections closed for being slow (counters), one a kind in TIMEOUT_KINDS."""
-REFUSED_CODE0 = 32
-"""Refusals by code (counters), one a code in `gateway.counting.REFUSAL_CODES`, what is not among them in the last."""
-REFUSED_CODES_MAX = 64
-WORKER_WORDS = REFUSED_CODE0 + REFUSED_CODES_MAX
+"""Connections cut off for being slow (counters), one a code in TIMEOUTS."""
+ERROR_CODE0 = 32
+"""Errors answered (counters), one a code in `gateway.counting.ERROR_CODES`, what is not among them in the last."""
+ERROR_CODES_MAX = 96
+WORKER_WORDS = ERROR_CODE0 + ERROR_CODES_MAX
 GAUGES = (
     INFLIGHT,
     CONNECTIONS,
@@ -68,8 +70,8 @@ GAUGES = (
     LOOP_GAP_NS,
 )
 
-TIMEOUT_KINDS = ("header", "body", "write", "idle")
-"""What a connection was too slow with."""
+TIMEOUTS = ("request_timeout", "write_timeout")
+"""What a connection was too slow with: sending its request, or taking its answer."""
 
 # STATE of a worker.
 DOWN, STARTING, SERVING, DRAINING = range(4)

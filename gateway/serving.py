@@ -347,6 +347,12 @@ class Models:
         version.status_of = self._status_of
         return version
 
+    def publish_waiting(self) -> None:
+        """Since when requests wait for each version; about once a second."""
+        for entry in self._entries.values():
+            for version in entry.versions.values():
+                version.counting.waiting_since(version.queue.oldest_ns())
+
     def count_labels(self, model: str, count: int) -> None:
         """So many labels of a model were accepted."""
         slots = [slot for (name, _), slot in self._slots.items() if name == model]

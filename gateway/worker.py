@@ -31,7 +31,7 @@ from gateway.api.crowd import Limits
 from gateway.api.encode import RunEncoder, label_names
 from gateway.api.fast import FastProtocol
 from gateway.api.infer import DataApi
-from gateway.api.problems import reply_of, status_of
+from gateway.api.problems import answered, reply_of, status_of
 from gateway.api.repository import ControlClient
 from gateway.api.server import Server
 from gateway.append import Appender
@@ -43,6 +43,7 @@ from gateway.errors import GatewayError
 from gateway.fleet import Fleet
 from gateway.memory import memory_plan
 from gateway.serving import Models
+from gateway.vitals import Vitals
 from loaders.registry import Registry
 from loaders.session import Session, load
 from loaders.verdicts import Trials
@@ -77,6 +78,7 @@ class Worker:
         self.words[words_of.STARTED_NS] = time.time_ns()
         self.words[words_of.HEARTBEAT_NS] = time.monotonic_ns()
         self.words[words_of.STATE] = words_of.STARTING
+        self.vitals = Vitals(self.words)
         source = claim_source(
             context.state_path,
             context.gateway_id,
@@ -164,9 +166,7 @@ class Worker:
         while self.core.inflight or self.appender.held:
             await asyncio.sleep(0.005)
         ticking.cancel()
-        # The last second's refusals, too.
-        self.appender.flush_sums()
-        counting.publish()
+        self._each_second()
         self.writer.close()
         self.core.lanes.close()
         self.registry.close()
@@ -206,31 +206,37 @@ class Worker:
         while True:
             now_s = self.loop.time()
             self.words[words_of.HEARTBEAT_NS] = time.monotonic_ns()
+            self.vitals.beat(now_s, POLL_S)
             self.models.poll()
             self.models.end_leases(time.time_ns())
             self.appender.flush()
             counting.publish()
             if now_s >= next_second:
                 next_second = now_s + 1.0
-                self.appender.flush_sums()
                 self.writer.heartbeat()
-                self._gauges()
+                self._each_second()
                 if self.server is not None:
                     for connection in list(self.server.server_state.connections):
                         if isinstance(connection, FastProtocol):
                             connection.reap(now_s)
             await asyncio.sleep(POLL_S)
 
-    def _gauges(self) -> None:
-        words, ring = self.words, self.writer.ring
+    def _each_second(self) -> None:
+        """What is summed and told once a second; a last time when all is answered."""
+        self.appender.flush_sums()
+        counting.publish()
+        self.models.publish_waiting()
+        words, ring, vitals = self.words, self.writer.ring, self.vitals
         words[words_of.INFLIGHT] = self.core.inflight
         words[words_of.HELD_REPLIES] = self.appender.held
         words[words_of.RING_USED_BYTES] = ring.committed - ring.synced
-        words[words_of.REFUSED] = self.core.refused
-        words[words_of.GAPS] = self.appender.gaps
-        words[words_of.TURNS] = self.core.turns
-        if self.server is not None:
-            words[words_of.CONNECTIONS] = len(self.server.server_state.connections)
+        vitals.count(words_of.REFUSED, self.core.refused)
+        vitals.count(words_of.GAPS, self.appender.gaps)
+        vitals.count(words_of.TURNS, self.core.turns)
+        vitals.errors(answered)
+        vitals.process()
+        if self.server is not None and self.door is not None:
+            vitals.connections(len(self.server.server_state.connections), self.door.crowd)
 
 
 def _limits(data: configuration.Data) -> Limits:

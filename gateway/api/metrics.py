@@ -24,23 +24,46 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from gateway import fleet as words_of
 from gateway.api.version_metrics import version_metrics
 from gateway.control.snapshot import Serving
+from gateway.counting import ERROR_CODES
 from gateway.fleet import Fleet
 from gateway.routing import effective_weights_bp
 
-_WORKER = (
-    ("inflight_requests", "requests in flight", words_of.INFLIGHT),
-    ("connections", "open connections", words_of.CONNECTIONS),
-    ("held_replies", "frames waiting for the log", words_of.HELD_REPLIES),
-    ("ring_used_bytes", "appended and not yet on disk", words_of.RING_USED_BYTES),
-    ("generation", "generation that the worker runs", words_of.GENERATION),
-    ("state", "0 down, 1 starting, 2 serving, 3 draining", words_of.STATE),
+_GAUGES = (
+    ("inflight_requests", "requests in flight", words_of.INFLIGHT, 1),
+    ("connections", "open connections", words_of.CONNECTIONS, 1),
+    ("held_replies", "frames waiting for the log", words_of.HELD_REPLIES, 1),
+    ("ring_used_bytes", "appended and not yet on disk", words_of.RING_USED_BYTES, 1),
+    ("generation", "generation that the worker runs", words_of.GENERATION, 1),
+    ("state", "0 down, 1 starting, 2 serving, 3 draining", words_of.STATE, 1),
+    ("resident_memory_bytes", "memory of the process that is in RAM", words_of.RSS_BYTES, 1),
+    ("loop_gap_seconds", "longest turn of the event loop in the last second", words_of.LOOP_GAP_NS, 1e9),
 )
+_COUNTERS = (
+    ("restarts", "times a worker was started again", words_of.RESTARTS, 1),
+    ("refused_requests", "refused before they were queued", words_of.REFUSED, 1),
+    ("unlogged_numbers", "numbers drawn without a record", words_of.GAPS, 1),
+    ("turns", "turns of the event loop that ran requests", words_of.TURNS, 1),
+    ("cpu_seconds", "CPU time, user and system", words_of.CPU_NS, 1e9),
+    ("refused_connections", "connections that found no room", words_of.CONNECTIONS_REFUSED, 1),
+    ("evicted_connections", "idle connections closed to make room", words_of.CONNECTIONS_EVICTED, 1),
+)
+# What stands in a process's status.json: its key, our name, what it is, what it counts in.
 _SIDECAR = (
-    ("ticks", "ticks closed"),
-    ("incomplete_ticks", "ticks that missed records and prove nothing"),
-    ("stale_s", "how old the newest record is that it has read"),
+    ("ticks", "ticks", "ticks closed", 1.0),
+    ("incomplete_ticks", "incomplete_ticks", "ticks that missed records and prove nothing", 1.0),
+    ("stale_s", "stale_seconds", "how old the newest record is that it has read", 1.0),
 )
-_FORWARDER = ("forwarded_events", "lag_events", "lag_bytes", "oldest_age_ms", "retries", "quarantined")
+_FORWARDER = (
+    ("forwarded_events", "forwarded_events", "records that the topic acknowledged", 1.0),
+    ("lag_events", "lag_events", "records on disk that are not in the topic", 1.0),
+    ("lag_bytes", "lag_bytes", "bytes on disk that are not in the topic", 1.0),
+    ("oldest_age_ms", "oldest_seconds", "how old the oldest record is that is not in the topic", 1e3),
+    ("retries", "retries", "times that sending was begun anew", 1.0),
+    ("quarantined", "quarantined_records", "records that the topic would not take", 1.0),
+)
+
+
+STATUS_FIGURES = {"forwarder": _FORWARDER, "sidecar": _SIDECAR}
 
 
 class FleetCollector:
@@ -101,35 +124,35 @@ class FleetCollector:
         yield GaugeMetricFamily(
             "tidegate_generation", "newest generation published", value=self._fleet.generation
         )
-        for name, text, word in _WORKER:
+        for name, text, word, unit in _GAUGES:
             family = GaugeMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
             for index, words in enumerate(workers):
-                family.add_metric([str(index)], words[word])
+                family.add_metric([str(index)], words[word] / unit)
             yield family
-        for name, text, word in (
-            ("restarts", "times a worker was started again", words_of.RESTARTS),
-            ("refused_requests", "refused before they had a version", words_of.REFUSED),
-            ("unlogged_numbers", "numbers drawn without a record", words_of.GAPS),
-        ):
+        for name, text, word, unit in _COUNTERS:
             counter = CounterMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
             for index, words in enumerate(workers):
-                counter.add_metric([str(index)], words[word])
+                counter.add_metric([str(index)], words[word] / unit)
             yield counter
+        timeouts = CounterMetricFamily(
+            "tidegate_timed_out_connections", "connections cut off for being slow", labels=["kind"]
+        )
+        for index, kind in enumerate(words_of.TIMEOUTS):
+            timeouts.add_metric([kind], sum(words[words_of.TIMED_OUT0 + index] for words in workers))
+        yield timeouts
+        errors = CounterMetricFamily("tidegate_errors", "requests answered with an error", labels=["code"])
+        for index, code in enumerate((*ERROR_CODES, "other")):
+            at = words_of.ERROR_CODE0 + (index if code != "other" else words_of.ERROR_CODES_MAX - 1)
+            errors.add_metric([code], sum(words[at] for words in workers))
+        yield errors
 
     def _forwarder(self) -> Iterator[Metric]:
-        status = self._status("forwarder")
-        for name in _FORWARDER:
-            if isinstance(status.get(name), int | float):
-                yield GaugeMetricFamily(f"tidegate_forwarder_{name}", name, value=status[name])
-        yield from self._age("forwarder", status)
+        yield from self._figures("forwarder", self._status("forwarder"))
 
     def _sidecar(self) -> Iterator[Metric]:
         """What the monitor says of itself; its age is the one thing that a dead one cannot keep young."""
         status = self._status("sidecar")
-        for name, text in _SIDECAR:
-            if isinstance(status.get(name), int | float):
-                yield GaugeMetricFamily(f"tidegate_sidecar_{name}", text, value=status[name])
-        yield from self._age("sidecar", status)
+        yield from self._figures("sidecar", status)
         pending = status.get("pending")
         if isinstance(pending, list):
             text = "rollbacks that were decided and are not in effect"
@@ -146,7 +169,12 @@ class FleetCollector:
                     evidence.add_metric([rollout["model"], rollout["version"], kind], float(value))
         yield evidence
 
-    def _age(self, process: str, status: dict[str, Any]) -> Iterator[Metric]:
+    def _figures(self, process: str, status: dict[str, Any]) -> Iterator[Metric]:
+        """Its own figures as gauges, since it counts anew with each life, and how old they are."""
+        for key, name, text, unit in STATUS_FIGURES[process]:
+            value = status.get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield GaugeMetricFamily(f"tidegate_{process}_{name}", text, value=value / unit)
         at_ns = status.get("at_ns")
         if isinstance(at_ns, int):
             age_s = max(self._now_ns - at_ns, 0) / 1e9

@@ -7,6 +7,7 @@ route stands now. What is not in the tree is 500 without details.
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import orjson
 
@@ -44,6 +45,9 @@ STATUS: dict[type[GatewayError], int] = {
 
 INTERNAL = (500, b'{"error":"internal error","code":"internal"}')
 
+answered: Counter[str] = Counter()
+"""Errors that the data plane answered in this process, by code; `gateway.vitals` tells them."""
+
 RETRY_AFTER_S = (1, 3)
 """Retry-After of refusals that may be retried, jittered so that clients do not come back together."""
 
@@ -80,6 +84,7 @@ def retry_after_s(exc: BaseException) -> int | None:
 def reply_of(exc: BaseException) -> tuple[int, bytes, bytes]:
     """Status, header fields and body of an error, as the doors write them."""
     status, body = problem(exc)
+    answered[exc.code if isinstance(exc, GatewayError) else GatewayError.code] += 1
     fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
     wait_s = retry_after_s(exc)
     if wait_s is not None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from types import SimpleNamespace
-from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import counting
 from gateway import fleet as words_of
 from gateway.batching import CUT_REASONS, Batch, Inference
-from gateway.counting import Counting, WorkerCounting, variant_cells
+from gateway.counting import Counting, variant_cells
 from gateway.fleet import LATENCY_BOUNDS_NS, ROWS_BOUNDS, STAGE_BOUNDS_NS
 from gateway.stages import TIMED_STAGES
 
@@ -157,16 +155,7 @@ def test_nothing_of_a_slot_overlaps() -> None:
     assert max(taken) < words_of.SLOT_WORDS
     assert words_of.SLOT_WORDS * 8 + words_of.REASON_BYTES <= words_of.SLOT_BYTES
     assert words_of.STAGE_BUCKETS == len(STAGE_BOUNDS_NS) + 1 == len(LATENCY_BOUNDS_NS) + 1
-    assert words_of.TIMED_OUT0 + len(words_of.TIMEOUT_KINDS) <= words_of.REFUSED_CODE0
+    assert words_of.TIMED_OUT0 + len(words_of.TIMEOUTS) <= words_of.ERROR_CODE0
     assert words_of.WORKER_WORDS * 8 <= words_of.PAGE_BYTES
     assert len(CUT_REASONS) < words_of.CUTS_MAX
-
-
-@pytest.mark.parametrize(("code", "index"), [("overloaded", None), ("no such code", -1)])
-def test_refusals_have_a_word_for_each_code(code: str, index: Any) -> None:
-    """A code that is not of the tree counts with the rest."""
-    found = words()
-    WorkerCounting(found).refused(code)
-    at = counting.REFUSAL_CODES.index(code) if index is None else words_of.REFUSED_CODES_MAX - 1
-    assert found[words_of.REFUSED_CODE0 + at] == 1
-    assert len(counting.REFUSAL_CODES) < words_of.REFUSED_CODES_MAX
+    assert len(counting.ERROR_CODES) < words_of.ERROR_CODES_MAX

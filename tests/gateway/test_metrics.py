@@ -130,11 +130,12 @@ def test_forwarder_status_that_cannot_be_read_breaks_no_scrape(
 def test_forwarder_status(fleet: Fleet, tmp_path: Path) -> None:
     """Its own figures, under our names."""
     (tmp_path / "forwarder").mkdir()
-    status = {"lag_events": 12, "forwarded_events": 100, "topic": "t"}
+    status = {"lag_events": 12, "forwarded_events": 100, "oldest_age_ms": 1500, "topic": "t"}
     (tmp_path / "forwarder" / "status.json").write_text(json.dumps(status))
     found = scrape(fleet, tmp_path)
     assert found["tidegate_forwarder_lag_events",] == 12
     assert found["tidegate_forwarder_forwarded_events",] == 100
+    assert found["tidegate_forwarder_oldest_seconds",] == 1.5
 
 
 @pytest.mark.parametrize(("left_s", "shares"), [(60, (9000, 1000)), (-1, (10_000, 0))])
@@ -165,7 +166,7 @@ def test_the_sidecar_can_be_seen(fleet: Fleet, tmp_path: Path) -> None:
     assert 59 < samples[("tidegate_sidecar_age_seconds",)] < 90
     assert samples[("tidegate_sidecar_ticks",)] == 12
     assert samples[("tidegate_sidecar_incomplete_ticks",)] == 1
-    assert samples[("tidegate_sidecar_stale_s",)] == 2.5
+    assert samples[("tidegate_sidecar_stale_seconds",)] == 2.5
     assert samples[("tidegate_sidecar_pending_rollbacks",)] == 1
     assert samples["tidegate_rollout_evidence", "failed", "m", "2"] == 7.5
 
