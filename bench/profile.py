@@ -36,7 +36,7 @@ from gateway.batching import Batch, Inference
 from gateway.control import snapshot
 from gateway.core import Core
 from gateway.fleet import Fleet
-from gateway.recording import record_payloads
+from gateway.recording import RunFacts
 from gateway.routing import Change, first_route
 from gateway.serving import Models
 from loaders.session import Session, load
@@ -246,7 +246,7 @@ def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
     feeds = Batch(batch.inferences, batch.rows, "turn")
 
     def record() -> list[Any]:
-        return list(record_payloads(version, batch, 1, None, time.perf_counter_ns(), limits))
+        return RunFacts(version, batch, 1, None, time.perf_counter_ns()).frames(limits)
 
     payload = record()[0][0]
     return [
@@ -269,15 +269,16 @@ def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
 def _one_batch(rig: Rig, whole: Callable[[], None]) -> Batch:
     """A run of 32 as the core cuts it, with its outputs."""
     batches: list[Batch] = []
-    finish = rig.core._finish
+    delivery = rig.core.delivery
+    deliver = delivery.deliver
 
     def keep(v: Any, batch: Batch) -> None:
         batches.append(batch)
-        finish(v, batch)
+        deliver(v, batch)
 
-    rig.core._finish = keep  # type: ignore[method-assign,assignment]
+    delivery.deliver = keep  # type: ignore[method-assign,assignment]
     whole()
-    rig.core._finish = finish  # type: ignore[method-assign]
+    delivery.deliver = deliver  # type: ignore[method-assign]
     return batches[-1]
 
 
@@ -288,4 +289,4 @@ def _append(ring: Ring, payload: bytes) -> None:
 
 def _run(core: Core, version: Any, batch: Batch) -> None:
     batch.joined.clear()
-    core._run(version, batch)
+    core.runs.run(version, batch)

@@ -27,7 +27,8 @@ RETRY_S = 0.001
 REFUSALS_PER_S = 100
 """Above this, refusals are summed by model, version, route and code, and logged once a second."""
 
-_Alike = tuple[ModelFacts | None, RouteFacts | None, str | None, int]
+Alike = tuple[ModelFacts | None, RouteFacts | None, str | None, int]
+"""Model, route, code and status of refusals that are summed."""
 Release = Callable[[int | None, str], None]
 """Called with the frame's first number and the level reached; (None, "") when nothing may leave."""
 
@@ -60,7 +61,7 @@ class Appender:
         self._syncing: deque[tuple[int, int, Callable[[bool], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._refused: list[Event] = []
-        self._summed: dict[_Alike, int] = {}
+        self._summed: dict[Alike, int] = {}
         self._second = 0
         self._second_count = 0
         self.gaps = 0
@@ -112,19 +113,23 @@ class Appender:
 
     def refuse(self, event: Prediction) -> None:
         """Log a request that was refused, with the next `flush`; many in a second only as a sum."""
-        second = self._clock_ns() // 1_000_000_000
-        if second != self._second:
-            self._second, self._second_count = second, 0
-        self._second_count += event.count
-        if self._second_count <= REFUSALS_PER_S:
-            self._refused.append(event)
-            return
         route = event.route
         if route is not None:
             # What was drawn for is each request's own; how it was drawn is not.
             route = msgspec.structs.replace(route, unit_hash=None)
-        key = (event.model, route, event.code, event.status)
-        self._summed[key] = self._summed.get(key, 0) + event.count
+        if not self.sums((event.model, route, event.code, event.status)):
+            self._refused.append(event)
+
+    def sums(self, alike: Alike) -> bool:
+        """Count a refusal; True when it is in the second's sum, False when it shall have an event of its own."""
+        second = self._clock_ns() // 1_000_000_000
+        if second != self._second:
+            self._second, self._second_count = second, 0
+        self._second_count += 1
+        if self._second_count <= REFUSALS_PER_S:
+            return False
+        self._summed[alike] = self._summed.get(alike, 0) + 1
+        return True
 
     def log(self, event: Event) -> None:
         """Log any other event, each for itself, with the next `flush`: admitted requests too, whose route

@@ -159,7 +159,13 @@ class Counting:
         w = self._counts
         decode_ns = 0
         for columns in batch.columns:
+            count = len(columns[_DECODE])
             for stage, column in enumerate(columns):
+                if len(column) != count:
+                    # One value for all.
+                    w[STAGE_NS0 + stage] += count * column[0]
+                    w[STAGE0 + stage * STAGE_BUCKETS + bisect_left(STAGE_BOUNDS_NS, column[0])] += count
+                    continue
                 total_ns = max(sum(column), 0)
                 if stage == _DECODE:
                     decode_ns += total_ns

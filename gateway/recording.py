@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,16 +21,15 @@ from gateway.audit.event import ModelFacts, Prediction, RouteFacts
 from gateway.audit.frame import Run, RunTensor, encoder
 from gateway.batching import Batch, Inference
 from gateway.errors import GatewayError, Overloaded
+from gateway.head import LEVELS
 from gateway.routing import Assignment
-from loaders.signature import Signature
 
 _ONE_ROW = [1]
+_NONE = (None,)
 _EVENT_BYTES = 1024
 """More than a request takes in a frame beside its tensors, id and parameters: caller, route, stages."""
 _DIGEST_BYTES = 70
 """A digest, or its absence, in a column."""
-_NAMED_BYTES = 128
-"""More than a tensor takes beside its name, shape and data."""
 _FRAME_BYTES = 4096
 """More than a run's own fields take."""
 
@@ -67,55 +65,8 @@ def _route_facts(assignment: Assignment, unit: int | None) -> RouteFacts:
     )
 
 
-def record_payloads(
-    version: Any,
-    batch: Batch,
-    batch_id: int,
-    error: GatewayError | None,
-    done_perf_ns: int,
-    limits: tuple[int, int],
-) -> Iterator[tuple[bytes, list[Inference]]]:
-    """The run's frames: payload and the requests it holds, in order.
-
-    Args:
-        version: the serving Version (its encoded model facts and signature).
-        limits: (bytes of a frame, bytes of a request captured in full).
-    """
-    outputs = batch.outputs if error is None else []
-    offset_ns = time.time_ns() - time.perf_counter_ns()
-    facts = _Facts(version, batch, batch_id, error, done_perf_ns, offset_ns)
-    everything = batch.inferences
-    batch.columns = []
-    captured = _tensor_bytes(batch, outputs)
-    besides = [i.log_bytes + _EVENT_BYTES for i in everything]
-    room = limits[0] - version.frame_bytes
-    if max(captured) <= limits[1] and sum(captured) + sum(besides) <= room:
-        yield facts.payload(everything, None, batch.joined, outputs, 0), everything
-        return
-    digests = _DIGEST_BYTES * (len(version.signature.inputs) + len(outputs))
-    hashed = [size > limits[1] or size + more > room for size, more in zip(captured, besides, strict=True)]
-    sizes = [
-        more + digests + (0 if big else size)
-        for big, size, more in zip(hashed, captured, besides, strict=True)
-    ]
-    start = row0 = 0
-    while start < len(everything):
-        end, taken = start + 1, sizes[start]
-        while end < len(everything) and taken + sizes[end] <= room:
-            taken += sizes[end]
-            end += 1
-        part, over = everything[start:end], hashed[start:end]
-        rows = sum(i.rows for i in part)
-        joined = [b"".join(i.inputs[k] for i in part) for k in range(len(batch.joined))]
-        cut = [a[row0 : row0 + rows] for a in outputs] if version.batchable else outputs
-        yield facts.payload(part, over if True in over else None, joined, cut, row0), part
-        start, row0 = end, row0 + rows
-
-
-def frame_bytes(signature: Signature) -> int:
-    """What a frame takes beside its requests: the run's own fields, each tensor's name and shape."""
-    specs = (*signature.inputs, *signature.outputs)
-    return _FRAME_BYTES + sum(len(s.name.encode()) + 9 * len(s.shape) + _NAMED_BYTES for s in specs)
+def _held_bytes(joined: list[bytes], outputs: list[Any]) -> int:
+    return sum(map(len, joined)) + sum([array.nbytes for array in outputs])
 
 
 def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
@@ -134,8 +85,22 @@ def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
     return sizes
 
 
-class _Facts:
-    """What all frames of one run share."""
+class Recorded(NamedTuple):
+    """A frame's payload, the requests it holds, and the highest level that one of them asked for."""
+
+    payload: bytes
+    part: list[Inference]
+    level: str
+
+
+class RunFacts:
+    """What all frames of one run share.
+
+    Args:
+        version: the serving Version (its encoded model facts and signature).
+        timed_ns: what admission and routing took for the request that was timed. They take under a microsecond, less
+            than two clock readings a request: one is timed for all, decode counts from receipt, queue from decode.
+    """
 
     def __init__(
         self,
@@ -144,14 +109,64 @@ class _Facts:
         batch_id: int,
         error: GatewayError | None,
         done_perf_ns: int,
-        offset_ns: int,
+        timed_ns: tuple[int, int] = (0, 0),
     ) -> None:
         self.version = version
         self.batch = batch
         self.batch_id = batch_id
         self.error = error
         self.done_perf_ns = done_perf_ns
-        self.offset_ns = offset_ns
+        self.timed_ns = timed_ns
+        self.offset_ns = time.time_ns() - time.perf_counter_ns()
+        self.outputs = batch.outputs if error is None else []
+
+    def frames(self, limits: tuple[int, int]) -> list[Recorded]:
+        """The run's frames in order.
+
+        Args:
+            limits: (bytes of a frame, bytes of a request captured in full).
+        """
+        outputs, batch, version = self.outputs, self.batch, self.version
+        batch.columns = []
+        everything = batch.inferences
+        log_bytes = [i.log_bytes for i in everything]
+        room = limits[0] - _FRAME_BYTES - version.named_bytes
+        row_bytes, rows = version.row_bytes, batch.rows
+        if row_bytes is not None and rows * row_bytes == _held_bytes(batch.joined, outputs):
+            # The rows alone fix the size of all tensors.
+            largest = row_bytes
+            if rows != len(everything):
+                largest *= max([i.rows for i in everything])
+            if largest <= limits[1]:
+                total = rows * row_bytes + sum(log_bytes) + _EVENT_BYTES * len(everything)
+                if total <= room:
+                    return [self.payload(everything, None, batch.joined, outputs, 0)]
+        captured = _tensor_bytes(batch, outputs)
+        besides = [more + _EVENT_BYTES for more in log_bytes]
+        if max(captured) <= limits[1] and sum(captured) + sum(besides) <= room:
+            return [self.payload(everything, None, batch.joined, outputs, 0)]
+        digests = _DIGEST_BYTES * (len(version.signature.inputs) + len(outputs))
+        hashed = [
+            size > limits[1] or size + more > room for size, more in zip(captured, besides, strict=True)
+        ]
+        sizes = [
+            more + digests + (0 if big else size)
+            for big, size, more in zip(hashed, captured, besides, strict=True)
+        ]
+        frames = []
+        start = row0 = 0
+        while start < len(everything):
+            end, taken = start + 1, sizes[start]
+            while end < len(everything) and taken + sizes[end] <= room:
+                taken += sizes[end]
+                end += 1
+            part, over = everything[start:end], hashed[start:end]
+            rows = sum(i.rows for i in part)
+            joined = [b"".join(i.inputs[k] for i in part) for k in range(len(batch.joined))]
+            cut = [a[row0 : row0 + rows] for a in outputs] if version.batchable else outputs
+            frames.append(self.payload(part, over if True in over else None, joined, cut, row0))
+            start, row0 = end, row0 + rows
+        return frames
 
     def payload(
         self,
@@ -160,46 +175,41 @@ class _Facts:
         joined: list[bytes],
         outputs: list[Any],
         row0: int,
-    ) -> bytes:
+    ) -> Recorded:
         """One frame's msgpack; `over` says which requests go by hash, None for none."""
         batch, offset_ns, started = self.batch, self.offset_ns, self.batch.started_ns
-        routes = [route_raw(i.assignment) for i in part]
-        callers = [i.caller for i in part]
-        rows = [i.rows for i in part]
-        levels = [i.audit_level for i in part]
+        routes = _same([i.assignment for i in part])
+        levels = _same([i.audit_level for i in part])
         columns = [
-            [i.admitted_ns - i.received_ns for i in part],
-            [i.decoded_ns - i.admitted_ns for i in part],
-            [i.routed_ns - i.decoded_ns for i in part],
-            [started - i.routed_ns for i in part],
+            [self.timed_ns[0]],
+            [i.decoded_ns - i.received_ns for i in part],
+            [self.timed_ns[1]],
+            [started - i.decoded_ns for i in part],
         ]
         batch.columns.append(columns)
-        one_route = _same(routes)
-        batch.same_route = len(one_route) == 1 and len(part) == len(batch.inferences)
+        batch.same_route = len(routes) == 1 and len(part) == len(batch.inferences)
         run = Run(
             model=self.version.model_raw,
             batch_id=self.batch_id,
             cut=batch.cut,
             infer_ns=batch.ended_ns - started,
-            rows=_ONE_ROW if batch.rows == len(batch.inferences) else rows,
+            rows=_ONE_ROW if batch.rows == len(batch.inferences) else [i.rows for i in part],
             received_ns=[i.received_ns + offset_ns for i in part],
             done_ns=[self.done_perf_ns + offset_ns],
-            route=one_route,
+            route=[route_raw(assignment) for assignment in routes],
             unit_hash=[i.unit for i in part],
-            caller=_same(callers),
+            caller=_same([i.caller for i in part]),
             stages=[*columns, [self.done_perf_ns - batch.ended_ns]],
             inputs=[],
             outputs=[],
-            audit=_same(levels),
+            audit=levels,
         )
         if len(part) != len(batch.inferences):
             run.batch_rows, run.batch_row0 = batch.rows, row0
-        if any(i.log_bytes for i in part):
+        if sum([i.log_bytes for i in part]):
             run.request_id = [i.request_id for i in part]
-            run.parameters = [i.parameters or None for i in part]
-        traces = [i.traceparent for i in part]
-        if any(traces):
-            run.traceparent = traces
+            run.parameters = _absent([i.parameters or None for i in part])
+        run.traceparent = _absent([i.traceparent for i in part])
         if self.version.checks is not None:
             run.flags = [i.flags for i in part]
         self._outcome(run, part, outputs)
@@ -208,15 +218,16 @@ class _Facts:
             self._tensors_hashed(run, part, over, outputs)
         else:
             self._tensors_full(run, part, joined, outputs)
-        return encoder.encode(run)
+        level = levels[0] if len(levels) == 1 else max(levels, key=LEVELS.index)
+        return Recorded(encoder.encode(run), part, level)
 
     def _outcome(self, run: Run, part: list[Inference], outputs: list[Any]) -> None:
         if self.error is not None:
             run.kind = ["failed"]
             run.code = [self.error.code]
             run.status = [self.version.status_of(self.error)]
-        elif any(i.sink.disconnected for i in part):
-            run.kind = ["cancelled" if i.sink.disconnected else "done" for i in part]
+        elif True in (gone := [i.sink.disconnected for i in part]):
+            run.kind = ["cancelled" if left else "done" for left in gone]
         bad: set[int] = set()
         for array in outputs:
             if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
@@ -272,12 +283,14 @@ def _fill(tensor: RunTensor, pieces: list[bytes], over: list[bool]) -> None:
 
 
 def _same(values: list[Any]) -> list[Any]:
-    """A column: one value where all are the same object."""
-    first = values[0]
-    for value in values:
-        if value is not first:
-            return values
-    return [first]
+    """A column: one value where all are the same."""
+    # count compares identity first, in C.
+    return values[:1] if values.count(values[0]) == len(values) else values
+
+
+def _absent(values: list[Any]) -> Any:
+    """A column that most runs have nothing for: one None then."""
+    return _NONE if values.count(None) == len(values) else values
 
 
 def refused_event(
@@ -293,7 +306,7 @@ def refused_event(
         inference: the request as far as it came, None where nothing was read of it.
     """
     model, routed = None, None
-    if inference is not None and inference.routed_ns and code != Overloaded.code:
+    if inference is not None and inference.assignment is not None and code != Overloaded.code:
         routed = inference
         version = routed.assignment.version
         found = None if entry is None else entry.versions.get(version)

@@ -1,12 +1,12 @@
 """Replies: from an appended frame to each request's status, header fields and body.
 
-core (append) -> **replies** -> doors. Only here, since a reply carries the number that the append drew.
+delivery (append) -> **replies** -> doors. Only here, since a reply carries the number that the append drew.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from struct import pack
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ log = logging.getLogger("tidegate.worker")
 
 Problem = Callable[[GatewayError], tuple[int, bytes, bytes]]
 """An error to status, fields and body: the one table of api.problems."""
+Reply = tuple[Inference, int, bytes, bytes]
+"""A request, its status, header fields and body."""
 
 
 class Appended(NamedTuple):
@@ -37,56 +39,89 @@ class Appended(NamedTuple):
     error: GatewayError | None
 
 
-def replies(
-    appended: Appended, prefix: bytes, problem: Problem
-) -> Iterator[tuple[Inference, int, bytes, bytes]]:
-    """Each request that still waits: itself, status, header fields, body."""
-    version, batch, part, seq, level, row, texts, error = appended
+def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Reply] | None) -> None:
+    """Answer each request that still waits.
+
+    Args:
+        late: takes the replies that wait for the disk instead; None when none does.
+    """
+    error, part = appended.error, appended.part
+    seq = appended.seq
     if seq is None:
         error = AuditUnavailable("the audit log cannot be written at present; try again")
-        seq = -1
-    last_rows, last_wanted, literals = -1, None, []
-    plain = b"content-type: application/json\r\nx-tidegate-audit: %b\r\nx-prediction-id: " % level.encode()
+    if error is not None:
+        _reply_error(part, seq, prefix, error, problem)
+        return
+    assert seq is not None  # noqa: S101  or there is an error
+    version, batch, texts, row = appended.version, appended.batch, appended.texts, appended.row0
     # The ids of a frame's requests follow each other: all are made with one call.
-    first = max(seq, 0)
-    digits = pack(f">{len(part)}Q", *range(first, first + len(part))).hex().encode()
+    digits = pack(f">{len(part)}Q", *range(seq, seq + len(part))).hex().encode()
+    level = appended.level.encode()
+    fields_of = (
+        b"content-type: application/json\r\nx-tidegate-audit: %b\r\nx-prediction-id: %b%%b\r\ncontent-length: %%d\r\n"
+        % (level, prefix.replace(b"%", b"%%"))
+    )
+    quoted = b'"' + prefix
+    last_rows, last_wanted, literals = -1, None, []
     at = 0
+    plain = False
+    column: list[bytes] = []
+    join = b"".join
     for inference in part:
         rows = inference.rows
-        if not inference.sink.disconnected:
-            pid = prefix + digits[at : at + 16] if seq >= 0 else b""
-            if error is not None:
-                status, fields, body = problem(error)
-                if pid:
-                    fields += b"x-prediction-id: " + pid + b"\r\n"
-                yield inference, status, fields, body
-            elif inference.form is None:
-                if rows != last_rows or inference.wanted is not last_wanted:
-                    last_rows, last_wanted = rows, inference.wanted
-                    literals = version.encoder.literals(rows, batch.outputs, last_wanted)
-                body = version.json_body(inference, inference.id_json or b'"%b"' % pid, literals, texts, row)
-                fields = b"%b%b\r\ncontent-length: %d\r\n" % (plain, pid, len(body))
-                yield inference, 200, fields, body
-            else:
-                yield _formed(appended, inference, pid, row, problem)
-        row += rows
+        number = digits[at : at + 16]
         at += 16
+        sink = inference.sink
+        if sink.disconnected:
+            row += rows
+            continue
+        id_json = inference.id_json or b'%b%b"' % (quoted, number)
+        if inference.form is None:
+            if rows != last_rows or inference.wanted is not last_wanted:
+                last_rows, last_wanted = rows, inference.wanted
+                literals = version.encoder.literals(rows, batch.outputs, last_wanted)
+                plain = rows == 1 and len(literals) == 3 and version.batchable
+                if plain:
+                    column = texts[0 if last_wanted is None else last_wanted[0]]
+            if plain:
+                body = join((literals[0], id_json, literals[1], column[row], literals[2]))
+            else:
+                body = version.json_body(inference, id_json, literals, texts, row)
+            fields = fields_of % (number, len(body))
+        else:
+            status, fields, body = _formed(appended, inference, id_json, row, problem)
+            fields += b"x-prediction-id: %b%b\r\n" % (prefix, number)
+            if status != 200:
+                row += rows
+                sink.reply(status, fields, body)
+                continue
+        row += rows
+        if late is not None and inference.audit_level == "fsync":
+            late.append((inference, 200, fields, body))
+        else:
+            sink.reply(200, fields, body)
 
 
 def _formed(
-    appended: Appended, inference: Inference, pid: bytes, row0: int, problem: Problem
-) -> tuple[Inference, int, bytes, bytes]:
+    appended: Appended, inference: Inference, id_json: bytes, row0: int, problem: Problem
+) -> tuple[int, bytes, bytes]:
     """A reply that has a form of its own; one that cannot be made fails no batch mate."""
-    version, level = appended.version, appended.level.encode()
-    id_json = inference.id_json or b'"%b"' % pid
+    version = appended.version
     try:
         body, fields = inference.form.body(version.encoder, inference, id_json, appended.batch.outputs, row0)
-        status = 200
     except Exception as exc:
         log.exception("reply_not_made", extra={"model": version.model})
-        status, fields, body = problem(
-            exc if isinstance(exc, GatewayError) else GatewayError("internal error")
-        )
-        return inference, status, fields + b"x-prediction-id: " + pid + b"\r\n", body
-    fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b\r\n" % (level, pid)
-    return inference, status, fields, body
+        return problem(exc if isinstance(exc, GatewayError) else GatewayError("internal error"))
+    return 200, fields + b"x-tidegate-audit: %b\r\n" % appended.level.encode(), body
+
+
+def _reply_error(
+    part: list[Inference], seq: int | None, prefix: bytes, error: GatewayError, problem: Problem
+) -> None:
+    for i, inference in enumerate(part):
+        if inference.sink.disconnected:
+            continue
+        status, fields, body = problem(error)
+        if seq is not None:
+            fields += b"x-prediction-id: %b%016x\r\n" % (prefix, seq + i)
+        inference.sink.reply(status, fields, body)

@@ -178,6 +178,11 @@ class RouteTable:
         self._keyed = {owner.assigned: msgspec.structs.replace(owner, reason="key") for owner in distinct}
         self._salt = bytes.fromhex(route.salt)[:64]
 
+    @property
+    def only(self) -> Assignment | None:
+        """The assignment of every unit, None where there are several."""
+        return self._owners[0] if self._count == 1 else None
+
     def pick(self, unit: int) -> Assignment:
         """The assignment of a 64-bit unit."""
         return self._owners[unit % self._count]

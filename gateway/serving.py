@@ -43,7 +43,12 @@ class Entry:
         """When the table is not right any more: a canary's lease ends (wall clock)."""
         self.revision = 0
         self.generation = 0
-        self._codec: Any = None
+        self.codec: Any = None
+        """The primary's, None while it cannot answer."""
+        self.single: tuple[Assignment, Version] | None = None
+        """Where one version, ready here, has all the traffic: it, and how it is drawn."""
+        self.turn_away_until_ns = 0
+        """Until then admission refuses what would wait like the request it refused last."""
         self._pinned: dict[str, Assignment] = {}
 
     def codec_of(self, version: str | None) -> Any:
@@ -54,10 +59,10 @@ class Entry:
         """
         if version is not None:
             return self.version(version).codec
-        if self._codec is None:
+        if self.codec is None:
             msg = f"model '{self.model}' has no version that is ready: {self.why_not()}"
             raise ModelNotReady(msg)
-        return self._codec
+        return self.codec
 
     def version(self, version: str) -> Version:
         """A version that is ready here.
@@ -99,14 +104,17 @@ class Entry:
         self.generation = generation
         self.table = None
         self.lease_end_ns = None
-        self._codec = None
+        self.codec = self.single = None
         if route is None:
             return
         self.revision = route.revision
         primary = self.versions.get(route.primary.version)
         if primary is not None:
-            self._codec = primary.codec
-            self.table = compile_route(route, generation, self.versions, now_ns)
+            self.codec = primary.codec
+            self.table = table = compile_route(route, generation, self.versions, now_ns)
+            only = table.only
+            if only is not None and only.version in self.versions:
+                self.single = (only, self.versions[only.version])
             self.lease_end_ns = lease_end_ns(route, now_ns)
 
 
@@ -131,7 +139,7 @@ class Models:
         self._path = snapshot_path
         self._batch = batch
         self._make_codec, self._make_encoder, self._status_of = makers
-        self._entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = {}
         self._slots: dict[tuple[str, str], int] = {}
         self.serving: snapshot.Serving | None = None
         self.generation = 0
@@ -144,7 +152,7 @@ class Models:
 
     def get(self, model: str) -> Entry | None:
         """A model by name."""
-        return self._entries.get(model)
+        return self.entries.get(model)
 
     @property
     def fleet(self) -> Fleet:
@@ -185,14 +193,14 @@ class Models:
     @property
     def names(self) -> list[str]:
         """Models known here, sorted."""
-        return sorted(self._entries)
+        return sorted(self.entries)
 
     @property
     def ready(self) -> bool:
         """Whether every primary can answer; a version that failed to load never unreadies the rest."""
         if self.serving is None:
             return False
-        for name, entry in self._entries.items():
+        for name, entry in self.entries.items():
             route = self.serving.routes.get(name)
             if route is not None:
                 if route.primary.version not in entry.versions:
@@ -207,7 +215,7 @@ class Models:
         """Whether a snapshot is here and no version that carries, or may get, weight is still loading."""
         if self.serving is None:
             return False
-        for name, entry in self._entries.items():
+        for name, entry in self.entries.items():
             route = self.serving.routes.get(name)
             if route is None:
                 wanted = set(entry.states)
@@ -223,7 +231,7 @@ class Models:
         routes = self.serving.routes if self.serving is not None else {}
         return any(
             name not in routes and any(state == "ready" for state, _ in entry.states.values())
-            for name, entry in self._entries.items()
+            for name, entry in self.entries.items()
         )
 
     def poll(self) -> None:
@@ -237,7 +245,7 @@ class Models:
 
         By this worker's own clock, so that it needs nobody. A renewal is a new generation. Cost: a comparison a model.
         """
-        for name, entry in self._entries.items():
+        for name, entry in self.entries.items():
             if entry.lease_end_ns is not None and entry.lease_end_ns <= now_ns and self.serving is not None:
                 log.warning("lease_over", extra={"model": name, "revision": entry.revision})
                 entry.compile(self.serving.routes.get(name), self.serving.generation, now_ns)
@@ -260,15 +268,15 @@ class Models:
         self.serving = serving
         before, self._slots = self._slots, {(d.model, d.version): d.slot for d in serving.versions}
         for key in self._slots:
-            entry = self._entries.setdefault(key[0], Entry(key[0]))
+            entry = self.entries.setdefault(key[0], Entry(key[0]))
             entry.states.setdefault(key[1], ("loading", None))
-        for name, entry in list(self._entries.items()):
+        for name, entry in list(self.entries.items()):
             for version in list(entry.states):
                 if (name, version) not in self._slots:
                     del entry.states[version]
                     entry.versions.pop(version, None)
             if not entry.states:
-                del self._entries[name]
+                del self.entries[name]
         if self.registry is not None:
             self.registry.want(list(self._slots))
         asked, self._asked = self._asked, {(d.model, d.version): d.load_event for d in serving.versions}
@@ -280,7 +288,7 @@ class Models:
             if self._slots.get(key) == slot:
                 continue
             self._fleet.slot(self._index, slot)[fleet_words.LOAD_STATE] = fleet_words.ABSENT
-            if key in self._slots and key[1] in self._entries[key[0]].versions:
+            if key in self._slots and key[1] in self.entries[key[0]].versions:
                 self.on_change(*key, "ready", None)
         # Only now: from here on no request is routed by the older table.
         self.generation = generation
@@ -288,8 +296,8 @@ class Models:
 
     def _retry(self, model: str, version: str) -> None:
         """Try a failed version again; shown before the generation is, so that no one takes the old failure for news."""
-        if self._entries[model].states.get(version, ("", None))[0] == "failed":
-            self._entries[model].states[version] = ("loading", None)
+        if self.entries[model].states.get(version, ("", None))[0] == "failed":
+            self.entries[model].states[version] = ("loading", None)
             words = self._fleet.slot(self._index, self._slots[model, version])
             words[fleet_words.LOAD_STATE] = fleet_words.LOADING
         self.registry.retry(model, version)
@@ -298,13 +306,13 @@ class Models:
         if self.serving is None:
             return
         now_ns = time.time_ns()
-        for name, entry in self._entries.items():
+        for name, entry in self.entries.items():
             entry.compile(self.serving.routes.get(name), self.serving.generation, now_ns)
 
     def on_change(self, model: str, version: str, state: str, reason: str | None) -> None:
         """A version changed its state in the registry; on the loop."""
         slot = self._slots.get((model, version))
-        entry = self._entries.get(model)
+        entry = self.entries.get(model)
         session = self.registry.get(model, version) if state == "ready" else None
         if slot is not None and entry is not None:
             words = self._fleet.slot(self._index, slot)

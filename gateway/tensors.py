@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gateway.errors import InvalidRequest
 from loaders.datatypes import ITEM_BYTES, NUMPY
-from loaders.signature import TensorSpec
+from loaders.signature import Signature, TensorSpec
 
 CODES = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b",
@@ -92,6 +92,24 @@ def unpack_strings(data: bytes, count: int, name: str) -> list[str]:
         msg = f"input '{name}': {size - offset} bytes left after {count} BYTES elements"
         raise InvalidRequest(msg)
     return out
+
+
+NAMED_BYTES = 128
+"""More than a tensor takes in the log beside its name, shape and data."""
+
+
+def row_bytes(signature: Signature, *, batchable: bool) -> int | None:
+    """Bytes of all tensors of one row, None where the rows do not fix them."""
+    specs = (*signature.inputs, *signature.outputs)
+    if not batchable or any(s.datatype not in ITEM_BYTES or -1 in s.shape[1:] for s in specs):
+        return None
+    return sum(ITEM_BYTES[s.datatype] * prod(s.shape[1:]) for s in specs)
+
+
+def named_bytes(signature: Signature) -> int:
+    """What the tensors of a run take in the log beside their data, and more: names and shapes."""
+    specs = (*signature.inputs, *signature.outputs)
+    return sum(len(s.name.encode()) + 9 * len(s.shape) + NAMED_BYTES for s in specs)
 
 
 def checked_binary(spec: TensorSpec, data: bytes, count: int) -> bytes:

@@ -11,15 +11,23 @@ from typing import Any
 import msgspec
 
 from gateway import fleet as fleet_words
-from gateway.audit.event import ModelFacts, Prediction
+from gateway.audit.event import ModelFacts
 from gateway.audit.frame import encoder
-from gateway.batching import Batch, CostModel, Inference, VersionQueue
+from gateway.batching import Batch, Inference, VersionQueue
 from gateway.config import Batch as BatchConfig
+from gateway.cost import CostModel
 from gateway.counting import Counting
 from gateway.errors import GatewayError
-from gateway.recording import dropped_event, frame_bytes
+from gateway.tensors import named_bytes, row_bytes
 from gateway.validation import compile_checks
 from loaders.session import Session
+
+FREE_NS = 100_000_000
+"""Work waiting for the loop that takes less than this is taken in without a look at deadlines ..."""
+FREE_LEFT_NS = 125_000_000
+"""... by requests that have more time left than this."""
+DEMOTED_RUNS = 64
+"""Runs on lanes after the first that was too long for the loop; twice as many after each further one."""
 
 
 class Version:
@@ -35,12 +43,28 @@ class Version:
         self.batchable = session.batchable
         self.codec = codec
         self.encoder = encoder_
-        self.max_rows = batch.max_rows if session.batchable else 1
         self.queue_delay_us = int(batch.linger_ms * 1000)
         """How long a request may wait for company."""
-        self.queue = VersionQueue(batch.max_rows, batchable=session.batchable)
+        self.queue = VersionQueue(batchable=session.batchable)
         self.inline_ns = batch.inline_us * 1000 if session.inline_allowed else 0
-        self.cost = CostModel(session.warm_cost_ns)
+        self.max_rows = min(batch.max_rows, getattr(session, "max_batch_rows", None) or batch.max_rows)
+        """Of a run, as configured; what is learnt of its cost may hold it below."""
+        if not session.batchable:
+            self.max_rows = 1
+        self.cost = CostModel(session.warm_cost_ns, self.max_rows)
+        self.inputs = len(session.signature.inputs)
+        self.run_options = session.new_run_options()
+        """Of its runs on the loop, used again and again."""
+        self.hung = 0
+        """Runs that did not heed their end and go on."""
+        self.ran_ns = 0
+        """When its last run ended."""
+        self._lane_runs = 0
+        self._demotions = 0
+        self._queue_max_rows = batch.queue_max_rows
+        self.on_lane = not self.runs_inline()
+        self.free_rows = self._free_rows()
+        """So many rows may wait without a look at deadlines; below 0 on a lane."""
         self.facts = ModelFacts(
             name=session.model,
             version=session.version,
@@ -50,7 +74,8 @@ class Version:
             runtime=session.runtime,
         )
         self.model_raw = msgspec.Raw(encoder.encode(self.facts))
-        self.frame_bytes = frame_bytes(session.signature)
+        self.named_bytes = named_bytes(session.signature)
+        self.row_bytes = row_bytes(session.signature, batchable=session.batchable)
         self.admitted = words[fleet_words.ADMITTED]
         self.counting = Counting(words)
         self.checks = compile_checks(
@@ -61,6 +86,35 @@ class Version:
             self.counting.flagged,
         )
         self.status_of: Callable[[GatewayError], int] = lambda exc: 500
+
+    def runs_inline(self) -> bool:
+        """Whether what waits now is cheap enough for the loop."""
+        if not self.inline_ns or self._lane_runs:
+            return False
+        cost = self.cost
+        if cost.limit_ns <= self.inline_ns:
+            return True
+        rows = self.queue.rows
+        return cost.estimate_ns(min(rows, cost.limit_rows) if rows else 1) <= self.inline_ns
+
+    def demote(self) -> None:
+        """A run on the loop was too long for it: the next ones go on lanes, whatever the fit says."""
+        self._lane_runs = min(DEMOTED_RUNS << self._demotions, 1 << 16)
+        self._demotions += 1
+        self.free_rows = -1
+
+    def learn(self, batch: Batch) -> None:
+        """Take a run's cost in."""
+        self.cost.learn(batch.rows, batch.cpu_ns, batch.ended_ns - batch.started_ns)
+        if self._lane_runs:
+            self._lane_runs -= 1
+        self.free_rows = self._free_rows()
+
+    def _free_rows(self) -> int:
+        if self.on_lane or self._lane_runs:
+            return -1
+        cost = self.cost
+        return min(FREE_NS // max(cost.limit_ns, 1) * cost.limit_rows, self._queue_max_rows)
 
     def publish_admitted(self) -> None:
         """Make the number of admissions visible before the run, so that a successor can tell what
@@ -78,10 +132,6 @@ class Version:
     def count_dropped(self, code: str) -> None:
         """A request without a run in the log, by the code of its event."""
         self.counting.dropped(code)
-
-    def dropped_event(self, inference: Inference, code: str, status: int) -> Prediction:
-        """Its event."""
-        return dropped_event(inference, self.facts, code, status)
 
     def json_body(
         self,

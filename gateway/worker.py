@@ -168,7 +168,7 @@ class Worker:
         ticking.cancel()
         self._each_second()
         self.writer.close()
-        self.core.lanes.close()
+        self.core.close()
         self.registry.close()
         self.trials.close()
         self.words[words_of.STATE] = words_of.DOWN

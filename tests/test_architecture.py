@@ -21,8 +21,13 @@ MAINS = {
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
 PARTS = {
     "routing",
+    "admission",
     "batching",
+    "cost",
+    "delivery",
     "lanes",
+    "runs",
+    "watchdog",
     "tensors",
     "stages",
     "errors",

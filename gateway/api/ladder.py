@@ -249,4 +249,6 @@ def _misnested(spec: TensorSpec, shape: tuple[int, ...]) -> InvalidRequest:
 
 def _miscounted(spec: TensorSpec, found: int, count: int, *, more: bool = False) -> InvalidRequest:
     at_least = "at least " if more else ""
-    return InvalidRequest(f"input '{spec.name}' has {at_least}{found} {spec.datatype} elements; its shape takes {count}")
+    return InvalidRequest(
+        f"input '{spec.name}' has {at_least}{found} {spec.datatype} elements; its shape takes {count}"
+    )

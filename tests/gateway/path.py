@@ -163,7 +163,7 @@ class Path_:
         return [e for e in self.events() if type(e).__name__ == "Prediction"]
 
     def close(self) -> None:
-        self.core.lanes.close()
+        self.core.close()
 
 
 async def until(condition: Any, timeout_s: float = 5.0) -> None:

@@ -96,7 +96,9 @@ def test_what_is_logged_by_hash_takes_no_room(tmp_path: Path) -> None:
     """Requests whose tensors are logged by hash share one frame, however large the tensors are."""
 
     async def main() -> None:
-        path = Path_(tmp_path, "audit.capture_max_bytes=1000", "batch.max_rows=8000")
+        session = SumSession()
+        session.warm_cost_ns[4096] = 1000
+        path = Path_(tmp_path, "audit.capture_max_bytes=1000", "batch.max_rows=8000", session=session)
         sinks = [path.send([[1.0, 2, 3, 4]] * 1000) for _ in range(8)]
         await until(lambda: all(sink.status for sink in sinks))
         frames, _, _ = path.ring.read(0, 1 << 30)
@@ -127,8 +129,8 @@ def test_what_no_frame_takes_is_answered_and_logged(tmp_path: Path) -> None:
 
     async def main() -> None:
         path = Path_(tmp_path, ring_bytes=128 * 1024)
-        room, capture = path.core._limits
-        path.core._limits = (3 * room, capture)
+        room, capture = path.core.delivery._limits
+        path.core.delivery._limits = (3 * room, capture)
         sinks = [Sink() for _ in range(8)]
         for n, sink in enumerate(sinks):
             path.send_body(body([[n, 0, 0, 0]], parameters={"note": "n" * 12_000 if n < 4 else ""}), sink)

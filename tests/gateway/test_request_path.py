@@ -186,6 +186,10 @@ def test_a_batch_stopped_at_its_deadline_is_not_run_again(tmp_path: Path) -> Non
     """A run on a lane that is terminated answers all its requests with a 503 and costs no other run."""
 
     class Endless(OnLane):
+        def __init__(self) -> None:
+            super().__init__()
+            self.warm_cost_ns = {1: 2_000_000, 32: 2_000_000}
+
         def run(self, feeds, names=None, options=None):
             super().run(feeds, names, options)
             while not options.terminate:
@@ -254,8 +258,9 @@ def test_each_expired_request_has_an_event_of_its_own(tmp_path: Path) -> None:
         sinks = [Sink() for _ in range(250)]
         tensor = b'"inputs":[{"name":"X","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]'
         for i, sink in enumerate(sinks):
-            path.send_body(b'{"parameters":{"timeout":1},' + tensor + b"}", sink)
+            path.send_body(b'{"parameters":{"timeout":150000},' + tensor + b"}", sink)
             sink.disconnected = i < 50
+        time.sleep(0.15)
         await until(lambda: path.core.inflight == 0)
         path.core.turn()
         events = path.predictions()

@@ -1,0 +1,202 @@
+"""Admission: which requests are taken in, and how the others are told. core (admit, queue) -> **admission**.
+
+A request is refused at once where it could not be answered before its deadline: what runs now, what the queue
+runs before it, and its own run, by the learnt cost (`gateway.cost`). So under overload the work done is work
+that is still wanted, and who is refused can go elsewhere at once. While a model refuses, requests that would
+fare no better are turned away by their head alone, before they are decoded: under overload it is refusals that
+come in numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from gateway.audit.event import ModelFacts
+from gateway.batching import Inference, order_ns
+from gateway.config import Config
+from gateway.errors import AuditUnavailable, GatewayError, ModelNotReady, Overloaded
+from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
+from gateway.lanes import Lanes
+from gateway.recording import refused_event
+from gateway.serving import Entry, Models
+from gateway.version import Version
+
+log = logging.getLogger("tidegate.worker")
+
+MARGIN = 1.25
+"""Work ahead is counted so many times: neighbours on the machine slow it, and who is taken must not expire. Costs no
+goodput, as long as enough waits to keep the lanes busy."""
+TURN_AWAY_NS = 2_000_000
+"""Requests are turned away by their head so long at most, until the next is looked at."""
+PROBE_NS = 1_000_000_000
+"""A version that did not run for so long may run, whatever was learnt of its cost: it may be other now."""
+HUNG_MAX = 3
+"""A version with so many runs that hang gets no more."""
+
+
+class Admission:
+    """What one worker takes.
+
+    Args:
+        appender: the way into the ring, `gateway.append`; refusals go there.
+        problem: turns an error into (status, fields, body); the one table of api.problems.
+        waiting: the versions whose queue is not empty (`runs`).
+
+    Threading: the loop thread alone. Cost: a few comparisons for a version that runs on the loop, one or two
+    microseconds else; turning a request away by its head takes less than its reply's way out.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        models: Models,
+        appender: Any,
+        problem: Callable[[GatewayError], tuple[int, bytes, bytes]],
+        lanes: Lanes,
+        waiting: dict[Version, None],
+    ) -> None:
+        self._models = models
+        self._appender = appender
+        self._problem = problem
+        self._lanes = lanes
+        self._waiting = waiting
+        self._level: str = config.audit.level
+        self._timeout_ns = config.data.request_timeout_ms * 1_000_000
+        self._inflight_max = config.data.inflight_max
+        self._queue_max_rows = config.batch.queue_max_rows
+        self.refused = 0
+        self._turned_away: dict[str, list[tuple[int, bytes, bytes]]] = {}
+
+    def examine(self, head: Head, inference: Inference, inflight: int) -> None:
+        """What does not hold for every request: a level of its own, a log that cannot be written, too many in flight.
+
+        Raises:
+            Overloaded, AuditUnavailable: it is not taken.
+        """
+        if inflight >= self._inflight_max:
+            msg = f"{inflight} requests are in flight; try again shortly"
+            raise Overloaded(msg)
+        asked = head.audit_level
+        if asked is not None and LEVELS.index(asked) > LEVELS.index(self._level):
+            inference.audit_level = asked
+        if self._appender.fails and inference.audit_level != "none" and self._appender.refuses:
+            msg = "the audit log cannot be written at present; nothing is answered unlogged"
+            raise AuditUnavailable(msg)
+
+    def set_deadline(self, head: Head, inference: Inference) -> None:
+        """By the head, by parameter, or as configured; the place in the queue by priority."""
+        timeout_ns = self._timeout_ns if head.timeout_ms is None else head.timeout_ms * 1_000_000
+        parameters = inference.parameters
+        if parameters is not None:
+            asked_us = parameters.get("timeout")
+            if type(asked_us) is int and asked_us > 0:
+                timeout_ns = min(asked_us * 1000, TIMEOUT_MAX_MS * 1_000_000)
+            asked = parameters.get("priority")
+            if type(asked) is int and 0 < asked < 1 << 32:
+                inference.priority = asked
+        received_ns = inference.received_ns
+        inference.deadline_ns = deadline_ns = received_ns + timeout_ns
+        inference.order_ns = order_ns(received_ns, deadline_ns, inference.priority)
+
+    def check(self, entry: Entry, version: Version, inference: Inference) -> None:
+        """Refuse what cannot be answered before its deadline, or would make others miss theirs.
+
+        Raises:
+            Overloaded: with how long it would take.
+            ModelNotReady: the version's runs hang.
+        """
+        if version.hung >= HUNG_MAX:
+            msg = f"model '{version.model}' version {version.version} has {version.hung} runs that do not end"
+            raise ModelNotReady(msg)
+        queue, rows = version.queue, inference.rows
+        if queue.rows + rows > self._queue_max_rows and queue.rows:
+            msg = f"{queue.rows} rows wait for model '{version.model}'; try again shortly"
+            raise Overloaded(msg)
+        now_ns = inference.decoded_ns
+        left_ns = inference.deadline_ns - now_ns
+        need_ns = self._need_ns(version, inference, now_ns)
+        if need_ns <= left_ns and (not queue.rows or self._spares_others(version, inference, now_ns)):
+            return
+        if not queue.rows and now_ns - version.ran_ns > PROBE_NS:
+            return
+        if inference.deadline_ns == inference.order_ns and left_ns <= self._timeout_ns:
+            entry.turn_away_until_ns = now_ns + min(need_ns - left_ns, TURN_AWAY_NS)
+        msg = (
+            f"model '{version.model}' would need {max(need_ns, 0) / 1e6:.0f} ms with what waits before, the deadline"
+            f" is in {max(left_ns, 0) / 1e6:.0f} ms; try again shortly"
+        )
+        raise Overloaded(msg)
+
+    def _need_ns(self, version: Version, inference: Inference, now_ns: int) -> int:
+        """When the request would be answered, from now, with the margin on what is before it."""
+        queue, cost, place_ns = version.queue, version.cost, inference.order_ns
+        if not version.on_lane:
+            return cost.work_ns(queue.rows + inference.rows)
+        before_ns = self._lanes.wait_ns(now_ns)
+        for other in self._waiting:
+            if other is not version and other.on_lane and other.queue:
+                before_ns += other.cost.work_ns(other.queue.rows_before(place_ns)) // self._lanes.count
+        ahead = queue.rows_before(place_ns) // self._lanes.count if queue.rows else 0
+        if not ahead and not before_ns:
+            return cost.wall_ns(inference.rows)
+        return int((before_ns + cost.work_ns(ahead + inference.rows)) * MARGIN)
+
+    def _spares_others(self, version: Version, inference: Inference, now_ns: int) -> bool:
+        """Whether those whom it would pass still make it; some of them are looked at."""
+        behind = version.queue.behind(inference.order_ns)
+        if not behind:
+            return True
+        wait_ns = self._lanes.wait_ns(now_ns) if version.on_lane else 0
+        return all(
+            wait_ns + version.cost.work_ns((before + inference.rows) // self._lanes.count + other.rows)
+            <= other.deadline_ns - now_ns
+            for before, other in behind
+        )
+
+    def would_fare_no_better(self, head: Head, body: bytes) -> bool:
+        """Whether what was refused of late stands for this request too: no more time, no priority, no version."""
+        return (
+            (head.timeout_ms is None or head.timeout_ms * 1_000_000 <= self._timeout_ns)
+            and head.version is None
+            and b'"timeout"' not in body
+            and b'"priority"' not in body
+        )
+
+    def turn_away(self, head: Head, entry: Entry, sink: Any, received_ns: int) -> bool:
+        """Refuse by the head alone, with a reply made before; True when the refusal needs an event of its own."""
+        replies = self._turned_away.get(head.model)
+        if replies is None:
+            text = (
+                f"model '{head.model}' is overloaded: what comes now would not be answered before its deadline;"
+                " try again shortly"
+            )
+            if len(self._turned_away) > 1024:
+                self._turned_away.clear()
+            # Several, since each has a jittered Retry-After.
+            replies = self._turned_away[head.model] = [self._problem(Overloaded(text)) for _ in range(8)]
+        self.refused += 1
+        status, fields, body = replies[self.refused & 7]
+        sink.reply(status, fields, body)
+        if self._appender.sums((ModelFacts(head.model, None), None, Overloaded.code, status)):
+            return False
+        event = refused_event(head, Overloaded.code, status, entry, received_ns, None)
+        self._appender.log(event)
+        return True
+
+    def refuse(
+        self, head: Head, exc: Exception, sink: Any, received_ns: int, inference: Inference | None = None
+    ) -> bool:
+        """Answer with an error at once; True when an event waits for a flush. A defect of ours is `internal`."""
+        if not isinstance(exc, GatewayError):
+            log.error("request_not_taken", exc_info=exc)
+            exc = GatewayError("internal error")
+        self.refused += 1
+        status, fields, body = self._problem(exc)
+        sink.reply(status, fields, body)
+        if exc.code == AuditUnavailable.code:
+            return False
+        event = refused_event(head, exc.code, status, self._models.get(head.model), received_ns, inference)
+        self._appender.refuse(event)
+        return True

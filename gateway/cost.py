@@ -1,0 +1,161 @@
+"""Cost: what a run of so many rows takes, learnt from the runs themselves, per version. Pure.
+
+runs (infer) -> **cost** -> how many rows a batch may have, whether it runs on the loop, whom admission refuses.
+
+A cell for each power of two keeps the mean size and the mean processor time of its runs; between cells the
+cost is on the line through them, beyond the largest on the line through the last two. Processor time of the
+running thread is what is learnt, since a lane's wall time also counts the loop's work on the same core; how
+much longer runs take by the clock is one ratio beside it, and promises to clients are made with it.
+"""
+
+from __future__ import annotations
+
+_CELLS = 18
+_WEIGHT_RUNS = 16
+"""A run's weight in a mean is one in so many, once so many were seen."""
+_TRUSTED_RUNS = 4
+"""Fewer runs say nothing yet about a cell's rate."""
+_LOOK_EVERY = 16
+"""Learnt runs between two looks at the batch size, once cells are trusted."""
+_EXPLORE_EVERY = 512
+"""Learnt runs after which the cell beyond the batch size is tried again: what made it dear may be over."""
+_OWN_NS = 50_000.0
+"""What a run costs beside the session: cut, encode, record. It speaks for company where runs are cheap."""
+_WORSE = 1.05
+"""A cell whose cost per row is above so many times the best one's is dearer; below, it is noise."""
+_CLIP = 4.0
+"""A run counts as at most so many times its mean: a page fault is no news, a slower model is within some runs."""
+
+
+class CostModel:
+    """The cost of one version's runs.
+
+    Args:
+        warm_ns: rows to the time of a warm run, a first guess.
+        max_rows: what the configuration allows a batch.
+
+    Attributes:
+        limit_rows: rows of a batch at most: the largest cell whose cost per row is not worse than a smaller
+            one's, and the next one while nothing is known of it.
+        limit_ns: what a run of `limit_rows` takes by the clock.
+        slowdown: time by the clock over processor time.
+
+    Threading: the loop thread alone. Cost: under a microsecond to ask, about one to learn.
+    """
+
+    def __init__(self, warm_ns: dict[int, int], max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._rows = [0.0] * _CELLS
+        self._cpu_ns = [0.0] * _CELLS
+        self._runs = [0] * _CELLS
+        self._warm = [False] * _CELLS
+        self._rows[0], self._cpu_ns[0] = 1.0, 1_000_000.0
+        for rows, took_ns in warm_ns.items():
+            cell = _cell(rows)
+            self._rows[cell], self._cpu_ns[cell] = float(rows), float(max(took_ns, 1))
+            self._runs[cell], self._warm[cell] = 1, True
+        self._learnt = 0
+        self.slowdown = 1.0
+        self.limit_rows = 1
+        self.limit_ns = 0
+        self._look()
+
+    def estimate_ns(self, rows: int) -> float:
+        """The processor time of a run of so many rows."""
+        cell = _cell(rows)
+        sizes, costs = self._rows, self._cpu_ns
+        low = cell
+        while low and (not sizes[low] or sizes[low] > rows):
+            low -= 1
+        high = low + 1
+        while high < _CELLS and not sizes[high]:
+            high += 1
+        if high == _CELLS:
+            # Beyond all that was seen: the line through the last two, or in proportion.
+            high, low = low, low - 1
+            while low >= 0 and not sizes[low]:
+                low -= 1
+            if low < 0 or sizes[high] <= sizes[low]:
+                return costs[high] * max(rows / sizes[high], 1.0)
+            slope = max((costs[high] - costs[low]) / (sizes[high] - sizes[low]), 0.0)
+            return costs[high] + slope * max(rows - sizes[high], 0.0)
+        if rows <= sizes[low] or sizes[high] <= sizes[low]:
+            return costs[low]
+        share = (rows - sizes[low]) / (sizes[high] - sizes[low])
+        return costs[low] + share * (costs[high] - costs[low])
+
+    def wall_ns(self, rows: int) -> int:
+        """What a run of so many rows takes by the clock."""
+        return int(self.estimate_ns(rows) * self.slowdown)
+
+    def work_ns(self, rows: int) -> int:
+        """What so many waiting rows take by the clock, cut into batches."""
+        limit = self.limit_rows
+        if rows < limit:
+            return int(self.estimate_ns(rows) * self.slowdown)
+        full, rest = divmod(rows, limit)
+        return full * self.limit_ns + (int(self.estimate_ns(rest) * self.slowdown) if rest else 0)
+
+    def rows_within(self, wall_ns: float) -> int:
+        """The most rows, up to `limit_rows`, whose run ends within a time; 0 when not even one does."""
+        if self.limit_ns <= wall_ns:
+            return self.limit_rows
+        low, high = 0, self.limit_rows
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.wall_ns(middle) <= wall_ns:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def learn(self, rows: int, cpu_ns: int, wall_ns: int) -> None:
+        """Take one run in.
+
+        Args:
+            cpu_ns: processor time of the thread that ran it.
+            wall_ns: the same by the clock.
+        """
+        cell = _cell(rows)
+        runs = self._runs[cell]
+        self._runs[cell] = runs + 1
+        mean = self._cpu_ns[cell]
+        if not runs:
+            self._rows[cell], self._cpu_ns[cell] = float(rows or 1), float(max(cpu_ns, 1))
+        else:
+            weight = 1 / (runs + 1 if runs < _WEIGHT_RUNS else _WEIGHT_RUNS)
+            took = min(cpu_ns, _CLIP * mean) if runs >= _TRUSTED_RUNS else cpu_ns
+            self._cpu_ns[cell] = mean + (took - mean) * weight
+            self._rows[cell] += (rows - self._rows[cell]) * weight
+        if cpu_ns > 0:
+            ratio = max(wall_ns / cpu_ns, 1.0)
+            self.slowdown += (min(ratio, _CLIP * self.slowdown) - self.slowdown) / _WEIGHT_RUNS
+        self._learnt += 1
+        if runs <= _TRUSTED_RUNS or self._learnt % _LOOK_EVERY == 0:
+            self._look()
+
+    def _look(self) -> None:
+        """Choose the batch size by what is known now."""
+        best, best_rate = 0, (self._cpu_ns[0] + _OWN_NS) / self._rows[0]
+        worse = _CELLS
+        for cell in range(1, _CELLS):
+            if not self._known(cell):
+                continue
+            rate = (self._cpu_ns[cell] + _OWN_NS) / self._rows[cell]
+            if rate > _WORSE * best_rate:
+                worse = cell
+                break
+            best, best_rate = cell, min(rate, best_rate)
+        if worse == best + 1 and self._learnt and self._learnt % _EXPLORE_EVERY == 0:
+            self._runs[worse], self._warm[worse] = 0, False
+            worse = _CELLS
+        last = best if worse == best + 1 else best + 1
+        self.limit_rows = min((2 << last) - 1, self._max_rows)
+        self.limit_ns = int(self.estimate_ns(self.limit_rows) * self.slowdown)
+
+    def _known(self, cell: int) -> bool:
+        return self._runs[cell] >= _TRUSTED_RUNS or self._warm[cell]
+
+
+def _cell(rows: int) -> int:
+    return min(rows.bit_length() - 1, _CELLS - 1) if rows else 0

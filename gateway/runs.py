@@ -1,0 +1,217 @@
+"""Runs: which version runs next, where, and what becomes of a run that fails or hangs.
+
+core (queue) -> **runs** (infer) -> delivery (encode, append). Cheap runs go on the loop at the end of the turn,
+costly ones on a lane; of the versions that wait for a lane the one with the most urgent request is next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gateway import tensors
+from gateway.batching import Batch, Inference
+from gateway.errors import DeadlineExceeded, GatewayError, RequestCancelled
+from gateway.lanes import Job, Lanes
+from gateway.version import Version
+from gateway.watchdog import Watchdog, Watched
+
+log = logging.getLogger("tidegate.worker")
+_now = time.perf_counter_ns
+
+LOOP_NS = 10_000_000
+"""Runs of one turn take the loop for so long; what then still waits has the next turn."""
+
+
+class Runs:
+    """Cuts batches and runs them.
+
+    Args:
+        lanes: how many.
+        delivery: `deliver` takes the batches that ran, `drop` the requests that do not; `flush` ends a turn.
+
+    Attributes:
+        waiting: versions whose queue is not empty.
+
+    Threading: the loop thread alone; `run` also on lanes, touching only the batch.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lanes: int, delivery: Any) -> None:
+        self._loop = loop
+        self._delivery = delivery
+        self.lanes = Lanes(loop, lanes, self._lane_free)
+        self.watchdog = Watchdog()
+        self.watchdog.start()
+        self.waiting: dict[Version, None] = {}
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self.lanes.close()
+        self.watchdog.close()
+
+    def work(self, cut: str) -> bool:
+        """Run what waits and can run now; True when something could run and had no time left in this turn."""
+        started_ns = _now()
+        costly: list[Version] = []
+        for version in list(self.waiting):
+            while version.queue:
+                version.on_lane = lane = not version.runs_inline()
+                if lane:
+                    costly.append(version)
+                    break
+                now_ns = _now()
+                if now_ns - started_ns > LOOP_NS:
+                    return True
+                batch = version.queue.cut(now_ns, cut, version.cost, self._dropper(version))
+                if batch is not None:
+                    self._run_inline(version, batch)
+            else:
+                del self.waiting[version]
+        reason = "idle" if cut == "turn" else cut
+        while costly and self.lanes.idle:
+            version = costly[0]
+            if len(costly) > 1:
+                version = min(costly, key=_first_ns)
+            batch = version.queue.cut(_now(), reason, version.cost, self._dropper(version))
+            if batch is not None:
+                self._dispatch(version, batch)
+            if not version.queue:
+                costly.remove(version)
+                self.waiting.pop(version, None)
+        return False
+
+    def _lane_free(self) -> None:
+        if self.waiting:
+            self.work("lane_free")
+        self._delivery.flush()
+
+    def _run_inline(self, version: Version, batch: Batch) -> None:
+        options = version.run_options
+        if options.terminate:
+            # Stopped the last run, perhaps as it ended by itself.
+            options = version.run_options = version.session.new_run_options()
+        batch.run_options = options
+        last = batch.inferences[-1].deadline_ns
+        self.watchdog.inline = (options, last)
+        self.run(version, batch)
+        self.watchdog.inline = None
+        if batch.cpu_ns > 2 * version.inline_ns or batch.terminated:
+            version.demote()
+            log.warning(
+                "run_too_long_for_loop",
+                extra={
+                    "model": version.model,
+                    "version": version.version,
+                    "rows": batch.rows,
+                    "cpu_ms": batch.cpu_ns // 1_000_000,
+                },
+            )
+        self._finish(version, batch)
+
+    def _dispatch(self, version: Version, batch: Batch) -> None:
+        batch.run_options = options = version.session.new_run_options()
+        deadline_ns = max([i.deadline_ns for i in batch.inferences])
+        until_ns = _now() + version.cost.wall_ns(batch.rows)
+        job = Job(lambda: self.run(version, batch), lambda: self._done(version, batch), until_ns)
+
+        def hung() -> None:
+            # On the watchdog's thread.
+            self._loop.call_soon_threadsafe(self._give_up, version, batch, job)
+
+        batch.watched = Watched(options, deadline_ns, hung)
+        self.watchdog.watch(batch.watched)
+        self.lanes.submit(job)
+
+    def _done(self, version: Version, batch: Batch) -> None:
+        self.watchdog.forget(batch.watched)
+        if batch.given_up:
+            version.hung -= 1
+            log.warning("hung_run_ended", extra={"model": version.model, "version": version.version})
+            return
+        self._finish(version, batch)
+
+    def _give_up(self, version: Version, batch: Batch, job: Job) -> None:
+        """A run does not heed its end: its requests are answered, its lane is replaced."""
+        if not self.lanes.holds(job):
+            return
+        version.hung += 1
+        log.error(
+            "run_hung",
+            extra={
+                "model": version.model,
+                "version": version.version,
+                "rows": batch.rows,
+                "hanging": version.hung,
+            },
+        )
+        batch.given_up = True
+        failed = Batch(batch.inferences, batch.rows, batch.cut)
+        # Not the other's lists: its thread may still write to them.
+        failed.joined = [b"".join(i.inputs[k] for i in batch.inferences) for k in range(version.inputs)]
+        failed.started_ns = failed.ended_ns = _now()
+        failed.error = DeadlineExceeded(f"model '{version.model}' did not answer before the deadline")
+        self._delivery.deliver(version, failed)
+        self.lanes.give_up(job)
+
+    def run(self, version: Version, batch: Batch) -> None:
+        """Infer. On the loop (inline) or on a lane; touches only the batch."""
+        inferences = batch.inferences
+        try:
+            feeds = {}
+            batched = version.batchable
+            for i, spec in enumerate(version.signature.inputs):
+                if len(inferences) == 1:
+                    data = inferences[0].inputs[i]
+                else:
+                    data = b"".join([inference.inputs[i] for inference in inferences])
+                shape = inferences[0].shapes[i]
+                if batched:
+                    shape = (batch.rows, *shape[1:])
+                batch.joined.append(data)
+                feeds[spec.name] = tensors.to_array(spec.datatype, data, shape, spec.name)
+            cpu_ns = time.thread_time_ns()
+            batch.started_ns = _now()
+            batch.outputs = version.session.run(feeds, None, batch.run_options)
+            batch.ended_ns = _now()
+            batch.cpu_ns = time.thread_time_ns() - cpu_ns
+        except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
+            batch.ended_ns = _now()
+            batch.started_ns = batch.started_ns or batch.ended_ns
+            batch.error = exc
+
+    def _finish(self, version: Version, batch: Batch) -> None:
+        version.ran_ns = batch.ended_ns
+        if batch.error is None:
+            version.learn(batch)
+        elif len(batch.inferences) > 1 and not batch.terminated:
+            # One of them is bad: each runs alone, in the place where the batch ran.
+            self._run_apart(version, batch)
+            return
+        self._delivery.deliver(version, batch)
+
+    def _run_apart(self, version: Version, batch: Batch) -> None:
+        for inference in batch.inferences:
+            if batch.watched is None:
+                self._run_inline(version, Batch([inference], inference.rows, "alone"))
+            else:
+                inference.key = object()
+                version.queue.put(inference)
+                self.waiting[version] = None
+
+    def _dropper(self, version: Version) -> Callable[[Inference, bool], None]:
+        """What a cut calls for requests that are gone or expired."""
+
+        def drop(inference: Inference, expired: bool) -> None:
+            exc: GatewayError = RequestCancelled("the client went away")
+            if expired:
+                exc = DeadlineExceeded(f"no answer from model '{version.model}' before the deadline")
+            self._delivery.drop(version, inference, exc)
+
+        return drop
+
+
+def _first_ns(version: Any) -> int:
+    return int(version.queue.first_ns)
