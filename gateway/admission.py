@@ -25,7 +25,7 @@ from gateway.version import Version
 
 log = logging.getLogger("tidegate.worker")
 
-MARGIN = 1.25
+MARGIN = 1.3
 """Work ahead is counted so many times: neighbours on the machine slow it, and who is taken must not expire. Costs no
 goodput, as long as enough waits to keep the lanes busy."""
 TURN_AWAY_NS = 2_000_000
@@ -116,32 +116,34 @@ class Admission:
             raise Overloaded(msg)
         now_ns = inference.decoded_ns
         left_ns = inference.deadline_ns - now_ns
-        need_ns = self._need_ns(version, inference, now_ns)
+        need_ns = self._need_ns(version, inference, rows, now_ns)
         if need_ns <= left_ns and (not queue.rows or self._spares_others(version, inference, now_ns)):
             return
         if not queue.rows and now_ns - version.ran_ns > PROBE_NS:
             return
-        if inference.deadline_ns == inference.order_ns and left_ns <= self._timeout_ns:
-            entry.turn_away_until_ns = now_ns + min(need_ns - left_ns, TURN_AWAY_NS)
+        if not inference.priority and inference.deadline_ns - inference.received_ns >= self._timeout_ns:
+            # One row and the usual time: what comes with no more than that fares no better for now.
+            least_ns = need_ns if rows == 1 else self._need_ns(version, inference, 1, now_ns)
+            entry.turn_away_until_ns = now_ns + min(max(least_ns - left_ns, 0), TURN_AWAY_NS)
         msg = (
             f"model '{version.model}' would need {max(need_ns, 0) / 1e6:.0f} ms with what waits before, the deadline"
             f" is in {max(left_ns, 0) / 1e6:.0f} ms; try again shortly"
         )
         raise Overloaded(msg)
 
-    def _need_ns(self, version: Version, inference: Inference, now_ns: int) -> int:
+    def _need_ns(self, version: Version, inference: Inference, rows: int, now_ns: int) -> int:
         """When the request would be answered, from now, with the margin on what is before it."""
         queue, cost, place_ns = version.queue, version.cost, inference.order_ns
         if not version.on_lane:
-            return cost.work_ns(queue.rows + inference.rows)
+            return cost.work_ns(queue.rows + rows)
         before_ns = self._lanes.wait_ns(now_ns)
         for other in self._waiting:
             if other is not version and other.on_lane and other.queue:
                 before_ns += other.cost.work_ns(other.queue.rows_before(place_ns)) // self._lanes.count
         ahead = queue.rows_before(place_ns) // self._lanes.count if queue.rows else 0
         if not ahead and not before_ns:
-            return cost.wall_ns(inference.rows)
-        return int((before_ns + cost.work_ns(ahead + inference.rows)) * MARGIN)
+            return cost.wall_ns(rows)
+        return int((before_ns + cost.work_ns(ahead + rows)) * MARGIN)
 
     def _spares_others(self, version: Version, inference: Inference, now_ns: int) -> bool:
         """Whether those whom it would pass still make it; some of them are looked at."""

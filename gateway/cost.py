@@ -11,7 +11,7 @@ much longer runs take by the clock is one ratio beside it, and promises to clien
 from __future__ import annotations
 
 _CELLS = 18
-_WEIGHT_RUNS = 16
+_WEIGHT_RUNS = 24
 """A run's weight in a mean is one in so many, once so many were seen."""
 _TRUSTED_RUNS = 4
 """Fewer runs say nothing yet about a cell's rate."""
@@ -22,9 +22,16 @@ _EXPLORE_EVERY = 512
 _OWN_NS = 50_000.0
 """What a run costs beside the session: cut, encode, record. It speaks for company where runs are cheap."""
 _WORSE = 1.05
-"""A cell whose cost per row is above so many times the best one's is dearer; below, it is noise."""
-_CLIP = 4.0
+"""A cell whose cost per row is within so many times the best one's is as good."""
+_RUN_NS = 250_000_000.0
+"""A batch takes no longer than this where it has a choice: a quarter of the usual deadline, for all in it wait for all
+of it, and a promise that rests on few long runs is a bad one."""
+_CLIP = 2.0
 """A run counts as at most so many times its mean: a page fault is no news, a slower model is within some runs."""
+_WALL_RUNS = 64
+"""Over about so many runs time by the clock is compared with what was fitted ..."""
+_WALL_CLIP = 20.0
+"""... where a run counts as at most so many times its fit: a process that was stopped is not slow."""
 
 
 class CostModel:
@@ -35,10 +42,10 @@ class CostModel:
         max_rows: what the configuration allows a batch.
 
     Attributes:
-        limit_rows: rows of a batch at most: the largest cell whose cost per row is not worse than a smaller
-            one's, and the next one while nothing is known of it.
+        limit_rows: rows of a batch at most: the smallest cell whose cost per row is as good as the best one's, or
+            the next one while nothing is known beyond it.
         limit_ns: what a run of `limit_rows` takes by the clock.
-        slowdown: time by the clock over processor time.
+        slowdown: time by the clock over the fit, hiccups and neighbours included.
 
     Threading: the loop thread alone. Cost: under a microsecond to ask, about one to learn.
     """
@@ -55,6 +62,7 @@ class CostModel:
             self._rows[cell], self._cpu_ns[cell] = float(rows), float(max(took_ns, 1))
             self._runs[cell], self._warm[cell] = 1, True
         self._learnt = 0
+        self._wall_ns = self._fitted_ns = 0.0
         self.slowdown = 1.0
         self.limit_rows = 1
         self.limit_ns = 0
@@ -89,12 +97,14 @@ class CostModel:
         return int(self.estimate_ns(rows) * self.slowdown)
 
     def work_ns(self, rows: int) -> int:
-        """What so many waiting rows take by the clock, cut into batches."""
+        """What so many waiting rows take by the clock, cut into batches.
+
+        Where they are more than one, the last counts as full: by the time it runs others will have joined it.
+        """
         limit = self.limit_rows
-        if rows < limit:
+        if rows <= limit:
             return int(self.estimate_ns(rows) * self.slowdown)
-        full, rest = divmod(rows, limit)
-        return full * self.limit_ns + (int(self.estimate_ns(rest) * self.slowdown) if rest else 0)
+        return -(-rows // limit) * self.limit_ns
 
     def rows_within(self, wall_ns: float) -> int:
         """The most rows, up to `limit_rows`, whose run ends within a time; 0 when not even one does."""
@@ -116,6 +126,10 @@ class CostModel:
             cpu_ns: processor time of the thread that ran it.
             wall_ns: the same by the clock.
         """
+        fitted_ns = self.estimate_ns(rows)
+        self._wall_ns += min(wall_ns, _WALL_CLIP * fitted_ns) - self._wall_ns / _WALL_RUNS
+        self._fitted_ns += fitted_ns - self._fitted_ns / _WALL_RUNS
+        self.slowdown = max(self._wall_ns / self._fitted_ns, 1.0)
         cell = _cell(rows)
         runs = self._runs[cell]
         self._runs[cell] = runs + 1
@@ -127,31 +141,28 @@ class CostModel:
             took = min(cpu_ns, _CLIP * mean) if runs >= _TRUSTED_RUNS else cpu_ns
             self._cpu_ns[cell] = mean + (took - mean) * weight
             self._rows[cell] += (rows - self._rows[cell]) * weight
-        if cpu_ns > 0:
-            ratio = max(wall_ns / cpu_ns, 1.0)
-            self.slowdown += (min(ratio, _CLIP * self.slowdown) - self.slowdown) / _WEIGHT_RUNS
         self._learnt += 1
-        if runs <= _TRUSTED_RUNS or self._learnt % _LOOK_EVERY == 0:
+        if runs <= _TRUSTED_RUNS or self._learnt % _LOOK_EVERY == 0 or self._learnt % _EXPLORE_EVERY < 5:
             self._look()
 
     def _look(self) -> None:
-        """Choose the batch size by what is known now."""
-        best, best_rate = 0, (self._cpu_ns[0] + _OWN_NS) / self._rows[0]
-        worse = _CELLS
-        for cell in range(1, _CELLS):
-            if not self._known(cell):
-                continue
-            rate = (self._cpu_ns[cell] + _OWN_NS) / self._rows[cell]
-            if rate > _WORSE * best_rate:
-                worse = cell
-                break
-            best, best_rate = cell, min(rate, best_rate)
-        if worse == best + 1 and self._learnt and self._learnt % _EXPLORE_EVERY == 0:
-            self._runs[worse], self._warm[worse] = 0, False
-            worse = _CELLS
-        last = best if worse == best + 1 else best + 1
-        self.limit_rows = min((2 << last) - 1, self._max_rows)
+        """Choose the batch size by what is known now: beyond it a row is hardly cheaper, and all wait longer."""
+        known = [cell for cell in range(_CELLS) if self._known(cell)]
+        rates = [(self._cpu_ns[cell] + _OWN_NS) / self._rows[cell] for cell in known] or [1.0]
+        enough = min(rates) * _WORSE
+        best = next((cell for cell, rate in zip(known, rates, strict=True) if rate <= enough), 0)
+        if best == (known or [0])[-1]:
+            # The largest that is known is the best: the next may be better still.
+            best += 1
+        elif self._learnt % _EXPLORE_EVERY < _TRUSTED_RUNS and self._learnt >= _EXPLORE_EVERY:
+            if self._learnt % _EXPLORE_EVERY == 0:
+                self._runs[best + 1], self._warm[best + 1] = 0, False
+            best += 1
+        self.limit_rows = min((2 << best) - 1, self._max_rows)
         self.limit_ns = int(self.estimate_ns(self.limit_rows) * self.slowdown)
+        if self.limit_ns > _RUN_NS and self.limit_rows > 1:
+            self.limit_rows = max(self.rows_within(_RUN_NS), 1)
+            self.limit_ns = int(self.estimate_ns(self.limit_rows) * self.slowdown)
 
     def _known(self, cell: int) -> bool:
         return self._runs[cell] >= _TRUSTED_RUNS or self._warm[cell]

@@ -62,12 +62,11 @@ class Runs:
                 if lane:
                     costly.append(version)
                     break
-                now_ns = _now()
-                if now_ns - started_ns > LOOP_NS:
-                    return True
-                batch = version.queue.cut(now_ns, cut, version.cost, self._dropper(version))
+                batch = version.queue.cut(_now(), cut, version.cost, self._dropper(version))
                 if batch is not None:
                     self._run_inline(version, batch)
+                    if version.queue and batch.ended_ns - started_ns > LOOP_NS:
+                        return True
             else:
                 del self.waiting[version]
         reason = "idle" if cut == "turn" else cut

@@ -37,26 +37,27 @@ def test_one_size_alone_is_scaled_in_proportion() -> None:
     ("ns_of", "low", "high"),
     [
         (lambda rows: 6_400_000 * rows * (1 + 0.12 * (rows.bit_length() - 1)), 1, 3),
-        (lambda rows: 300_000 + 10_000 * rows, 256, 256),
-        (lambda rows: 20_000 * rows, 256, 256),
-        (lambda rows: 1_000_000 * rows if rows < 32 else 2_000_000 * rows, 16, 31),
+        (lambda rows: 1_000_000 + 10_000 * rows, 255, 256),
+        (lambda rows: 20_000_000 * rows, 1, 12),
+        (lambda rows: 2_000 * rows, 255, 256),
+        (lambda rows: 5_000_000 + 500_000 * rows * (1 if rows < 64 else 3), 32, 63),
     ],
-    ids=["dearer in company", "cheaper in company", "the same", "dearer from 32 on"],
+    ids=["dearer in company", "cheaper in company", "the same", "next to nothing", "dearer from 64 on"],
 )
 def test_batches_grow_while_a_row_gets_no_dearer(ns_of, low: int, high: int) -> None:
-    """The batch size that is reached under load is the largest whose cost per row is not worse."""
+    """The batch size that is reached under load is the smallest whose cost per row is as good as any."""
     limit = learnt(ns_of, max_rows=256).limit_rows
     assert low <= limit <= high
 
 
 def test_a_batch_size_that_was_dear_is_tried_again() -> None:
     """What made large batches dear is over: the batch size finds back."""
-    model = learnt(lambda rows: 1_000_000 * rows * (1 if rows < 8 else 3))
-    assert model.limit_rows == 7
+    model = learnt(lambda rows: 5_000_000 + 100_000 * rows * (1 if rows < 32 else 9))
+    assert model.limit_rows in (31, 63)
     for _ in range(8000):
         rows = model.limit_rows
-        model.learn(rows, 1_000_000 * rows, 1_000_000 * rows)
-    assert model.limit_rows == 256
+        model.learn(rows, 5_000_000 + 100_000 * rows, 5_000_000 + 100_000 * rows)
+    assert model.limit_rows >= 128
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +68,7 @@ def test_predicted_is_near_actual(seed: int) -> None:
     speed = 1.0
     off = []
     for _ in range(3000):
-        speed = min(max(speed * rng.lognormvariate(0, 0.02), 0.5), 2.0)
+        speed = min(max(speed * rng.lognormvariate(0, 0.01), 0.5), 2.0)
         rows = rng.choice((1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233))
         hiccup = 8 if rng.random() < 0.02 else 1
         actual = (1_000_000 + 150_000 * rows) * speed * rng.lognormvariate(0, 0.1) * hiccup
