@@ -28,7 +28,7 @@ CASES = [
 ]
 DOORS = ("fast", "starlette")
 NOT_YET = {
-    "batch 9>8", "param triton_", "priority str", "raw IHCL 0", "raw batched model",
+    "batch 9>8",
 }  # fmt: skip
 """Cases whose expectation stands before what meets it."""
 
