@@ -78,7 +78,8 @@ class Rows(NamedTuple):
                 raise InvalidRequest(msg)
         if len(shown) == 1:
             return _json({"predictions": next(iter(shown.values()))})
-        return _json({"predictions": [{n: value[i] for n, value in shown.items()} for i in range(rows)]})
+        columns = {name: _elements(value) for name, value in shown.items()}
+        return _json({"predictions": [{n: column[i] for n, column in columns.items()} for i in range(rows)]})
 
 
 class Columns(NamedTuple):
@@ -251,6 +252,14 @@ def _outputs_of(
         else:
             shown[spec.name] = np.ascontiguousarray(part) if part.ndim else part.item()
     return shown
+
+
+def _elements(value: Any) -> Any:
+    """What a row of an output is; numbers by themselves as text, since not every kind of numpy's scalars is encoded."""
+    if isinstance(value, list) or value.ndim > 1:
+        return value
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    return [orjson.Fragment(element) for element in text.split(b",")]
 
 
 def _texts(value: Any, *, coded: bool) -> Any:

@@ -129,11 +129,14 @@ def test_refused(signature: Signature, body: Any, says: str) -> None:
 
 def test_rows_are_answered_with_rows() -> None:
     """A bare list for one output, objects for several; each request gets its own rows of the run."""
-    y, n = np.array([[1, 2], [3, np.nan], [5, 6]], np.float32), np.array([7, 8, 9])
+    # ONNX Runtime's integers are of another of numpy's types than int64, of the same size.
+    y, n = np.array([[1, 2], [3, np.nan], [5, 6]], np.float32), np.array([7, 8, 9], np.longlong)
     assert replied(ONE, v1.Rows(2), [y], rows=2, row0=1) == {"predictions": [[3.0, None], [5.0, 6.0]]}
     assert replied(TWO, v1.Rows(2), [y, n], rows=2) == {
         "predictions": [{"Y": [1.0, 2.0], "n": 7}, {"Y": [3.0, None], "n": 8}]
     }
+    bare = np.array([0.1, np.nan, 1], np.float32)
+    assert replied(TWO, v1.Rows(2), [y, bare], rows=2)["predictions"][0]["n"] == 0.1
 
 
 def test_columns_are_answered_with_columns() -> None:
