@@ -345,7 +345,9 @@ class Models:
             (
                 v.codec
                 for v in entry.versions.values()
-                if v.signature == session.signature and v.batchable == session.batchable
+                if v.signature == session.signature
+                and v.batchable == session.batchable
+                and v.session.max_batch_rows == session.max_batch_rows
             ),
             None,
         )
@@ -357,7 +359,7 @@ class Models:
 
     def publish_waiting(self) -> None:
         """Since when requests wait for each version; about once a second."""
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             for version in entry.versions.values():
                 version.counting.waiting_since(version.queue.oldest_ns())
 

@@ -43,14 +43,14 @@ class Version:
         self.batchable = session.batchable
         self.codec = codec
         self.encoder = encoder_
-        self.queue_delay_us = int(batch.linger_ms * 1000)
+        most = min(batch.max_rows, session.max_batch_rows or batch.max_rows)
+        self.max_rows = most if session.batchable else 1
+        """Of a run, as configured; what is learnt of its cost may hold it below."""
+        delay_us = session.queue_delay_us
+        self.queue_delay_us = int(batch.linger_ms * 1000) if delay_us is None else delay_us
         """How long a request may wait for company."""
         self.queue = VersionQueue(batchable=session.batchable)
         self.inline_ns = batch.inline_us * 1000 if session.inline_allowed else 0
-        self.max_rows = min(batch.max_rows, getattr(session, "max_batch_rows", None) or batch.max_rows)
-        """Of a run, as configured; what is learnt of its cost may hold it below."""
-        if not session.batchable:
-            self.max_rows = 1
         self.cost = CostModel(session.warm_cost_ns, self.max_rows)
         self.inputs = len(session.signature.inputs)
         self.run_options = session.new_run_options()

@@ -171,7 +171,6 @@ class Worker:
         self.core.close()
         self.registry.close()
         self.trials.close()
-        self.words[words_of.STATE] = words_of.DOWN
 
     def _api(self) -> DataApi:
         """What the Starlette door serves."""
@@ -253,7 +252,7 @@ def _limits(data: configuration.Data) -> Limits:
 
 
 def _make_codec(model: str, session: Session) -> Codec:
-    return Codec(model, session.signature, batchable=session.batchable)
+    return Codec(model, session.signature, batchable=session.batchable, rows_max=session.max_batch_rows)
 
 
 def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:

@@ -72,6 +72,7 @@ class ModelConfig(NamedTuple):
     `policy` is ("latest", n), ("all",) or ("specific", versions …), as it stands in the file; None without.
     """
 
+    found: bool = False
     max_batch_rows: int | None = None
     inputs: tuple[TensorSettings, ...] = ()
     outputs: tuple[TensorSettings, ...] = ()
@@ -148,6 +149,7 @@ class _Reading:
         batching = _one(f, "dynamic_batching", dict)
         parameters = self._parameters()
         return ModelConfig(
+            found=True,
             max_batch_rows=rows,
             inputs=inputs,
             outputs=outputs,

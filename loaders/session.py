@@ -56,7 +56,7 @@ class Session:
         queue_delay_us: config.pbtxt's dynamic_batching.max_queue_delay_microseconds; None where it says nothing.
         instances: config.pbtxt's instance_group counts; 0 where it says nothing.
         label_names: names of classes by output, from label_filename.
-        config: the model's configuration as Triton's ModelConfig in JSON.
+        config: what config.pbtxt says, as Triton's ModelConfig in JSON; empty without one.
         warnings: what config.pbtxt asks for and is not done.
         trial: what the trial load found out; None when there was none.
         canonical_sha256: equal for exports that compute the same (see `canonical`).
@@ -94,8 +94,8 @@ class Session:
         # The wrapper itself is let go: it would keep the whole file's bytes beside the model.
         self._run = session._sess.run  # noqa: SLF001
 
-    def fit(self, found: Material) -> None:
-        """Take up what config.pbtxt says.
+    def fit(self, found: Material) -> triton.Fitted:
+        """Take up what config.pbtxt says; the tensors as clients see them.
 
         Raises:
             ModelConfigInvalid: it says other things than the graph.
@@ -109,6 +109,7 @@ class Session:
         self.instances = config.instances
         self.label_names = found.labels
         self.warnings = config.warnings
+        return fitted
 
     def run(
         self,
@@ -229,7 +230,7 @@ def make(
     on_stage("load")
     session = _open(found, weights, threads)
     session.locations = tuple(weights)
-    session.fit(found)
+    fitted = session.fit(found)
     session.profile = checked_profile(found.directory, found.bundle, session.signature)
     runs = warm.Runs(session.run, session.new_run_options)
     lines: list[golden.Golden] = []
@@ -250,9 +251,7 @@ def make(
         cost_ns = warm.warm(runs, session.signature, lines, found.config.warmups, rows_max)
         session.warm_cost_ns.update(cost_ns)
         session.endless = runs.endless
-    session.config = triton.describe(
-        found.model, found.config, session.signature, batchable=session.batchable
-    )
+    session.config = triton.describe(found.config, fitted, batchable=session.batchable)
     return session
 
 

@@ -1,7 +1,7 @@
 """A model's settings held against its graph, and told in Triton's words.
 
 model_config -> **triton** -> session. `fit` gives the tensors as clients see them and what must be reshaped between
-them and the graph; `describe` gives the ModelConfig document that Triton's clients read, made from the graph too.
+them and the graph; `describe` gives the part of Triton's ModelConfig document that the file decides.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from loaders.model_config import CONFIG_FILE, DATATYPES, ModelConfig, TensorSett
 from loaders.signature import Signature, TensorSpec
 
 LABELS_MAX_BYTES = 4 << 20
-MAX_ROWS = 256
-"""What `describe` says of a batchable model that sets no limit."""
 _TRITON = {ours: theirs for theirs, ours in DATATYPES.items()}
 Shape = tuple[int, ...]
 
@@ -159,54 +157,57 @@ def read_labels(directory: Path, config: ModelConfig) -> dict[str, list[str]]:
     return found
 
 
-def describe(model: str, config: ModelConfig, signature: Signature, *, batchable: bool) -> dict[str, Any]:
-    """The model's configuration as Triton's ModelConfig in JSON."""
-    rows = config.max_batch_rows or (MAX_ROWS if batchable and config.max_batch_rows is None else 0)
-    labels = {one.name: one.label_filename for one in config.outputs}
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        dims = spec.shape[1:] if rows and spec.shape[:1] == (-1,) else spec.shape
-        return {"name": spec.name, "data_type": _TRITON[spec.datatype], "dims": list(dims)}
-
-    policy: dict[str, Any] = {"latest": {"num_versions": 1}}
-    if config.policy is not None:
-        kind, numbers = config.policy
-        policy = {
-            kind: {
-                "latest": {"num_versions": numbers[:1] and numbers[0]},
-                "specific": {"versions": list(numbers)},
-            }.get(kind, {})
-        }
+def describe(config: ModelConfig, fitted: Fitted, *, batchable: bool) -> dict[str, Any]:
+    """What the file says, as Triton's ModelConfig in JSON; empty without a file. What it leaves out the graph tells."""
+    if not config.found:
+        return {}
     document: dict[str, Any] = {
-        "name": model,
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
-        "version_policy": policy,
-        "max_batch_size": rows,
-        "input": [
-            {
-                **tensor(spec), "format": "FORMAT_NONE", "is_shape_tensor": False, "allow_ragged_batch": False,
-                "optional": False,
-            }
-            for spec in signature.inputs
-        ],
-        "output": [
-            {**tensor(spec), "label_filename": labels.get(spec.name, ""), "is_shape_tensor": False}
-            for spec in signature.outputs
-        ],
-        "batch_input": [],
-        "batch_output": [],
-        "optimization": {"priority": "PRIORITY_DEFAULT", "graph": {"level": config.graph_level}},
-        "instance_group": [{"name": model, "kind": "KIND_CPU", "count": config.instances or 1}],
         "default_model_filename": config.model_filename,
-        "cc_model_filenames": {},
         "metric_tags": dict(config.metric_tags),
         "parameters": {key: {"string_value": value} for key, value in config.parameters.items()},
-        "model_warmup": [],
-    }  # fmt: skip
-    if batchable and (config.dynamic_batching or config.max_batch_rows is None):
+        "optimization": {"graph": {"level": config.graph_level}},
+    }
+    if config.policy is not None:
+        kind, numbers = config.policy
+        inner = {
+            "latest": {"num_versions": numbers[:1] and numbers[0]},
+            "specific": {"versions": list(numbers)},
+        }
+        document["version_policy"] = {kind: inner.get(kind, {})}
+    if config.instances:
+        document["instance_group"] = [{"kind": "KIND_CPU", "count": config.instances}]
+    if config.warmups:
+        document["model_warmup"] = [
+            {"batch_size": one.batch_size, "count": one.runs} for one in config.warmups
+        ]
+    if config.max_batch_rows is not None:
+        document["max_batch_size"] = config.max_batch_rows
+    if config.max_batch_rows is not None or config.inputs or config.outputs:
+        batch = bool(config.max_batch_rows) or (config.max_batch_rows is None and batchable)
+        labels = {one.name: one.label_filename for one in config.outputs}
+        document["input"] = [
+            {**_described(spec, batch, fitted.inputs), "format": "FORMAT_NONE"}
+            for spec in fitted.signature.inputs
+        ]
+        document["output"] = [
+            {**_described(spec, batch, fitted.outputs), "label_filename": labels.get(spec.name, "")}
+            for spec in fitted.signature.outputs
+        ]
+    if config.dynamic_batching:
         document["dynamic_batching"] = {
             "preferred_batch_size": list(config.preferred_rows),
             "max_queue_delay_microseconds": config.queue_delay_us or 0,
         }
     return document
+
+
+def _described(spec: TensorSpec, batch: bool, reshapes: dict[str, Shape]) -> dict[str, Any]:
+    skipped = 1 if batch and spec.shape[:1] == (-1,) else 0
+    dims = list(spec.shape[skipped:])
+    made: dict[str, Any] = {"name": spec.name, "data_type": _TRITON[spec.datatype], "dims": dims or [1]}
+    if spec.name in reshapes:
+        made["reshape"] = {"shape": list(reshapes[spec.name][skipped:])}
+    elif not dims:
+        # The form has no dims of length 0.
+        made["reshape"] = {"shape": []}
+    return made

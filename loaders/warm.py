@@ -55,6 +55,7 @@ class Runs:
         took = []
         with self._limit() as options:
             for _ in range(times + 1):
+                # Processor time: the loading thread shares its processor with whatever is served meanwhile.
                 started = time.thread_time_ns()
                 self._run(feeds, None, options)
                 took.append(time.thread_time_ns() - started)

@@ -53,8 +53,13 @@ class Codec:
     Threading: decode keeps no state between calls, so large bodies may be decoded off the loop.
     """
 
-    def __init__(self, model: str, signature: Signature, *, batchable: bool) -> None:
+    def __init__(
+        self, model: str, signature: Signature, *, batchable: bool, rows_max: int | None = None
+    ) -> None:
         self.model = model
+        self.rows_max = rows_max
+        """What the model's settings let a request have (max_batch_size); None: as many as any request."""
+        self._most_rows = min(rows_max or ROWS_MAX, ROWS_MAX)
         self.signature = signature
         self.batchable = batchable
         self._inputs = {spec.name: (i, spec) for i, spec in enumerate(signature.inputs)}
@@ -90,6 +95,8 @@ class Codec:
             self._take_facts(request, into)
             if single is None or not single.take(request.inputs, into):
                 self._take_inputs(request.inputs, None, into)
+            elif into.rows > self._most_rows:
+                self._refuse_rows(into.rows)
         if single is not None and not request.id and len(body) <= QUICK_MAX_BYTES:
             single.learn(body, into)
 
@@ -156,9 +163,8 @@ class Codec:
             else:
                 shapes[i] = _check_shape(spec, shape)
                 count = prod(shape)
-            if self.batchable and shape[0] > ROWS_MAX:
-                msg = f"{shape[0]} rows in one request; at most {ROWS_MAX} are taken"
-                raise InvalidRequest(msg)
+            if self.batchable and shape[0] > self._most_rows:
+                self._refuse_rows(shape[0])
             data, size = tensor.data, None
             if tensor.parameters is not None:
                 size = tensor.parameters.get("binary_data_size")
@@ -192,6 +198,8 @@ class Codec:
         if not self.batchable:
             into.rows = 1
             into.key = None
+            if self.rows_max is not None and shapes[0] and shapes[0][0] > self._most_rows:
+                self._refuse_rows(shapes[0][0])
             return
         rows = shapes[0][0]
         if len(shapes) > 1 and any(shape[0] != rows for shape in shapes):
@@ -200,11 +208,18 @@ class Codec:
             )
             msg = f"inputs differ in rows (their first dimension): {found}"
             raise InvalidRequest(msg)
+        if rows > self._most_rows:
+            self._refuse_rows(rows)
         into.rows = rows
         if rows == 0:
             into.key = object()
         elif None in self._fixed:
             into.key = tuple(shape[1:] for shape in shapes)
+
+    def _refuse_rows(self, rows: int) -> None:
+        why = "" if self.rows_max is None else f" by model '{self.model}' (max_batch_size)"
+        msg = f"{rows} rows in one request; at most {self._most_rows} are taken{why}"
+        raise InvalidRequest(msg)
 
 
 def take_facts(request: Any, into: Inference) -> None:

@@ -45,6 +45,8 @@ class SumSession:
         self.inline_allowed = True
         self.runtime = "test"
         self.load_ms = 1
+        self.max_batch_rows: int | None = None
+        self.queue_delay_us: int | None = None
         self.warm_cost_ns = {1: 1000, 32: 1000}
         self.bundle = SimpleNamespace(
             settings=BundleSettings(), tree_sha256="aa", config_sha256="bb", reference_sha256=None
