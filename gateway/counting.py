@@ -81,6 +81,10 @@ class Counting:
         self._recorded = words[words_of.RECORDED]
         self._cells = {name: cell for cell, name in variant_cells(words) if cell != _LAST_CELL}
 
+    def leave(self) -> None:
+        """Count nowhere from now on: the slot is another version's. What is still under way ends unseen."""
+        self._words = memoryview(bytearray(words_of.SLOT_WORDS * 8)).cast("Q")
+
     def store(self) -> None:
         """Make the counts visible to other processes; see `publish`. Adds: a version that is loaded again while the
         former one still runs counts beside it."""

@@ -3,8 +3,10 @@
 One file, made by the supervisor, mapped by every process. Every word is a native u64 stored whole, and
 has one writer. A page of header (generation and number of shadows, written by control), then one block a
 worker index: a page of its own facts, then `SLOTS` slots of 4 KiB, one a loaded version. Control numbers the slots
-(snapshot's `DesiredVersion.slot`); a slot's counters belong to the worker index, so a successor goes
-on where its predecessor was killed; the supervisor zeroes the gauges of a dead worker.
+(snapshot's `DesiredVersion.slot`) and gives one that is free again to another version; a slot's counters belong to the
+worker index, so a successor goes on where its predecessor was killed; the supervisor zeroes the gauges of a dead
+worker. Each slot names whose counters stand in it: a worker that takes one over zeroes it, and who reads it before
+that sees zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ MAGIC = int.from_bytes(b"TGFLEET2", "big")
 PAGE_BYTES = 4096
 SLOT_BYTES = 4096
 SLOTS = 512
-"""Versions that can be loaded in the life of one gateway process tree."""
+"""Versions that can be loaded at a time."""
 BLOCK_BYTES = PAGE_BYTES + SLOTS * SLOT_BYTES
 REASON_BYTES = 512
 
@@ -123,6 +125,9 @@ VARIANT_DONE, VARIANT_FAILED, VARIANT_NS, VARIANT_LATENCY0 = 17, 18, 19, 20
 VARIANT_WORDS = 36
 COUNTED = ((DONE, FAILED_NS + 1), (FLAGGED0, VARIANT0 + VARIANTS_MAX * VARIANT_WORDS))
 """Ranges of words that `gateway.counting` adds up at hand and adds on here every few milliseconds."""
+OWNER0 = VARIANT0 + VARIANTS_MAX * VARIANT_WORDS
+"""Length and text of whose counters these are: model, a null character, version."""
+OWNER_WORDS = 24
 SLOT_WORDS = 448
 SLOT_GAUGES = (QUEUED, OLDEST_NS)
 
@@ -140,6 +145,9 @@ FLAG_KINDS = ("range", "missing", "unknown_category")
 # LOAD_STATE of a slot.
 ABSENT, LOADING, READY, UNLOADING, LOAD_FAILED = range(5)
 LOAD_STATES = ("absent", "loading", "ready", "unloading", "failed")
+
+
+_ZEROS = memoryview(bytes(SLOT_WORDS * 8)).cast("Q")
 
 
 class Fleet:
@@ -213,6 +221,33 @@ class Fleet:
         """The words (u64) of one version in one worker."""
         start = self._slot_start(index, slot)
         return self._memory[start : start + SLOT_WORDS * 8].cast("Q")
+
+    def owner(self, index: int, slot: int) -> tuple[str, str] | None:
+        """Model and version whose counters stand in a slot; None as long as no worker has taken it."""
+        words = self.slot(index, slot)[OWNER0 : OWNER0 + OWNER_WORDS]
+        size = words[0]
+        if not size:
+            return None
+        model, _, version = bytes(words[1:].cast("B"))[:size].decode(errors="replace").partition("\0")
+        return model, version
+
+    def take(self, index: int, slot: int, model: str, version: str) -> bool:
+        """Make a slot a version's; all its words begin at zero when it was another's. Whether it was."""
+        if self.owner(index, slot) == (model, version):
+            return False
+        start = self._slot_start(index, slot)
+        raw = f"{model}\0{version}".encode()[: (OWNER_WORDS - 1) * 8]
+        # Readers that come between find no owner, and zeros.
+        self._memory[start : start + SLOT_BYTES] = bytes(SLOT_BYTES)
+        at = start + (OWNER0 + 1) * 8
+        self._memory[at : at + len(raw)] = raw
+        self.slot(index, slot)[OWNER0] = len(raw)
+        return True
+
+    def version(self, index: int, slot: int, model: str, version: str) -> memoryview:
+        """The words of a version in one worker; zeros as long as the worker has the slot for another."""
+        words = self.slot(index, slot)
+        return words if self.owner(index, slot) in {None, (model, version)} else _ZEROS
 
     def set_reason(self, index: int, slot: int, reason: str) -> None:
         """Why a version is in its load state (cut to 510 bytes); store it before the state."""

@@ -18,8 +18,9 @@ from gateway.audit.event import Model as ModelEvent
 from gateway.audit.event import ModelFacts, Prediction
 from gateway.config import Batch as BatchConfig
 from gateway.control import snapshot
+from gateway.counting import Counting
 from gateway.errors import GatewayError, ModelNotReady, SnapshotCorrupt, StateFormatNewer, UnknownModel
-from gateway.fleet import LOAD_STATES, Fleet
+from gateway.fleet import LOAD_STATES, SLOTS, Fleet
 from gateway.routing import Assignment, RouteTable, compile_route, lease_end_ns, pinned
 from gateway.version import Version
 from loaders.session import Session
@@ -141,6 +142,8 @@ class Models:
         self._make_codec, self._make_encoder, self._status_of = makers
         self.entries: dict[str, Entry] = {}
         self._slots: dict[tuple[str, str], int] = {}
+        self._occupants: dict[int, Counting] = {}
+        """By slot, what counts in it."""
         self.serving: snapshot.Serving | None = None
         self.generation = 0
         self._asked: dict[tuple[str, str], str | None] = {}
@@ -179,7 +182,10 @@ class Models:
         if slot is None:
             return "absent", None
         found = [
-            (LOAD_STATES[self._fleet.slot(i, slot)[fleet_words.LOAD_STATE]], self._fleet.reason(i, slot))
+            (
+                LOAD_STATES[self._fleet.version(i, slot, model, version)[fleet_words.LOAD_STATE]],
+                self._fleet.reason(i, slot),
+            )
             for i in range(self._fleet.workers)
             if i == self._index or self._fleet.worker(i)[fleet_words.STATE] == fleet_words.SERVING
         ]
@@ -267,6 +273,7 @@ class Models:
         self._unreadable = False
         self.serving = serving
         before, self._slots = self._slots, {(d.model, d.version): d.slot for d in serving.versions}
+        self._take_slots()
         for key in self._slots:
             entry = self.entries.setdefault(key[0], Entry(key[0]))
             entry.states.setdefault(key[1], ("loading", None))
@@ -287,12 +294,21 @@ class Models:
         for key, slot in before.items():
             if self._slots.get(key) == slot:
                 continue
-            self._fleet.slot(self._index, slot)[fleet_words.LOAD_STATE] = fleet_words.ABSENT
+            if self._fleet.owner(self._index, slot) in {None, key}:
+                self._fleet.slot(self._index, slot)[fleet_words.LOAD_STATE] = fleet_words.ABSENT
             if key in self._slots and key[1] in self.entries[key[0]].versions:
                 self.on_change(*key, "ready", None)
         # Only now: from here on no request is routed by the older table.
         self.generation = generation
         self._words[fleet_words.GENERATION] = serving.generation
+
+    def _take_slots(self) -> None:
+        """Make the slots of this snapshot those of its versions: one that was another's begins at zero."""
+        for (model, version), slot in self._slots.items():
+            if self._fleet.take(self._index, slot, model, version):
+                former = self._occupants.pop(slot, None)
+                if former is not None:
+                    former.leave()
 
     def _retry(self, model: str, version: str) -> None:
         """Try a failed version again; shown before the generation is, so that no one takes the old failure for news."""
@@ -318,7 +334,9 @@ class Models:
             words = self._fleet.slot(self._index, slot)
             entry.states[version] = (state, reason)
             if session is not None:
-                entry.versions[version] = self._make_version(session, entry, words)
+                made = self._make_version(session, entry, words)
+                entry.versions[version] = made
+                self._occupants[slot] = made.counting
                 words[fleet_words.LOAD_MS] = session.load_ms
             else:
                 entry.versions.pop(version, None)
@@ -370,9 +388,13 @@ class Models:
             self._fleet.slot(self._index, min(slots))[fleet_words.LABELS] += count
 
     def aborted_events(self) -> list[Prediction]:
-        """What a predecessor of this worker index had admitted and not recorded when it died."""
+        """What a predecessor of this worker index had admitted and not recorded when it died; before `start`."""
         events = []
-        for (model, version), slot in self._slots.items():
+        for slot in range(SLOTS):
+            owner = self._fleet.owner(self._index, slot)
+            if owner is None:
+                continue
+            model, version = owner
             words = self._fleet.slot(self._index, slot)
             count = words[fleet_words.ADMITTED] - words[fleet_words.RECORDED]
             if count > 0:

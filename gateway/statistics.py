@@ -52,12 +52,16 @@ class VersionStatistics(msgspec.Struct):
     batches: list[BatchStatistics]
 
 
-def version_statistics(fleet: Fleet, slot: int) -> VersionStatistics:
+def version_statistics(fleet: Fleet, slot: int, name: tuple[str, str] | None = None) -> VersionStatistics:
     """What stands in a version's slot, summed over all workers. Cost: about 100 us a worker.
 
     Expired and cancelled requests count as neither success nor failure of the version.
+
+    Args:
+        name: model and version; a worker that has the slot for another still does not count.
     """
-    slots = [fleet.slot(index, slot) for index in range(fleet.workers)]
+    workers = range(fleet.workers)
+    slots = [fleet.slot(i, slot) if name is None else fleet.version(i, slot, *name) for i in workers]
 
     def total(word: int) -> int:
         return sum(words[word] for words in slots)

@@ -126,9 +126,9 @@ class Worker:
 
     async def run(self) -> None:
         """Load, serve, drain."""
-        self.models.start()
         for event in self.models.aborted_events():
             self.appender.log(event)
+        self.models.start()
         self.appender.flush()
         ticking = asyncio.create_task(self._tick())
         await self._settle()

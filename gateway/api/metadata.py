@@ -151,7 +151,7 @@ class Metadata:
 
     def _stats_of(self, model: str, version: str) -> dict[str, Any]:
         slot = self._models.slot_of(model, version)
-        found = version_statistics(self._models.fleet, slot)
+        found = version_statistics(self._models.fleet, slot, (model, version))
         return {
             "name": model,
             "version": version,

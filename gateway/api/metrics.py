@@ -108,7 +108,8 @@ class FleetCollector:
     def _labels(self) -> CounterMetricFamily:
         accepted: dict[str, int] = {}
         for desired in self._serving.versions:
-            slots = (self._fleet.slot(i, desired.slot) for i in range(self._fleet.workers))
+            name, workers = (desired.model, desired.version), range(self._fleet.workers)
+            slots = (self._fleet.version(i, desired.slot, *name) for i in workers)
             known = accepted.get(desired.model, 0)
             accepted[desired.model] = known + sum(slot[words_of.LABELS] for slot in slots)
         family = CounterMetricFamily("tidegate_labels_accepted", "labels taken as feedback", labels=["model"])

@@ -36,7 +36,7 @@ class _Slots:
 
     def __init__(self, fleet: Fleet, desired: DesiredVersion) -> None:
         self.name = [desired.model, desired.version]
-        self.words = [fleet.slot(index, desired.slot) for index in range(fleet.workers)]
+        self.words = [fleet.version(index, desired.slot, *self.name) for index in range(fleet.workers)]
         self.totals = [sum(column) for column in zip(*self.words, strict=True)]
 
     def variants(self) -> dict[str, list[int]]:

@@ -85,6 +85,7 @@ class Engine:
         self.state = state
         self.policy_of = policy_of
         self.found: dict[str, tuple[str, ...]] = {}
+        self.chosen: dict[str, tuple[str, ...]] = {}
         self.must_restart = False
         """A change is in the ring and its fate unknown: only recovery can tell."""
         self._writer = writer
@@ -257,11 +258,17 @@ class Engine:
                 await self._log_owed()
                 self._publish(self.state)
 
-    async def place(self, found: Mapping[str, tuple[str, ...]]) -> bool:
-        """Take up what the repository holds now; whether anything changed."""
+    async def place(
+        self, found: Mapping[str, tuple[str, ...]], chosen: Mapping[str, tuple[str, ...]] | None = None
+    ) -> bool:
+        """Take up what the repository holds now; whether anything changed.
+
+        Args:
+            chosen: by model, the versions that its settings want loaded, where it has any.
+        """
         async with self._lock:
-            self.found = dict(found)
-            after = placed(self.state, self.found)
+            self.found, self.chosen = dict(found), dict(chosen or {})
+            after = placed(self.state, self.found, self.chosen)
             if after.serving.versions == self.state.serving.versions:
                 return False
             self._publish(after)
@@ -275,14 +282,13 @@ class Engine:
         """State and reason of a version in every live worker; empty when it is not wanted."""
         for desired in self.state.serving.versions:
             if (desired.model, desired.version) == (model, version):
-                return {
-                    i: (
-                        LOAD_STATES[self._fleet.slot(i, desired.slot)[words_of.LOAD_STATE]],
-                        self._fleet.reason(i, desired.slot),
-                    )
-                    for i in self._fleet.live_workers()
-                }
+                return {i: self._load_state(i, desired) for i in self._fleet.live_workers()}
         return {}
+
+    def _load_state(self, index: int, desired: snapshot.DesiredVersion) -> tuple[str, str]:
+        words = self._fleet.version(index, desired.slot, desired.model, desired.version)
+        state = words[words_of.LOAD_STATE]
+        return LOAD_STATES[state], self._fleet.reason(index, desired.slot) if state else ""
 
     async def _commit(self, event: Control, *, urgent: bool = False) -> Applied:
         await self._take_up(event, urgent=urgent)
@@ -290,7 +296,7 @@ class Engine:
 
     async def _take_up(self, event: Control, *, urgent: bool = False) -> None:
         # What placement refuses is refused before it is in the log.
-        placed(applied(self.state, event), self.found)
+        placed(applied(self.state, event), self.found, self.chosen)
         take_up = applied
         try:
             await self._log_owed()
@@ -301,7 +307,7 @@ class Engine:
             take_up = forced
             log.error("change_not_logged_yet", extra={"kind": event.kind, "model": event.model})  # noqa: TRY400
         try:
-            self._publish(placed(take_up(self.state, event), self.found))
+            self._publish(placed(take_up(self.state, event), self.found, self.chosen))
         except OSError as exc:
             self.must_restart = True
             told = "is" if take_up is applied else "could not be"

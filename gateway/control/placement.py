@@ -46,14 +46,14 @@ class Placement:
             found = await asyncio.to_thread(scan, self._models)
         except RepositoryMissing as exc:
             missing = True
-            found = Found(self.found.models, (str(exc),))
+            found = Found(self.found.models, (str(exc),), self.found.chosen)
         for problem in found.problems:
             if problem not in self._problems:
                 log.warning("repository_problem", extra={"what": problem})
         self._problems = found.problems
         self.found = found
         if not missing:
-            await self._engine.place(found.models)
+            await self._engine.place(found.models, found.chosen)
         return found
 
     async def first_look(self) -> None:

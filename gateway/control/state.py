@@ -7,6 +7,8 @@ come to the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from gateway.audit.event import Control
@@ -125,20 +127,54 @@ def rollback_target(ledger: Ledger, model: str) -> Route | None:
     return None
 
 
-def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
+def placed(
+    state: State, found: Mapping[str, tuple[str, ...]], chosen: Mapping[str, tuple[str, ...]] | None = None
+) -> State:
     """The state with the versions that every worker shall hold: per model those in the route, those of
     the rollback target and the newest on disk, less what an operator unloaded.
 
+    Args:
+        found: versions on disk, ascending, by model.
+        chosen: those that a model's settings want instead of the newest, where it has such settings.
+
     Raises:
-        StateConflict: more versions than there are slots in this life of the gateway.
+        StateConflict: more versions than there are slots.
     """
+    wanted = _wanted(state, found, chosen or {})
+    held = {(d.model, d.version): d for d in state.serving.versions}
+    # Round and round, so that a slot rests as long as can be before it is another's; those that become free only now
+    # last of all.
+    resting = set(held) - set(wanted)
+    used = {d.slot for d in held.values()}
+    order = [(state.ledger.next_slot + i) % SLOTS for i in range(SLOTS)]
+    free = iter([s for s in order if s not in used] + sorted(held[key].slot for key in resting))
+    next_slot = state.ledger.next_slot
+    desired = []
+    for model, version in wanted:
+        one = held.get((model, version))
+        if one is None:
+            slot = next(free, None)
+            if slot is None:
+                msg = f"{SLOTS} versions are loaded; unload some to load more"
+                raise StateConflict(msg)
+            one = DesiredVersion(model=model, version=version, slot=slot)
+            next_slot = (slot + 1) % SLOTS
+        desired.append(one)
+    serving = msgspec.structs.replace(state.serving, versions=tuple(desired))
+    return State(serving, msgspec.structs.replace(state.ledger, next_slot=next_slot))
+
+
+def _wanted(
+    state: State, found: Mapping[str, tuple[str, ...]], chosen: Mapping[str, tuple[str, ...]]
+) -> list[tuple[str, str]]:
+    """Model and version of what shall be loaded, in order."""
     wanted: list[tuple[str, str]] = []
     for model in sorted({*found, *state.serving.routes}):
         on_disk = found.get(model, ())
         if (model, EVERY) in state.ledger.unloaded:
             continue
         route = state.serving.routes.get(model)
-        versions = set(on_disk[-1:])
+        versions = set(chosen.get(model, on_disk[-1:]))
         if route is not None:
             target = rollback_target(state.ledger, model)
             if target is not None:
@@ -152,22 +188,9 @@ def placed(state: State, found: dict[str, tuple[str, ...]]) -> State:
             versions.update(route.versions)
         else:
             # No route yet: every version is a candidate for first sight.
-            versions = {v for v in on_disk if (model, v) not in state.ledger.unloaded}
+            versions = {v for v in chosen.get(model, on_disk) if (model, v) not in state.ledger.unloaded}
         wanted.extend((model, v) for v in sorted(versions, key=int))
-    held = {(d.model, d.version): d for d in state.serving.versions}
-    next_slot = state.ledger.next_slot
-    desired = []
-    for model, version in wanted:
-        one = held.get((model, version))
-        if one is None:
-            one = DesiredVersion(model=model, version=version, slot=next_slot)
-            next_slot += 1
-        if one.slot >= SLOTS:
-            msg = f"{SLOTS} versions were loaded since the start; restart to load more"
-            raise StateConflict(msg)
-        desired.append(one)
-    serving = msgspec.structs.replace(state.serving, versions=tuple(desired))
-    return State(serving, msgspec.structs.replace(state.ledger, next_slot=next_slot))
+    return wanted
 
 
 def renumbered(state: State) -> State:

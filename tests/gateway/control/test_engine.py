@@ -352,9 +352,9 @@ def test_no_slot_left_is_told_before_it_is_logged(plane: Plane, monkeypatch: pyt
 
     async def body(engine: Engine) -> None:
         await engine.load_or_unload(MODEL, "2", "unload", WHY)
-        monkeypatch.setattr(state, "SLOTS", engine.state.ledger.next_slot)
+        monkeypatch.setattr(state, "SLOTS", 1)
         logged = len(control_events(plane))
-        with pytest.raises(StateConflict, match="restart to load more"):
+        with pytest.raises(StateConflict, match="unload some to load more"):
             await engine.load_or_unload(MODEL, "2", "load", WHY)
         assert len(control_events(plane)) == logged
 
