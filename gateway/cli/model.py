@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import gateway.config
+from gateway.cli import profile
 from gateway.cli.client import Client, admin_options, quoted
 from gateway.cli.failures import NO, Stop
 from gateway.cli.screen import json_option, print_json, say, table
@@ -21,6 +22,9 @@ reason_option = click.option(
 @click.group("model")
 def command() -> None:
     """Show, load and unload models."""
+
+
+command.add_command(profile.command)
 
 
 @command.command("list")
