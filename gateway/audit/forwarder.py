@@ -47,7 +47,7 @@ TURN_BATCHES = 16
 """An epoch that is far behind lets others go on after so many batches."""
 RECORD_SLACK_BYTES = 4096
 """Headers of a record and of a batch."""
-_RECORD_BYTES = 256
+_RECORD_BYTES = 320
 """About what a record's key and headers take."""
 
 

@@ -58,12 +58,12 @@ class Envelope:
             type_header = ("ce_type", f"tidegate.{kind.__struct_config__.tag}".encode())
             self._types[kind] = type_header
         key = event.id.encode()
-        return Record(
-            key,
-            encode_event(event, self._encoding),
-            made_ms(event),
-            [self._version, ("ce_id", key), type_header, self._source, self._content],
-        )
+        headers = [self._version, ("ce_id", key), type_header, self._source, self._content]
+        trace = getattr(event, "traceparent", None)
+        if trace is not None:
+            # CloudEvents' distributed tracing extension: who reads the topic goes on in the client's trace.
+            headers.append(("ce_traceparent", trace.encode()))
+        return Record(key, encode_event(event, self._encoding), made_ms(event), headers)
 
 
 class TopicProducer:
