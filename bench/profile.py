@@ -44,6 +44,8 @@ from loaders.session import Session, load
 CONNECTIONS = 32
 ROUNDS = 11
 TURNS = 200
+ARRIVING = ("admit", "decode", "route")
+"""Stages that are passed as a request arrives; the others once a turn."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -57,7 +59,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Parts in the order of the path; the last two are the rest and the whole."""
+    """Parts in the order of the path; the last three are the rests and the whole."""
 
     parts: list[Part]
     foreign_cpus: float
@@ -194,6 +196,19 @@ def _us(work: Callable[[], object], turns: int) -> float:
     return (time.thread_time_ns() - started) / turns / CONNECTIONS / 1000
 
 
+def _halves_us(rig: Rig, turns: int) -> tuple[float, float]:
+    """The whole path per request, in its two halves: what is done as requests arrive, and what once a turn."""
+    arriving = turning = 0
+    for _ in range(turns):
+        first = time.thread_time_ns()
+        rig.arrive()
+        second = time.thread_time_ns()
+        rig.turn()
+        arriving += second - first
+        turning += time.thread_time_ns() - second
+    return arriving / turns / CONNECTIONS / 1000, turning / turns / CONNECTIONS / 1000
+
+
 def profile(turns: int = TURNS, rounds: int = ROUNDS) -> Profile:
     """Measure every part, interleaved: each round times each of them once. Takes some seconds."""
     watch = Watch({})
@@ -204,24 +219,33 @@ def profile(turns: int = TURNS, rounds: int = ROUNDS) -> Profile:
             rig.turn()
         works = _works(rig)
         took: list[list[float]] = [[] for _ in works]
+        halves = []
         for _ in range(rounds):
             for (_, _, work), values in zip(works, took, strict=True):
                 values.append(_us(work, turns))
+            halves.append(_halves_us(rig, turns))
     parts = [
         Part(stage, what, found.median, found)
         for (stage, what, _), found in zip(works, map(report.interval, took), strict=True)
     ]
-    *pieces, whole = parts
-    rest = whole.us - sum(part.us for part in pieces)
-    return Profile(
-        [*pieces, Part("", "admission, queue, batch, replies (the rest)", rest), whole],
-        watch.stop()[1],
-        report.machine(),
-    )
+    return Profile([*parts, *_rests(parts, halves)], watch.stop()[1], report.machine())
+
+
+def _rests(parts: list[Part], halves: list[tuple[float, float]]) -> list[Part]:
+    """What the parts leave of each half, and the whole."""
+    whole = report.interval([arriving + turning for arriving, turning in halves])
+    arriving = report.interval([half[0] for half in halves]).median
+    early = sum(part.us for part in parts if part.stage in ARRIVING)
+    late = sum(part.us for part in parts) - early
+    return [
+        Part("", "admission and queue (the rest of what is done on arrival)", arriving - early),
+        Part("", "cutting the batch, replies (the rest of the turn)", whole.median - arriving - late),
+        Part("", "whole path without kernel and loop", whole.median, whole),
+    ]
 
 
 def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
-    """Each part alone, over the same 32 requests; the whole is last."""
+    """Each part alone, over the same 32 requests."""
 
     def whole() -> None:
         rig.arrive()
@@ -262,7 +286,6 @@ def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
         ("append", "columnar frame", record),
         ("append", "ring: copy and CRC", lambda: _append(rig.ring, payload)),
         ("append", "metrics, once a run", lambda: version.count(batch, time.perf_counter_ns(), failed=False)),
-        ("", "whole path without kernel and loop", whole),
     ]
 
 
