@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def plot(seen: Outcome, title: str, file: Path) -> None:
     over_time.legend(loc="upper left")
     for axes in (by_percentile, over_time):
         axes.grid(alpha=0.3, which="both")
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, 120), fontsize=10)
     figure.savefig(file, format="svg")
 
 
