@@ -13,7 +13,6 @@ import msgspec
 from bench.cases.case import Bench, metric
 from bench.load import Plan
 from bench.outcome import Outcome
-from bench.paired import demand_clean
 from bench.report import Row
 from bench.requests import Requests, Target
 from bench.serving import Gateway
@@ -29,18 +28,24 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 def capacity(bench: Bench, gateway: Gateway, wrk: Wrk, model: str, connections: int) -> Capacity:
-    """Saturate a model; its rate and its mean batch."""
+    """Saturate a model; its rate of 2xx and its mean batch. A gateway that refuses some is saturated too.
 
-    def counted() -> tuple[float, float]:
-        return tuple(metric(gateway, f"tidegate_{what}_total", model=model) for what in ("rows", "batches"))  # type: ignore[return-value]
+    Raises:
+        ValueError: nothing was answered, or connections broke.
+    """
 
-    seconds = max(1.0, bench.options.seconds)
-    demand_clean(wrk.run(gateway.data_url, connections=connections, seconds=1))
-    rows, runs = counted()
-    seen = wrk.run(gateway.data_url, connections=connections, seconds=seconds)
-    demand_clean(seen)
-    rows_after, runs_after = counted()
-    return Capacity(seen.per_second, (rows_after - rows) / max(runs_after - runs, 1), seen.p99_us / 1e3)
+    def counted(what: str) -> float:
+        return metric(gateway, f"tidegate_{what}_total", model=model)
+
+    wrk.run(gateway.data_url, connections=connections, seconds=1)
+    rows, runs = counted("rows"), counted("batches")
+    seen = wrk.run(gateway.data_url, connections=connections, seconds=max(1.0, bench.options.seconds))
+    rows, runs = counted("rows") - rows, counted("batches") - runs
+    ok = seen.requests - seen.status_errors
+    if not ok or seen.socket_errors:
+        msg = f"no capacity: {seen.requests} requests, {ok} answered, {seen.socket_errors} socket errors"
+        raise ValueError(msg)
+    return Capacity(ok / (seen.duration_us / 1e6), rows / max(runs, 1), seen.p99_us / 1e3)
 
 
 def plan(

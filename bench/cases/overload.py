@@ -27,7 +27,8 @@ EXPIRED_MAX = 0.001
 REFUSED_MS_MAX = 5.0
 WIDTHS = (30, 4096, 4096, 2)
 ROWS_MAX = 32
-SATURATING = 4 * ROWS_MAX
+SATURATING = 2 * ROWS_MAX
+"""Connections: one run goes while the next one waits."""
 CONNECTIONS = 2048
 
 
