@@ -21,25 +21,11 @@ from open_inference.openapi.errors import BadRequestError, NotFoundError
 from open_inference.openapi.types import InferenceRequest, RequestInput, RequestOutput
 
 from bench.serving import Gateway
-from tests.clients import real_models
-from tests.e2e.onnx_models import linear_weights, write_linear, write_not_finite, write_two_outputs
+from tests.e2e.onnx_models import linear_weights
 
 JSON = "application/json"
 HEADER = "inference-header-content-length"
 ROW = [1.0, 2.0, 3.0, 4.0]
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One worker with models whose answers can be told."""
-    directory = tmp_path_factory.mktemp("open")
-    repository = directory / "models"
-    write_linear(repository)
-    write_two_outputs(repository)
-    write_not_finite(repository)
-    real_models.put(repository, "half", "1", real_models.half())
-    with Gateway(repository, directory / "state", settings=["sidecar.enabled=false"]) as started:
-        yield started
 
 
 @pytest.fixture
@@ -63,7 +49,7 @@ def request(name: str = "X", **more: Any) -> InferenceRequest:
 
 def expected() -> list[float]:
     """What `linear` answers to the row."""
-    return (np.array(ROW, np.float32) @ linear_weights(0.25)).tolist()
+    return (np.array(ROW, np.float32) @ linear_weights(0.5)).tolist()
 
 
 def test_the_protocols_client(open_client: OpenInferenceClient) -> None:
@@ -71,18 +57,18 @@ def test_the_protocols_client(open_client: OpenInferenceClient) -> None:
     open_client.check_server_liveness()
     open_client.check_server_readiness()
     open_client.check_model_readiness("linear")
-    open_client.check_model_version_readiness("linear", "1")
+    open_client.check_model_version_readiness("linear", "2")
     server = open_client.read_server_metadata()
     assert server.name == "tidegate"
     assert "binary_tensor_data" in server.extensions
     for metadata in (
         open_client.read_model_metadata("linear"),
-        open_client.read_model_version_metadata("linear", "1"),
+        open_client.read_model_version_metadata("linear", "2"),
     ):
-        assert (metadata.name, metadata.versions, metadata.platform) == ("linear", ["1"], "onnx_onnxv1")
+        assert (metadata.name, metadata.versions, metadata.platform) == ("linear", ["1", "2"], "onnx_onnxv1")
         assert [(t.name, t.datatype, t.shape) for t in metadata.inputs] == [("X", "FP32", [-1, 4])]
     answer = open_client.model_infer("linear", request=request(id="r-1"))
-    assert (answer.id, answer.model_name, answer.model_version) == ("r-1", "linear", "1")
+    assert (answer.id, answer.model_name, answer.model_version) == ("r-1", "linear", "2")
     assert answer.outputs[0].shape == [1, 3]
     np.testing.assert_allclose(_numbers(answer.outputs[0].data), expected())
     asked = request(outputs=[RequestOutput(name="scores")])

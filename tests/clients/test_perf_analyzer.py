@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,9 @@ from bench.serving import Gateway
 from gateway.audit.event import Prediction
 from gateway.audit.spool_feed import SpoolFeed
 from tests.clients import wheels
-from tests.e2e.onnx_models import write_simple
+from tests.clients.conftest import WORKERS
 from tests.e2e.wire import Wire, get
 
-WORKERS = 2
 REQUESTS, CONNECTIONS = 400, 4
 RUN_TIMEOUT_S = 60
 LIBB64 = "libb64.so.0d"
@@ -66,18 +64,6 @@ def analyzer() -> tuple[Path, dict[str, str]]:
     return binary, {**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, sorted(libraries)))}
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Two workers over the model of its makers' examples."""
-    directory = tmp_path_factory.mktemp("perf")
-    write_simple(directory / "models")
-    gateway = Gateway(
-        directory / "models", directory / "state", workers=WORKERS, settings=["sidecar.enabled=false"]
-    )
-    with gateway as started:
-        yield started
-
-
 def counted(gateway: Gateway) -> tuple[int, int]:
     """Inferences and successes of the model, as whoever answers tells them."""
     with Wire(gateway.data_url) as wire:
@@ -90,7 +76,7 @@ def answered(gateway: Gateway) -> dict[str, int]:
     feed, found = SpoolFeed(gateway.state_dir / "spool"), {}
     while events := feed.read(100_000, 500).events:
         for event in events:
-            if isinstance(event, Prediction) and event.kind == "done":
+            if isinstance(event, Prediction) and event.kind == "done" and event.model.name == "simple":
                 source = event.id.partition("-")[0]
                 found[source] = found.get(source, 0) + 1
     return found

@@ -11,36 +11,14 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from bench.serving import Gateway
 from loaders.datatypes import NUMPY
-from tests.clients import real_models
-from tests.e2e.onnx_models import write_linear, write_simple, write_turns, write_two_outputs
+from tests.clients.conftest import ONNX_TYPES
+from tests.e2e.onnx_models import linear_weights, write_linear
 
-ONNX_TYPES = {
-    "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16,
-    "UINT32": TensorProto.UINT32, "UINT64": TensorProto.UINT64, "INT8": TensorProto.INT8,
-    "INT16": TensorProto.INT16, "INT32": TensorProto.INT32, "INT64": TensorProto.INT64,
-    "FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE,
-    "BYTES": TensorProto.STRING,
-}  # fmt: skip
-WORKERS = 2
 ROUNDS = 20
-
-
-def echo() -> bytes:
-    """Every datatype in, the same out: in_<datatype>[N,3] -> out_<datatype>[N,3]."""
-    graph = helper.make_graph(
-        [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in ONNX_TYPES],
-        "echo",
-        [helper.make_tensor_value_info(f"in_{name}", kind, ["N", 3]) for name, kind in ONNX_TYPES.items()],
-        [helper.make_tensor_value_info(f"out_{name}", kind, ["N", 3]) for name, kind in ONNX_TYPES.items()],
-    )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
 
 
 def edges(datatype: str) -> np.ndarray:
@@ -52,23 +30,6 @@ def edges(datatype: str) -> np.ndarray:
         return np.array([[True, False, True], [False, False, True]])
     info: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)  # type: ignore[type-var]
     return np.array([[info.min, 0, info.max], [1, 2, 100]], dtype=dtype)
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Two workers, clients may load and unload."""
-    directory = tmp_path_factory.mktemp("triton")
-    repository = directory / "models"
-    repository.mkdir()
-    real_models.put(repository, "echo", "1", echo())
-    write_simple(repository)
-    write_two_outputs(repository)
-    write_turns(repository)
-    for version, scale in (("1", 0.25), ("2", 0.5)):
-        write_linear(repository, version=version, scale=scale)
-    settings = ["sidecar.enabled=false", "data.model_control=true"]
-    with Gateway(repository, directory / "state", workers=WORKERS, settings=settings) as started:
-        yield started
 
 
 @pytest.fixture
@@ -297,9 +258,8 @@ def test_many_at_once(client: triton.InferenceServerClient) -> None:
     """`async_infer` over the client's eight connections: each caller has its own answer."""
     rows = [np.full((1, 4), i, np.float32) for i in range(64)]
     pending = [client.async_infer("linear", inputs_of({"X": row}), model_version="1") for row in rows]
-    weights = np.array([-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6], np.float32).reshape(4, 3) * 0.25
     for row, waiting in zip(rows, pending, strict=True):
-        np.testing.assert_allclose(waiting.get_result().as_numpy("Y"), row @ weights)
+        np.testing.assert_allclose(waiting.get_result().as_numpy("Y"), row @ linear_weights(0.25))
 
 
 def test_the_asyncio_client(gateway: Gateway, address: str) -> None:

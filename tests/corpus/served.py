@@ -8,10 +8,11 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +23,6 @@ from loaders.datatypes import NUMPY
 from tests.corpus.backend_cases import Case, DataSet, Tensor, similar
 
 WAYS = ("json_flat", "json_nested", "binary")
-LOADED_WITHIN_S = 120
 _HEADER = "inference-header-content-length"
 
 
@@ -51,7 +51,7 @@ class Asker:
         self._connection = self._connect()
 
     def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=60)
+        return http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=300)
 
     def ask(self, method: str, path: str, body: bytes | None = None, fields: dict[str, str] | None = None):
         """Status, fields by lower-case name, body; one new connection when the old one is gone."""
@@ -172,40 +172,36 @@ def put(repository: Path, case: Case) -> None:
     (directory / "model.onnx").write_bytes(case.model)
 
 
-def await_ready(gateway: Gateway, names: Sequence[str]) -> dict[str, str]:
-    """Have the repository read, wait until all of them can answer or failed; the failed and their reasons."""
-    gateway.admin("POST", "models/refresh", {"reason": "corpus"})
-    deadline = time.monotonic() + LOADED_WITHIN_S
-    while True:
-        listed = {m["name"]: m["versions"] for m in gateway.admin("GET", "models").content["models"]}
-        routed = {r["model"] for r in gateway.admin("GET", "routes").content["routes"]}
-        states = {
-            name: (listed[name][0]["state"], listed[name][0]["reason"]) for name in names if name in listed
-        }
-        failed = {name: str(why) for name, (state, why) in states.items() if state == "failed"}
-        if all(
-            name in failed or (states.get(name, ("",))[0] == "ready" and name in routed) for name in names
-        ):
-            return failed
-        if time.monotonic() > deadline:
-            waiting = [name for name in names if name not in failed and name not in routed]
-            msg = f"{len(waiting)} of {len(names)} models are not ready, as {waiting[:3]}: {gateway.said()}"
-            raise TimeoutError(msg)
-        time.sleep(0.1)
-
-
-def run_group(gateway: Gateway, cases: Sequence[Case], tally: Tally) -> None:
-    """Put a group's models there, ask each three ways, take their files away."""
-    for case in cases:
-        put(gateway.models, case)
-    failed = await_ready(gateway, [case.name for case in cases])
-    asker = Asker(gateway.data_url)
+def cycle(gateway: Gateway, cases: Iterable[Case]) -> Tally:
+    """Each case: into the repository, loaded over the data listener, asked three ways, unloaded, deleted."""
+    tally, asker = Tally(), Asker(gateway.data_url)
     for case in cases:
         tally.cases += 1
+        put(gateway.models, case)
+        status, _, raw = asker.ask("POST", f"/v2/repository/models/{case.name}/load")
+        why = None if status == 200 else f"load: status {status}: {raw[:300]!r}"
         for way in WAYS:
             tally.requests += len(case.sets)
-            why = failed.get(case.name)
             tally.count(case.name, way, why or problem(asker, case.name, case, way))
-    asker.close()
-    for case in cases:
+        status, _, raw = asker.ask("POST", f"/v2/repository/models/{case.name}/unload")
+        if status != 200:
+            tally.wrong.append(f"{case.name}: unload: status {status}: {raw[:300]!r}")
         shutil.rmtree(gateway.models / case.name)
+    asker.close()
+    return tally
+
+
+def cycle_all(gateway: Gateway, cases: Sequence[Case], at_a_time: int) -> Tally:
+    """Cycles of so many clients at a time, which between them take every case."""
+    waiting: SimpleQueue[Case | None] = SimpleQueue()
+    for case in [*cases, *[None] * at_a_time]:
+        waiting.put(case)
+    with ThreadPoolExecutor(at_a_time) as clients:
+        tallies = list(clients.map(lambda _: cycle(gateway, iter(waiting.get, None)), range(at_a_time)))
+    whole = Tally()
+    for tally in tallies:
+        whole.cases += tally.cases
+        whole.requests += tally.requests
+        whole.wrong += tally.wrong
+        whole.right = {way: whole.right[way] + tally.right[way] for way in WAYS}
+    return whole

@@ -14,17 +14,19 @@ import pytest
 from bench.serving import Gateway
 from tests.corpus import backend_cases
 from tests.corpus.backend_cases import Case
-from tests.corpus.served import WAYS, Tally, run_group
+from tests.corpus.served import WAYS, cycle_all
 
 QUICK_MODULES = (
     "bitcast", "add", "not_", "bitwiseor", "einsum", "string_split", "qlinearmatmul", "unsqueeze", "isnan",
     "compress", "regex_full_match",
 )  # fmt: skip
 """Few operators that together have most datatypes and ranks, in and out; scalars and empty tensors too."""
-GROUP = 150
-"""Models in a gateway at once."""
+CLIENTS = 3
+"""That load, ask and unload at the same time."""
 RIGHT_AT_LEAST = 1_660
 RECYCLES_MAX = 3
+STRETCH = 200
+"""Lives of models between two looks at the worker's memory."""
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 
 def _gateway(directory: Path) -> Gateway:
     (directory / "models").mkdir(parents=True)
-    return Gateway(directory / "models", directory / "state", settings=["sidecar.enabled=false"])
+    settings = ["sidecar.enabled=false", "data.model_control=true"]
+    return Gateway(directory / "models", directory / "state", settings=settings)
 
 
 def _shapes_of(case: Case) -> set[tuple[str, str, int, bool]]:
@@ -66,8 +69,7 @@ def test_a_case_of_each_datatype_and_rank(gateway: Gateway, tmp_path: Path) -> N
     chosen = one_of_each(cases)
     datatypes = {datatype for case in chosen for _, datatype, _, _ in _shapes_of(case)}
     assert len(datatypes) == 13, sorted(datatypes)
-    tally = Tally()
-    run_group(gateway, chosen, tally)
+    tally = cycle_all(gateway, chosen, CLIENTS)
     assert not tally.wrong
     assert tally.right == dict.fromkeys(WAYS, len(chosen))
 
@@ -81,20 +83,21 @@ def _rss_mb(pid: int) -> int:
 def test_the_whole_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the cases that are requests, at least 1,660 are right each way, and the workers outlive them."""
     cases, said = backend_cases.make(tmp_path / "all.pickle")
-    tally, recycles, lines = Tally(), 0, [said.rstrip()]
-    for number, start in enumerate(range(0, len(cases), GROUP)):
-        began = time.monotonic()
-        with _gateway(tmp_path / f"group{number}") as gateway:
-            before = _rss_mb(gateway.pids("worker")[0])
-            run_group(gateway, cases[start : start + GROUP], tally)
-            after = _rss_mb(gateway.pids("worker")[0])
-            recycles += sum(worker["restarts"] for worker in gateway.admin("GET", "fleet").content["workers"])
-        lines.append(
-            f"{tally.cases} cases, {tally.requests} requests, {time.monotonic() - began:.0f} s;"
-            f" worker {before} -> {after} MB with the group's models"
-        )
+    began, measured = time.monotonic(), []
+    with _gateway(tmp_path / "gateway") as gateway:
+        wrong, right, requests = [], dict.fromkeys(WAYS, 0), 0
+        for start in range(0, len(cases), STRETCH):
+            tally = cycle_all(gateway, cases[start : start + STRETCH], CLIENTS)
+            wrong += tally.wrong
+            requests += tally.requests
+            right = {way: right[way] + tally.right[way] for way in WAYS}
+            measured.append(_rss_mb(gateway.pids("worker")[0]))
+        restarts = sum(worker["restarts"] for worker in gateway.admin("GET", "fleet").content["workers"])
     with capsys.disabled():
-        print("\n" + "\n".join([*lines, *(wrong[:300] for wrong in tally.wrong)]))
-    assert tally.cases >= RIGHT_AT_LEAST
-    assert all(right >= RIGHT_AT_LEAST for right in tally.right.values()), tally.wrong
-    assert recycles <= RECYCLES_MAX
+        print(f"\n{said.rstrip()}")
+        print(f"{requests} requests in {len(cases)} lives, {time.monotonic() - began:.0f} s; right: {right}")
+        print(f"worker, after each {STRETCH} lives: {measured} MB; restarts: {restarts}")
+        print("\n".join(text[:300] for text in wrong))
+    assert len(cases) >= RIGHT_AT_LEAST
+    assert all(count >= RIGHT_AT_LEAST for count in right.values()), wrong
+    assert restarts <= RECYCLES_MAX
