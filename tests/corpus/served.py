@@ -42,6 +42,13 @@ class Tally:
         else:
             self.wrong.append(f"{name} ({way}): {found}")
 
+    def add(self, other: Tally) -> None:
+        """Another's counts too."""
+        self.cases += other.cases
+        self.requests += other.requests
+        self.wrong += other.wrong
+        self.right = {way: self.right[way] + other.right[way] for way in WAYS}
+
 
 class Asker:
     """One keep-alive connection to the data listener. Not thread-safe."""
@@ -166,10 +173,11 @@ def _no_token(token: str) -> float:
 
 
 def put(repository: Path, case: Case) -> None:
-    """A case's model into the repository."""
-    directory = repository / case.name / "1"
-    directory.mkdir(parents=True)
-    (directory / "model.onnx").write_bytes(case.model)
+    """A case's model into the repository, whole before it is seen."""
+    part = repository / f".{case.name}"
+    (part / "1").mkdir(parents=True)
+    (part / "1" / "model.onnx").write_bytes(case.model)
+    part.rename(repository / case.name)
 
 
 def cycle(gateway: Gateway, cases: Iterable[Case]) -> Tally:
@@ -200,8 +208,5 @@ def cycle_all(gateway: Gateway, cases: Sequence[Case], at_a_time: int) -> Tally:
         tallies = list(clients.map(lambda _: cycle(gateway, iter(waiting.get, None)), range(at_a_time)))
     whole = Tally()
     for tally in tallies:
-        whole.cases += tally.cases
-        whole.requests += tally.requests
-        whole.wrong += tally.wrong
-        whole.right = {way: whole.right[way] + tally.right[way] for way in WAYS}
+        whole.add(tally)
     return whole

@@ -14,7 +14,7 @@ import pytest
 from bench.serving import Gateway
 from tests.corpus import backend_cases
 from tests.corpus.backend_cases import Case
-from tests.corpus.served import WAYS, cycle_all
+from tests.corpus.served import WAYS, Tally, cycle_all
 
 QUICK_MODULES = (
     "bitcast", "add", "not_", "bitwiseor", "einsum", "string_split", "qlinearmatmul", "unsqueeze", "isnan",
@@ -25,7 +25,9 @@ CLIENTS = 3
 """That load, ask and unload at the same time."""
 RIGHT_AT_LEAST = 1_660
 RECYCLES_MAX = 3
-STRETCH = 200
+LIVES = 500
+"""Of models in one gateway."""
+STRETCH = 100
 """Lives of models between two looks at the worker's memory."""
 
 
@@ -83,21 +85,20 @@ def _rss_mb(pid: int) -> int:
 def test_the_whole_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the cases that are requests, at least 1,660 are right each way, and the workers outlive them."""
     cases, said = backend_cases.make(tmp_path / "all.pickle")
-    began, measured = time.monotonic(), []
-    with _gateway(tmp_path / "gateway") as gateway:
-        wrong, right, requests = [], dict.fromkeys(WAYS, 0), 0
-        for start in range(0, len(cases), STRETCH):
-            tally = cycle_all(gateway, cases[start : start + STRETCH], CLIENTS)
-            wrong += tally.wrong
-            requests += tally.requests
-            right = {way: right[way] + tally.right[way] for way in WAYS}
-            measured.append(_rss_mb(gateway.pids("worker")[0]))
-        restarts = sum(worker["restarts"] for worker in gateway.admin("GET", "fleet").content["workers"])
+    began, whole, restarts, measured = time.monotonic(), Tally(), 0, []
+    for start in range(0, len(cases), LIVES):
+        with _gateway(tmp_path / f"from{start}") as gateway:
+            for some in range(start, min(start + LIVES, len(cases)), STRETCH):
+                whole.add(cycle_all(gateway, cases[some : min(some + STRETCH, start + LIVES)], CLIENTS))
+                measured.append(_rss_mb(gateway.pids("worker")[0]))
+            restarts += sum(worker["restarts"] for worker in gateway.admin("GET", "fleet").content["workers"])
     with capsys.disabled():
         print(f"\n{said.rstrip()}")
-        print(f"{requests} requests in {len(cases)} lives, {time.monotonic() - began:.0f} s; right: {right}")
-        print(f"worker, after each {STRETCH} lives: {measured} MB; restarts: {restarts}")
-        print("\n".join(text[:300] for text in wrong))
-    assert len(cases) >= RIGHT_AT_LEAST
-    assert all(count >= RIGHT_AT_LEAST for count in right.values()), wrong
+        print(
+            f"{whole.requests} requests in {whole.cases} lives, {time.monotonic() - began:.0f} s: {whole.right}"
+        )
+        print(f"worker, each {STRETCH} lives: {measured} MB; restarts: {restarts}")
+        print("\n".join(text[:300] for text in whole.wrong))
+    assert whole.cases == len(cases) >= RIGHT_AT_LEAST
+    assert all(count >= RIGHT_AT_LEAST for count in whole.right.values()), whole.wrong
     assert restarts <= RECYCLES_MAX
