@@ -16,11 +16,12 @@ from typing import Any
 from gateway.audit.event import ModelFacts
 from gateway.batching import Inference, order_ns
 from gateway.config import Config
+from gateway.entry import Entry
 from gateway.errors import AuditUnavailable, GatewayError, ModelNotReady, Overloaded
 from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
 from gateway.lanes import Lanes
 from gateway.recording import refused_event
-from gateway.serving import Entry, Models
+from gateway.serving import Models
 from gateway.version import Version
 
 log = logging.getLogger("tidegate.worker")

@@ -24,11 +24,12 @@ from gateway.audit.frame import Caller, encoder
 from gateway.batching import Inference
 from gateway.config import Config
 from gateway.delivery import Delivery
+from gateway.entry import Entry
 from gateway.errors import ModelNotReady, UnknownModel
 from gateway.head import Head
 from gateway.replies import Problem
 from gateway.runs import Runs
-from gateway.serving import Entry, Models
+from gateway.serving import Models
 from gateway.version import FREE_LEFT_NS, Version
 
 _now = time.perf_counter_ns

@@ -75,7 +75,7 @@ def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Re
         if sink.disconnected:
             row += rows
             continue
-        id_json = inference.id_json or b'%b%b"' % (quoted, number)
+        id_json, status = inference.id_json or b'%b%b"' % (quoted, number), 200
         if inference.form is None:
             if rows != last_rows or inference.wanted is not last_wanted:
                 last_rows, last_wanted = rows, inference.wanted
@@ -91,15 +91,11 @@ def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Re
         else:
             status, fields, body = _formed(appended, inference, id_json, row, problem)
             fields += b"x-prediction-id: %b%b\r\n" % (prefix, number)
-            if status != 200:
-                row += rows
-                sink.reply(status, fields, body)
-                continue
         row += rows
-        if late is not None and inference.audit_level == "fsync":
-            late.append((inference, 200, fields, body))
+        if late is not None and status == 200 and inference.audit_level == "fsync":
+            late.append((inference, status, fields, body))
         else:
-            sink.reply(200, fields, body)
+            sink.reply(status, fields, body)
 
 
 def _formed(

@@ -33,6 +33,7 @@ PARTS = {
     "errors",
     "append",
     "recording",
+    "entry",
     "serving",
     "replies",
     "version",

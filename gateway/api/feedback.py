@@ -21,9 +21,10 @@ from gateway.append import Appender
 from gateway.audit.event import Feedback
 from gateway.audit.frame import Events, encoder
 from gateway.audit.identity import parse_event_id
+from gateway.entry import Entry
 from gateway.errors import AuditTimeout, AuditUnavailable, BodyTooLarge, InvalidRequest
 from gateway.head import raised
-from gateway.serving import Entry, Models
+from gateway.serving import Models
 
 FEEDBACK_MAX_BYTES = 1_048_576
 LABELS_MAX = 1000

@@ -17,8 +17,9 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.api.outgoing import json_response
+from gateway.entry import Entry
 from gateway.errors import ModelNotReady, NotFound, UnknownModel
-from gateway.serving import Entry, Models
+from gateway.serving import Models
 from gateway.statistics import Duration, version_statistics
 from gateway.version import Version
 from loaders.repository import is_version
