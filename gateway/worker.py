@@ -14,6 +14,7 @@ import faulthandler
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -264,8 +265,16 @@ async def _main(index: int, context: process.Context) -> None:
     await Worker(index, context, asyncio.get_running_loop()).run()
 
 
+def _raise_file_limit() -> None:
+    """As many descriptors as the host allows: every connection takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Entry of the process."""
+    _raise_file_limit()
     context = process.enter()
     parser = argparse.ArgumentParser()
     parser.add_argument("--index", type=int, required=True)

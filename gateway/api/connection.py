@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.api.crowd import Crowd
@@ -28,6 +28,8 @@ BYTES_PER_S = 16_384
 """A body, or the taking of answers, that goes slower than this is not waited for beyond its timeout."""
 LINGER_S = 2.0
 """How long an ended connection is read, and its bytes thrown away, so that the client sees its last answer."""
+CHUNKS_FREE, CHUNK_MIN_BYTES = 1024, 16
+"""A chunked body may have so many chunks of any size; beyond, they must have so many bytes on average."""
 DISCARD_MAX_BYTES = 262_144
 """A body that was answered before it was here is read on for so long, to keep the connection."""
 
@@ -83,6 +85,8 @@ class Connection(HttpToolsProtocol):
         self._sent_bytes = 0
         self._held_bytes = 0
         self._discarded = 0
+        self._chunks = 0
+        self._chunk_bytes = 0
         self._running: Any = None
         self._unwritten = 0
         self._write_s = 0.0
@@ -112,15 +116,16 @@ class Connection(HttpToolsProtocol):
             self._parse(data)
         else:
             self.unfed = memoryview(data)
-            self._feed_on()
+            self.feed_on()
 
     def feed_soon(self) -> None:
-        """Go on with a long buffer in the loop's next turn."""
+        """Go on with a long buffer in a later turn of the loop, when it is this connection's."""
         if not self._feeding:
             self._feeding = True
-            self.loop.call_soon(self._feed_on)
+            self.crowd.feed_soon(self)
 
-    def _feed_on(self) -> None:
+    def feed_on(self) -> None:
+        """Parse what is left of a long buffer: insides of bodies at once, of the rest one piece."""
         self._feeding = False
         parsed = False
         while (view := self.unfed) is not None and not self._deaf:
@@ -169,7 +174,7 @@ class Connection(HttpToolsProtocol):
         self.expect_100_continue = False
         self._reading = self._in_head = True
         self._active_s = self.loop.time()
-        self._head_bytes = self._sent_bytes = self._discarded = 0
+        self._head_bytes = self._sent_bytes = self._discarded = self._chunks = self._chunk_bytes = 0
         self._content_bytes = -1
         self._body_left = 0
 
@@ -203,14 +208,26 @@ class Connection(HttpToolsProtocol):
         """Part of the body of a Starlette request."""
         if self._dead:
             return
-        self._body_left -= len(body)
-        if self.cycle.response_complete:
-            self._discarded += len(body)
+        size = len(body)
+        if self._content_bytes < 0:
+            self._chunks = chunks = self._chunks + 1
+            self._chunk_bytes += size
+            if chunks > CHUNKS_FREE and self._chunk_bytes < chunks * CHUNK_MIN_BYTES:
+                average = self._chunk_bytes / chunks
+                msg = f"body in {chunks} chunks of {average:.1f} bytes; expected at least {CHUNK_MIN_BYTES}"
+                raise InvalidRequest(msg)
+        self._body_left -= size
+        cycle = self.cycle
+        if cycle.response_complete:
+            self._discarded += size
             if self._discarded > DISCARD_MAX_BYTES:
                 self.hang_up()
             return
-        self.hold(len(body))
-        super().on_body(body)
+        self.hold(size)
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def _discard(self, size: int) -> None:
         self._discarded += size

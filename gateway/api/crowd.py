@@ -5,6 +5,7 @@ Apart from the admission of requests: an idle connection costs memory and a desc
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,11 +52,26 @@ class Crowd:
         self.cut_off: dict[str, int] = {}
         """Connections closed before their request was whole or their answer taken, by the error's code."""
         self._looked_s = -LOOK_AGAIN_S
+        self._unfed: deque[Any] = deque()
         self._idle: list[Any] = []
 
     def cut(self, code: str) -> None:
         """Count a connection that was cut off."""
         self.cut_off[code] = self.cut_off.get(code, 0) + 1
+
+    def feed_soon(self, connection: Any) -> None:
+        """Let a connection go on with a long buffer: one of them a turn of the loop, whoever is first."""
+        self._unfed.append(connection)
+        if len(self._unfed) == 1:
+            connection.loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        try:
+            self._unfed[0].feed_on()
+        finally:
+            self._unfed.popleft()
+            if self._unfed:
+                self._unfed[0].loop.call_soon(self._feed)
 
     def make_room(self, connections: Iterable[Any], now_s: float) -> bool:
         """Close the connection that has been idle longest; False: none has been for long enough.

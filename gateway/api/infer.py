@@ -99,7 +99,9 @@ class DataApi:
             head = make_head(core.caller, path, request.scope["headers"])
             sink.accepts = head.accepts
             sink.traceparent = head.traceparent
-            body = await read_body(request, self._body_max_bytes)
+            limits = self._limits
+            most = limits.json_max_bytes if head.json_bytes is None else limits.body_max_bytes
+            body = await read_body(request, min(most, limits.body_max_bytes))
             if len(body) > FAST_BODY_MAX_BYTES:
                 check_json(body, head.json_bytes, self._limits)
             # As at the fast door: a request is received when all of it is here; the upload has limits of its own.
