@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from gateway import tensors
 from gateway.api import v1
 from gateway.api.codec import Codec
 from gateway.api.encode import RunEncoder
+from gateway.api.heads import make_head
 from gateway.batching import Inference
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, NotFound
 from loaders.signature import Signature, TensorSpec
+from tests.gateway.path import Path_, Sink, until
 
 X = TensorSpec("X", "FP32", (-1, 2))
 FLAG = TensorSpec("flag", "BOOL", (-1,))
@@ -184,3 +188,43 @@ def test_all_ways_to_say_a_tensor_are_one(rows: list[list[float]]) -> None:
     assert {(tuple(i.inputs), tuple(i.shapes), i.rows) for i in read} == {
         (tuple(read[0].inputs), tuple(read[0].shapes), len(rows))
     }
+
+
+def test_head_of_a_prediction() -> None:
+    """The address tells model and version; headers are read as for v2; there is no binary part."""
+    made = []
+    headers = [
+        (b"x-routing-key", b"k"),
+        (b"x-request-timeout-ms", b"50"),
+        (b"inference-header-content-length", b"3"),
+    ]
+    path = b"/v1/models/m%2Ex/versions/2:predict"
+    head = make_head(lambda *caller: made.append(caller) or b"", path, headers)  # type: ignore[func-returns-value]
+    assert (head.model, head.version, head.dialect, head.json_bytes) == ("m.x", "2", "v1", None)
+    assert (head.routing_key, head.timeout_ms) == ("k", 50)
+    assert made == [("/v1/models/m.x/versions/2:predict", "v1", "anonymous")]
+    for other in (b"/v1/models/m", b"/v1/models/m:explain", b"/v1/models/m/versions/0:predict"):
+        with pytest.raises(NotFound):
+            make_head(lambda *caller: b"", other, [])
+
+
+def test_prediction_is_routed_batched_and_logged_as_any_other(tmp_path: Path) -> None:
+    """A v1 and a v2 request share a run; the log says which was which."""
+
+    async def run() -> None:
+        path = Path_(tmp_path)
+        sink = Sink()
+        caller = path.core.caller("/v1/models/sum:predict", "v1", "anonymous")
+        path.send_body(b'{"instances": [[1, 2, 3, 4], [0, 0, 0, 1]]}', sink, dialect="v1", caller=caller)
+        other = path.send([5, 5, 5, 5])
+        await until(lambda: sink.status and other.status)
+        assert (sink.status, sink.body) == (200, {"predictions": [[10.0], [1.0]]})
+        assert other.body["outputs"][0]["data"] == [20.0]
+        assert path.session.runs[-1] == 3
+        first, second = path.predictions()
+        assert (first.protocol, first.endpoint, first.rows) == ("v1", "/v1/models/sum:predict", 2)
+        assert (second.protocol, second.rows, first.batch.id) == ("oip-json", 1, second.batch.id)
+        assert sink.fields["x-prediction-id"] == first.id
+        path.close()
+
+    asyncio.run(run())
