@@ -25,8 +25,10 @@ CODES = {
 }  # fmt: skip
 """struct's letter of each datatype."""
 
-STRUCT_MAX_ELEMENTS = 2048
-"""Above this, numpy packs faster than struct."""
+STRUCT_MAX_ELEMENTS = 65_536
+"""Above this a struct's arguments take too much; below it is three times as fast as an array made of a list."""
+_FIRST_INFINITE = {"FP16": 65_520.0, "FP32": float(2**128 - 2**103), "FP64": float("inf")}
+"""The least number that rounds to infinity."""
 
 _TRUTH = b"\x00" + b"\x01" * 255
 
@@ -161,6 +163,20 @@ def cast(spec: TensorSpec, array: Array) -> bytes:
         return _cast(spec, array)
     except (OverflowError, TypeError, ValueError) as exc:
         raise _no_value(spec, exc) from exc
+
+
+def cast_finite(spec: TensorSpec, array: Array) -> bytes:
+    """The same for doubles that are all finite: half the passes.
+
+    Raises:
+        InvalidRequest: one of them becomes infinite.
+    """
+    if spec.datatype == "FP64":
+        return array.tobytes()
+    most = _FIRST_INFINITE[spec.datatype]
+    if array.size and (np.maximum.reduce(array) >= most or np.minimum.reduce(array) <= -most):
+        raise _no_value(spec, OverflowError("too large"))
+    return array.astype(NUMPY[spec.datatype]).tobytes()
 
 
 def _no_value(spec: TensorSpec, exc: Exception) -> InvalidRequest:

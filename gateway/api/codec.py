@@ -10,6 +10,7 @@ Sources: Open Inference Protocol, REST; its binary tensor data extension.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -20,8 +21,8 @@ from gateway.api import v1
 from gateway.api.binary import take_blob, take_raw
 from gateway.api.envelope import Parameters, opened, refuse_reserved, wire
 from gateway.api.forms import Asked
-from gateway.api.ladder import kind_of, read
-from gateway.api.single import single_of
+from gateway.api.ladder import kind_of, read, unnested
+from gateway.api.single import QUICK_MAX_BYTES, single_of
 from gateway.batching import Inference
 from gateway.errors import InvalidRequest
 from loaders.signature import Signature, TensorSpec
@@ -32,19 +33,23 @@ PARAMETERS_MAX_BYTES = 16_384
 """Most that free parameters may take in the log."""
 ROWS_MAX = 1_048_576
 """Rows of one request; tensors without elements could name any number."""
-QUICK_MAX_BYTES = 4096
-"""Longest body that is decoded whole by one typed decoder; for longer ones cutting pays, and bounds memory."""
 ELEMENTS_MAX = 2**31
 """Elements of a tensor at most; dimensions of zero left out."""
 PRIORITY_MAX = 2**32 - 1
 
 _REFUSED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-_TYPED = {
-    "F": wire(list[float] | None, strict=True),
-    "I": wire(list[int] | None, strict=True),
-    "B": wire(list[bool] | None, strict=True),
-    "S": wire(list[str] | None, strict=True),
-}
+_TYPES: dict[str, Any] = {"F": float, "I": int, "B": bool, "S": str}
+_NESTED_MAX = 4
+"""Highest rank that has a decoder of its own for nested data."""
+
+
+@lru_cache
+def _typed(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
+    """The decoder of bodies whose tensors hold values of a kind, in lists `depth` deep."""
+    data = _TYPES[kind]
+    for _ in range(depth):
+        data = list[data]  # type: ignore[valid-type]
+    return wire(data | None, strict=True)
 
 
 class Codec:
@@ -64,7 +69,10 @@ class Codec:
         self.batchable = batchable
         self._inputs = {spec.name: (i, spec) for i, spec in enumerate(signature.inputs)}
         kinds = {kind_of(spec.datatype) for spec in signature.inputs}
-        self._decoder = _TYPED[kinds.pop()] if len(kinds) == 1 else None
+        ranks = {len(spec.shape) for spec in signature.inputs}
+        depths = [1, *(rank for rank in ranks if len(ranks) == 1 and 1 < rank <= _NESTED_MAX)]
+        # Flat and nested; what a client sends it goes on sending, so that which was right last is tried first.
+        self._typed = [(_typed(min(kinds), depth), depth == 1) for depth in depths] if len(kinds) == 1 else []
         self._fixed = [_fixed_tail(spec, batchable) for spec in signature.inputs]
         self._single = single_of(signature, batchable=batchable)
         self._asked = Asked(model, signature)
@@ -81,32 +89,37 @@ class Codec:
             InvalidRequest: naming the tensor, what was found and what was expected.
         """
         single = self._single
-        if json_bytes is not None and json_bytes != len(body):
+        if json_bytes is None:
+            if single is not None and single.take_known(body, into):
+                return
+        elif json_bytes != len(body):
             self._decode_binary(body, json_bytes, into)
             return
-        if single is not None and single.take_known(body, into):
-            return
-        request = self._read_typed(body) if len(body) <= QUICK_MAX_BYTES else None
+        request, flat = self._read_typed(body) if len(body) <= QUICK_MAX_BYTES else (None, False)
         if request is None:
             request = opened(body, len(self.signature.inputs))
             self._take_facts(request, into)
             self._take_inputs(request.inputs, None, into)
         else:
             self._take_facts(request, into)
-            if single is None or not single.take(request.inputs, into):
+            if single is None or not flat or not single.take(request.inputs, into):
                 self._take_inputs(request.inputs, None, into)
             elif into.rows > self._most_rows:
                 self._refuse_rows(into.rows)
-        if single is not None and not request.id and len(body) <= QUICK_MAX_BYTES:
+        if single is not None and not request.id:
             single.learn(body, into)
 
-    def _read_typed(self, body: bytes) -> Any:
-        if self._decoder is None:
-            return None
-        try:
-            return self._decoder.decode(body)
-        except _REFUSED:
-            return None
+    def _read_typed(self, body: bytes) -> tuple[Any, bool]:
+        """The request, and whether its data is flat; None where no typed decoder takes it."""
+        for decoder, flat in self._typed:
+            try:
+                request = decoder.decode(body)
+            except _REFUSED:
+                continue
+            if decoder is not self._typed[0][0]:
+                self._typed = self._typed[::-1]
+            return request, flat
+        return None, False
 
     def _decode_binary(self, body: bytes, json_bytes: int, into: Inference) -> None:
         if json_bytes == 0:
@@ -179,7 +192,7 @@ class Codec:
             elif type(data) is bytes:
                 packed[i] = read(spec, data, shapes[i], count)
             elif data is not None:
-                packed[i] = tensors.pack(spec, data, count)
+                packed[i] = tensors.pack(spec, unnested(spec, data, shapes[i]), count)
             else:
                 msg = f"input '{spec.name}' has neither data nor binary_data_size"
                 raise InvalidRequest(msg)

@@ -90,6 +90,23 @@ def read(spec: TensorSpec, text: bytes, shape: tuple[int, ...], count: int) -> b
     return _typed(spec, kind, _flattened(spec, text, len(shape)) if nested else text, count)
 
 
+def unnested(spec: TensorSpec, values: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """The values of small data that was decoded as it was nested; flat data as it is.
+
+    Raises:
+        InvalidRequest: nested otherwise than its shape.
+    """
+    if len(shape) < 2 or not values or type(values[0]) is not list:
+        return values
+    level = [values]
+    for dim in shape:
+        for part in level:
+            if len(part) != dim:
+                raise _misnested(spec, shape)
+        level = list(chain.from_iterable(level))
+    return level
+
+
 def _by_simdjson(spec: TensorSpec, text: bytes, count: int) -> bytes | None:
     """By simdjson; None for whatever it does not read, another rung says why.
 
@@ -105,7 +122,7 @@ def _by_simdjson(spec: TensorSpec, text: bytes, count: int) -> bytes | None:
     array = np.frombuffer(buffer, {"d": "<f8", "u": "<u8", "i": "<i8"}[letter])
     if len(array) != count:
         raise _miscounted(spec, len(array), count)
-    return tensors.cast(spec, array)
+    return tensors.cast_finite(spec, array) if letter == "d" else tensors.cast(spec, array)
 
 
 def _typed(spec: TensorSpec, kind: str, text: bytes, count: int) -> bytes:

@@ -9,7 +9,7 @@ says what is wrong.
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -17,17 +17,23 @@ import msgspec
 
 from gateway import tensors
 from gateway.api.envelope import cut, opened_cut
-from gateway.api.ladder import kind_of
+from gateway.api.ladder import kind_of, read
 from gateway.batching import Inference
+from gateway.errors import InvalidRequest
 from loaders.signature import Signature, TensorSpec
 
 KNOWN_MAX = 4
 """Kinds of bodies remembered of a signature; more would cost those that are not among them."""
+QUICK_MAX_BYTES = 4096
+"""Longest body that is decoded whole by one typed decoder; for longer ones cutting pays, and bounds memory."""
+SINGLE_MAX_ELEMENTS = 2048
+"""Elements of a body of that size at most."""
 PATIENCE = 16
 """After so many bodies that were not known, only every 64th of them is learnt."""
 _TYPES: dict[str, Any] = {"F": float, "I": int, "B": bool}
 _REFUSED = (
     msgspec.MsgspecError, RecursionError, UnicodeDecodeError, struct.error, OverflowError, TypeError, ValueError,
+    InvalidRequest,
 )  # fmt: skip
 
 
@@ -56,6 +62,7 @@ class _Known(NamedTuple):
     start: int
     stop: int
     decode: Any
+    """From the array's text to values; or to bytes, where `pack` is None."""
     pack: Any
     shapes: list[tuple[int, ...]]
     like: Inference | None
@@ -69,6 +76,7 @@ class Single:
     """
 
     def __init__(self, spec: TensorSpec) -> None:
+        self._spec = spec
         self._name, self._datatype = spec.name, spec.datatype
         self._kind = kind_of(spec.datatype)
         self._code = tensors.CODES[spec.datatype]
@@ -83,9 +91,12 @@ class Single:
     def take_known(self, body: bytes, into: Inference) -> bool:
         """Take a body whose like was learnt; False when it is none, nothing is taken."""
         for head, tail, start, stop, decode, pack, shapes, like in self._known:
-            if body.startswith(head) and body.endswith(tail):
+            if body[:start] == head and body[stop:] == tail:
                 try:
-                    into.inputs = [pack(*decode(body[start:stop]))]
+                    if pack is None:
+                        into.inputs = [decode(body[start:stop])]
+                    else:
+                        into.inputs = [pack(*decode(body[start:stop]))]
                 except _REFUSED:
                     return False
                 into.shapes = shapes
@@ -106,26 +117,28 @@ class Single:
         if self._strangers > PATIENCE and self._strangers % 64:
             return
         count = taken.rows * self._elements
-        if not 0 < count <= tensors.STRUCT_MAX_ELEMENTS or taken.request_id is not None:
+        if not count or taken.request_id is not None:
             return
         pieces = cut(body, 1)
         if pieces is None or not body.isascii() or opened_cut(body, 1) is None:
             return
         start, end = pieces[0]
-        array = body[start:end]
-        # Nested data of one row: the innermost array is all that varies.
-        inner, outer = array.rfind(b"["), array.find(b"]") + 1
-        if array[:inner].strip(b"[ \t\n\r") or array[outer:].strip(b"] \t\n\r"):
-            return
-        if inner and array.count(b"[") != len(self._row):
-            return
-        end = start + outer
-        start += inner
-        like = _like(taken)
+        if len(body) > QUICK_MAX_BYTES or count > SINGLE_MAX_ELEMENTS:
+            decode: Any = partial(read, self._spec, shape=taken.shapes[0], count=count)
+            pack: Any = None
+        else:
+            # Nested data of one row: the innermost array is all that varies.
+            array = body[start:end]
+            inner, outer = array.rfind(b"["), array.find(b"]") + 1
+            if array[:inner].strip(b"[ \t\n\r") or array[outer:].strip(b"] \t\n\r"):
+                return
+            if inner and array.count(b"[") != len(self._row):
+                return
+            start, end = start + inner, start + outer
+            decode, pack = _tuples(self._kind, count).decode, tensors.packer(self._code, count).pack
         made = _Known(
-            body[:start], body[end:], start, end - len(body), _tuples(self._kind, count).decode,
-            tensors.packer(self._code, count).pack, taken.shapes, like,
-        )  # fmt: skip
+            body[:start], body[end:], start, end - len(body), decode, pack, taken.shapes, _like(taken)
+        )
         self._known = (made, *[k for k in self._known if k[:2] != made[:2]][: KNOWN_MAX - 1])
 
     def take(self, given: list[Any], into: Inference) -> bool:
@@ -150,12 +163,12 @@ class Single:
             count = len(data)
             if (
                 shape[1:] != self._tail
-                or not 0 < count <= tensors.STRUCT_MAX_ELEMENTS
+                or not 0 < count <= SINGLE_MAX_ELEMENTS
                 or shape[0] * self._elements != count
             ):
                 return False
             into.inputs = [tensors.packer(self._code, count).pack(*data)]
-        except (struct.error, OverflowError, TypeError, ValueError, IndexError):
+        except (struct.error, OverflowError, TypeError, ValueError, InvalidRequest, IndexError):
             return False
         into.shapes = [tuple(shape)]
         into.rows = shape[0]
