@@ -18,6 +18,7 @@ from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, VersionCha
 from loaders.golden import GOLDEN_MAX_BYTES
 from loaders.graph import Model, parse
 from loaders.model_config import ModelConfig, read_config
+from loaders.reference import read_reference
 from loaders.repository import MODEL_FILE, model_path, version_directory
 from loaders.triton import read_labels
 
@@ -36,6 +37,8 @@ class Material(NamedTuple):
     bundle: Bundle
     config: ModelConfig
     golden: bytes | None
+    reference: bytes | None
+    """Where inputs are held against it."""
     labels: dict[str, list[str]]
 
     @property
@@ -73,11 +76,12 @@ def read(root: Path, model: str, version: str) -> Material:
         golden = None
         if bundle.settings.golden is not None:
             golden = _golden(directory / bundle.settings.golden, f"{where}/{bundle.settings.golden}")
+        reference = read_reference(directory, bundle)
     except OSError as exc:
         msg = f"{where}: its files cannot be read: {exc.strerror}"
         raise ModelUnreadable(msg) from exc
     labels = read_labels(directory.parent, config)
-    return Material(model, version, directory, name, content, bundle, config, golden, labels)
+    return Material(model, version, directory, name, content, bundle, config, golden, reference, labels)
 
 
 def _golden(path: Path, where: str) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loaders.bundle import BUNDLE_FILE, Bundle, BundleSettings, InputSettings, open_regular
-from loaders.errors import BundleInvalid, ModelUnreadable, VersionChanged
+from loaders.errors import BundleInvalid, VersionChanged
 from loaders.signature import Signature, TensorSpec
 
 REFERENCE_MAX_BYTES = 64 << 20
@@ -66,19 +66,67 @@ def checks_inputs(settings: BundleSettings) -> bool:
     return any(map(is_checked, settings.inputs.values()))
 
 
-def read_profile(directory: Path, settings: BundleSettings, sha256: str | None = None) -> Profile:
+def read_profile(directory: Path, settings: BundleSettings) -> Profile:
     """The profile of every input that bundle.toml describes.
 
     Args:
         directory: <model>/<version>.
-        sha256: what the file was when it was hashed; None asks nothing.
 
     Raises:
         BundleInvalid: no reference, or one that does not hold what the inputs need; says what.
-        VersionChanged: the file is not the one that was hashed.
         OSError: it cannot be read.
     """
     where = f"{directory.parent.name}/{directory.name}"
+    return _profile(_read(directory, settings, where), settings, f"{where}/{settings.reference}")
+
+
+def read_reference(directory: Path, bundle: Bundle) -> bytes | None:
+    """The reference's bytes, where inputs are held against it; None where every policy is `pass`.
+
+    Raises:
+        BundleInvalid: there is no reference, or too large a one.
+        VersionChanged: the file is not the one that was hashed.
+        OSError: it cannot be read.
+    """
+    if not checks_inputs(bundle.settings):
+        return None
+    where = f"{directory.parent.name}/{directory.name}"
+    content = _read(directory, bundle.settings, where)
+    if hashlib.sha256(content).hexdigest() != bundle.reference_sha256:
+        msg = (
+            f"{where}/{bundle.settings.reference}: changed while the version was loaded:"
+            " put its files there whole, then load it again"
+        )
+        raise VersionChanged(msg)
+    return content
+
+
+def checked_profile(
+    content: bytes | None, settings: BundleSettings, signature: Signature, where: str
+) -> Profile | None:
+    """The profile that a version's inputs are held against; None where there is nothing to hold. Reads no file.
+
+    Args:
+        content: what `read_reference` gave.
+        where: what messages call the version.
+
+    Raises:
+        BundleInvalid: what bundle.toml and reference say does not fit the model.
+    """
+    if content is None:
+        return None
+    profile = _profile(content, settings, f"{where}/{settings.reference}")
+    specs = {spec.name: spec for spec in signature.inputs}
+    for name, one in settings.inputs.items():
+        if is_checked(one):
+            wrong = _misfit(one, profile.inputs[name], specs.get(name))
+            if wrong:
+                msg = f"{where}/{BUNDLE_FILE}: inputs.{name}: {wrong}"
+                raise BundleInvalid(msg)
+    return profile
+
+
+def _read(directory: Path, settings: BundleSettings, where: str) -> bytes:
     if settings.reference is None:
         msg = f'{where}/{BUNDLE_FILE}: has no reference; expected reference = "reference.npz", to hold inputs against'
         raise BundleInvalid(msg)
@@ -88,12 +136,12 @@ def read_profile(directory: Path, settings: BundleSettings, sha256: str | None =
     if len(content) > REFERENCE_MAX_BYTES:
         msg = f"{named}: over {REFERENCE_MAX_BYTES >> 20} MiB; so much is read"
         raise BundleInvalid(msg)
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        msg = f"{named}: changed while the version was loaded: put its files there whole, then load it again"
-        raise VersionChanged(msg)
+    return content
+
+
+def _profile(content: bytes, settings: BundleSettings, named: str) -> Profile:
     wanted = settings.inputs
-    names = {f"{ROWS}.{name}" for name in wanted} | {ROWS}
-    arrays = _arrays(content, names, named)
+    arrays = _arrays(content, {f"{ROWS}.{name}" for name in wanted} | {ROWS}, named)
     profiles = {}
     for name, one in wanted.items():
         array = arrays.get(f"{ROWS}.{name}")
@@ -105,31 +153,6 @@ def read_profile(directory: Path, settings: BundleSettings, sha256: str | None =
             raise BundleInvalid(msg)
         profiles[name] = _input_profile(name, one, array, named)
     return Profile(profiles)
-
-
-def checked_profile(directory: Path, bundle: Bundle, signature: Signature) -> Profile | None:
-    """The profile that a version's inputs are held against; None where every policy is `pass`.
-
-    Raises:
-        BundleInvalid: what bundle.toml and reference say does not fit the model.
-        ModelUnreadable, VersionChanged: the reference is not there any more, or not the same.
-    """
-    if not checks_inputs(bundle.settings):
-        return None
-    where = f"{directory.parent.name}/{directory.name}"
-    try:
-        profile = read_profile(directory, bundle.settings, bundle.reference_sha256)
-    except OSError as exc:
-        msg = f"{where}/{bundle.settings.reference}: {exc.strerror}"
-        raise ModelUnreadable(msg) from exc
-    specs = {spec.name: spec for spec in signature.inputs}
-    for name, one in bundle.settings.inputs.items():
-        if is_checked(one):
-            wrong = _misfit(one, profile.inputs[name], specs.get(name))
-            if wrong:
-                msg = f"{where}/{BUNDLE_FILE}: inputs.{name}: {wrong}"
-                raise BundleInvalid(msg)
-    return profile
 
 
 def _misfit(settings: InputSettings, profile: InputProfile, spec: TensorSpec | None) -> str | None:

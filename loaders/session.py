@@ -231,7 +231,7 @@ def make(
     session = _open(found, weights, threads)
     session.locations = tuple(weights)
     fitted = session.fit(found)
-    session.profile = checked_profile(found.directory, found.bundle, session.signature)
+    session.profile = checked_profile(found.reference, found.bundle.settings, session.signature, found.where)
     runs = warm.Runs(session.run, session.new_run_options)
     lines: list[golden.Golden] = []
     if found.golden is not None:

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from loaders.bundle import BundleSettings, InputSettings, read_bundle
-from loaders.errors import BundleInvalid, ModelUnreadable, VersionChanged
-from loaders.reference import FeatureProfile, checked_profile, read_profile
+from loaders.bundle import Bundle, BundleSettings, InputSettings, read_bundle
+from loaders.errors import BundleInvalid, VersionChanged
+from loaders.reference import FeatureProfile, Profile, checked_profile, read_profile, read_reference
 from loaders.signature import Signature, TensorSpec
 
 NAN = float("nan")
@@ -34,6 +34,11 @@ def version(tmp_path: Path, **arrays: Any) -> Path:
 def settings(**inputs: InputSettings) -> BundleSettings:
     """A bundle that names the reference."""
     return BundleSettings(reference="reference.npz", inputs=inputs or INPUTS)
+
+
+def checked(directory: Path, bundle: Bundle, signature: Signature = MODEL) -> Profile | None:
+    """What a load finds: the file read, then held against the model."""
+    return checked_profile(read_reference(directory, bundle), bundle.settings, signature, "m/1")
 
 
 def test_a_feature_is_its_range_its_missing_and_its_categories(tmp_path: Path) -> None:
@@ -118,7 +123,7 @@ def test_a_reference_that_does_not_fit_the_model(
     (directory / "bundle.toml").write_text('reference = "reference.npz"')
     bundle = msgspec.structs.replace(read_bundle(directory), settings=settings(**inputs))
     with pytest.raises(BundleInvalid, match=says):
-        checked_profile(directory, bundle, signature)
+        checked(directory, bundle, signature)
 
 
 def test_policies_decide_whether_it_is_read(tmp_path: Path) -> None:
@@ -126,17 +131,16 @@ def test_policies_decide_whether_it_is_read(tmp_path: Path) -> None:
     directory = version(tmp_path, rows=ROWS)
     text = 'reference = "reference.npz"\n[inputs.X]\nfeatures = ["a", "b", "c"]\n'
     (directory / "bundle.toml").write_text(text)
-    assert checked_profile(directory, read_bundle(directory), MODEL) is None
+    assert checked(directory, read_bundle(directory)) is None
     (directory / "bundle.toml").write_text(text + '[inputs.X.policies]\nb = "reject"\n')
     bundle = read_bundle(directory)
-    found = checked_profile(directory, bundle, MODEL)
-    assert found is not None
+    assert checked(directory, bundle) is not None
     np.savez(directory / "reference.npz", rows=ROWS + 1)
     with pytest.raises(VersionChanged):
-        checked_profile(directory, bundle, MODEL)
+        checked(directory, bundle)
     (directory / "reference.npz").unlink()
-    with pytest.raises(ModelUnreadable):
-        checked_profile(directory, bundle, MODEL)
+    with pytest.raises(FileNotFoundError):
+        checked(directory, bundle)
 
 
 @pytest.mark.parametrize(
@@ -161,4 +165,4 @@ def test_a_policy_needs_a_reference(tmp_path: Path) -> None:
     directory = version(tmp_path)
     (directory / "bundle.toml").write_text('[inputs.X]\npolicy = "flag"')
     with pytest.raises(BundleInvalid, match="has no reference"):
-        checked_profile(directory, read_bundle(directory), MODEL)
+        checked(directory, read_bundle(directory))
