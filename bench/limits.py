@@ -7,6 +7,7 @@ written into a page between its markers.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -83,6 +84,7 @@ def measure(
         ConfigInvalid: only one case was asked for and something that it needs is missing.
         ValueError, OSError: the same, for a wrong reply and for what did not answer. Of several cases the others go on.
     """
+    _demand_processors(options)
     cases: list[Case] = []
     for name in dict.fromkeys(ALIASES.get(name, name) for name in names):
 
@@ -107,6 +109,17 @@ def measure(
         options=options,
         cases=cases,
     )
+
+
+def _demand_processors(options: Options) -> None:
+    mine = os.sched_getaffinity(0)
+    for role, cpu in (("server", options.server_cpu), ("generator", options.generator_cpu)):
+        if cpu not in mine:
+            msg = (
+                f"--{role}-cpu {cpu}: this process may use {', '.join(map(str, sorted(mine)))};"
+                " servers and load need a processor each"
+            )
+            raise ConfigInvalid(msg)
 
 
 def _commit() -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from bench import load, paired, report
 from bench.cases import openly
-from bench.cases.case import MLP, Bench, Case, roles_of
+from bench.cases.case import MLP, Bench, Case, counted_row, roles_of
 from bench.cases.vision import write_squeezenet
 from bench.outcome import Outcome
 from bench.requests import Target
@@ -19,6 +21,8 @@ MLP_MS_MAX = 25.0
 SQUEEZENET_MS_MAX = 250.0
 ROWS_PER_RUN_MIN = 8.0
 HALF = 0.5
+FEW_TIMES = 5
+"""As long: images are so few a second that a p99 needs more of them."""
 
 
 def latency(bench: Bench) -> Case:
@@ -44,6 +48,8 @@ def _measure(bench: Bench, models: Path, model_file: Path, target: Target, bound
         requests = bench.requests(target)
         found = openly.capacity(bench, gateway, bench.wrk(requests), target.model, connections)
         plan = openly.plan(bench, gateway.data_url, target, HALF * found.per_second, model_file)
+        if not mlp:
+            plan = msgspec.structs.replace(plan, seconds=FEW_TIMES * plan.seconds)
         for number in range(bench.options.rounds):
             watch = paired.Watch(roles_of(gateway))
             one = load.run(plan, requests=requests)
@@ -81,12 +87,7 @@ def _measure(bench: Bench, models: Path, model_file: Path, target: Target, bound
         report.Row("not 2xx", f"{failed} of {sum(one.requests for one in seen):,}", "0", failed == 0),
         openly.honest_row(seen),
         paired.quiet(report.interval(foreign).median),
-        report.Row(
-            "replies compared with ONNX Runtime",
-            f"{sum(one.checked for one in seen):,}, all equal",
-            "1%",
-            True,
-        ),
+        counted_row(sum(one.checked for one in seen), sum(one.requests for one in seen)),
     ]
     name = "latency" if mlp else "latency-squeezenet"
     return Case(name=name, title=f"{target.model} at half of its capacity", rows=rows, details=seen)

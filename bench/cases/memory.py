@@ -63,7 +63,7 @@ def memory(bench: Bench) -> Case:
         finally:
             over.set()
             watcher.join()
-        checked = served.check()
+        checked = checked_row([served])
     counted = looks[int(len(looks) * WARM_UP_SHARE) :]
     slope = slope_percent_per_h(counted)
     decided = _decided(slope, options.memory_s)
@@ -77,7 +77,7 @@ def memory(bench: Bench) -> Case:
         report.Row("ring and other shared pages", f"{looks[-1].shared_mb:.1f} MB"),
         report.Row("load", f"{requests:,} requests in {options.memory_s:g} s"),
         quiet(report.interval(foreign).median),
-        checked_row(checked),
+        checked,
     ]  # fmt: skip
     return Case(name="memory", title="memory of one worker under saturation", rows=rows, details=looks)
 

@@ -31,7 +31,7 @@ def rows32(bench: Bench) -> Case:
             for name, kind in kinds.items()  # type: ignore[misc]
         }
         pairs = paired.rounds(sides, options.rounds, bench.progress)
-        checked = sum(kind.check() for kind in kinds.values())
+        checked = checked_row(kinds.values())
 
     def per_cpu(side: str) -> Callable[[Mapping[str, Sample]], float]:
         return lambda pair: pair[side].rows_per_cpu_s
@@ -50,7 +50,7 @@ def rows32(bench: Bench) -> Case:
         ),
         report.Row("rows per CPU second of the worker", absolute),
         paired.busy_row(pairs),
-        checked_row(checked),
+        checked,
     ]  # fmt: skip
     return Case(
         name="rows32", title="32 rows a request, one worker, 32 connections", rows=rows, details=pairs

@@ -68,10 +68,10 @@ def squeezenet(bench: Bench) -> Case:
             one.run(min(WARM_UP_S, options.seconds))
             sides[name] = partial(one.run, options.seconds)
         pairs = paired.rounds(sides, options.rounds, bench.progress)
-        checked = sum(one.check() for one in served.values())
+        checked = checked_row(served.values())
     return Case(
         name="squeezenet", title="squeezenet, [1,3,224,224] binary, one worker",
-        rows=[*_rows(pairs), checked_row(checked)], details=pairs,
+        rows=[*_rows(pairs), checked], details=pairs,
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def workers2(bench: Bench) -> Case:
             for name, one in served.items()  # type: ignore[misc]
         }
         pairs = paired.rounds(sides, options.rounds, bench.progress)
-        checked = sum(one.check() for one in served.values())
+        checked = checked_row(served.values())
     cost = paired.ratio(pairs, lambda p: p["two workers"].server_us, lambda p: p["one worker"].server_us)
     each = ", ".join(
         f"{name} {paired.median(pairs, name, 'server_us'):.2f} us at"
@@ -54,7 +54,7 @@ def workers2(bench: Bench) -> Case:
         report.Row("CPU per request", each),
         report.Row("connections that each of the two held", ", ".join(f"{count:.0f}" for count in held)),
         paired.busy_row(pairs),
-        checked_row(checked),
+        checked,
     ]
     title = f"two workers against one, {options.connections} connections per worker"
     return Case(name="workers2", title=title, rows=rows, details=pairs)

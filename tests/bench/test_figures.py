@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 
 import pytest
@@ -64,12 +65,16 @@ def test_a_case_that_cannot_be_measured_does_not_end_the_others(monkeypatch) -> 
         raise ValueError("request r-1: output Y is wrong")
 
     monkeypatch.setattr(limits, "CASES", {"a": broken, "b": lambda bench: case("b", 1.0)})
-    found = limits.measure(["a", "b"], Options())
+    mine = min(os.sched_getaffinity(0))
+    options = Options(server_cpu=mine, generator_cpu=mine)
+    found = limits.measure(["a", "b"], options)
     assert [row.measured for row in found.cases[0].rows] == ["request r-1: output Y is wrong"]
     assert found.cases[1].rows[0].met is True
     assert not found.met
     with pytest.raises(ValueError, match="r-1"):
-        limits.measure(["a"], Options())
+        limits.measure(["a"], options)
+    with pytest.raises(ConfigInvalid, match="--generator-cpu 4096"):
+        limits.measure(["b"], Options(server_cpu=mine, generator_cpu=4096))
 
 
 def test_slope_finds_a_leak_and_forgives_a_spike() -> None:
