@@ -215,16 +215,16 @@ class Trials:
             server = self._server = _start()
         assert server.stdin is not None  # noqa: S101
         assert server.stdout is not None  # noqa: S101
-        try:
+        answer = b""
+        with contextlib.suppress(OSError):
             server.stdin.write(line)
             server.stdin.flush()
-            return server.stdout.readline()
-        except OSError:
-            return b""
-        finally:
-            if server.poll() is not None:
-                self._server = None
-                _end(server)
+            answer = server.stdout.readline()
+        if not answer:
+            # It has ended, or is about to: one on its way out still counts as running.
+            self._server = None
+            _end(server)
+        return answer
 
 
 def _start() -> subprocess.Popen[bytes]:
