@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,26 @@ import pytest
 
 from bench.serving import Gateway
 from tests.clients import real_models, wheels
-from tests.clients.asked import Arrays, ask, ask_json, at_once, direct, logged, ort, same_bytes
+from tests.clients.asked import (
+    HEADER,
+    Arrays,
+    ask,
+    ask_json,
+    at_once,
+    binary_request,
+    direct,
+    logged,
+    ort,
+    same_bytes,
+)
 
 SUMMED_OTHERWISE = 1e-4
 """Between a row alone and in company: ONNX Runtime's kernels sum in another order, in Magika by up to 4e-5."""
 COMPANY = 32
+MAGIKA_CONFIG = """
+max_batch_size: 32
+output [ { name: "target_label" data_type: TYPE_FP32 dims: [ 214 ] label_filename: "labels.txt" } ]
+"""
 ROWS_OF = {
     "diabetes": real_models.regression,
     "digits": real_models.multiclass,
@@ -45,6 +61,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 def published(gateway: Gateway) -> Gateway:
     """The same gateway with the larger models out of packages, put there while it serves."""
     files = {"magika": wheels.file_of(wheels.MAGIKA_1), "pitch": wheels.file_of(wheels.BASIC_PITCH)}
+    names = json.loads(wheels.file_of(wheels.MAGIKA_LABELS).read_text())["target_labels_space"]
+    (gateway.models / "magika").mkdir()
+    (gateway.models / "magika" / "labels.txt").write_text("\n".join(names))
+    (gateway.models / "magika" / "config.pbtxt").write_text(MAGIKA_CONFIG)
     for name, file in files.items():
         real_models.put(gateway.models, name, "1", file)
         await_version(gateway, name, "1")
@@ -176,6 +196,29 @@ def test_a_transcriber_with_three_outputs(published: Gateway, client: httpx.Clie
     for output, array in expected.items():
         alone = ask(client, "pitch", {name: sound}, [output]).outputs
         assert same_bytes(alone, {output: array})
+
+
+@pytest.mark.prove
+def test_a_classifier_says_its_labels(published: Gateway, client: httpx.Client) -> None:
+    """Magika's 214 names beside its config.pbtxt: classification tells what a file is, as its makers would."""
+    session = direct_of(published, "magika")
+    for features in real_models.source_files(6):
+        body, fields = binary_request({"bytes": features}, ["target_label"])
+        asked = json.loads(body[: int(fields[HEADER])])
+        asked["outputs"][0]["parameters"] = {"classification": 2, "binary_data": False}
+        head = json.dumps(asked).encode()
+        reply = client.post(
+            "/v2/models/magika/versions/1/infer",
+            content=head + features.tobytes(),
+            headers={HEADER: str(len(head))},
+        )
+        assert reply.status_code == 200, reply.text
+        (output,) = reply.json()["outputs"]
+        assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
+        scores = session.run(None, {"bytes": features})[0][0]
+        value, index, label = output["data"][0].split(":")
+        assert (int(index), float(value)) == (scores.argmax(), pytest.approx(float(scores.max()), abs=1e-5))
+        assert label == "python"
 
 
 @pytest.mark.prove
