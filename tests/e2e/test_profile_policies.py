@@ -124,13 +124,12 @@ def test_they_are_counted_by_kind(gateway: Gateway) -> None:
     """By version, kind and policy; a request once for each kind."""
 
     def counted() -> dict[tuple[str, ...], float]:
-        with urlopen(f"{gateway.admin_url}/metrics", timeout=10) as reply:  # noqa: S310
-            text = reply.read().decode()
+        found = scraped(gateway)
         return {
-            (s.labels["version"], s.labels["kind"], s.labels["policy"]): s.value
-            for family in text_string_to_metric_families(text)
-            for s in family.samples
-            if s.name == "tidegate_flagged_requests_total"
+            (version, kind, policy): value
+            for (name, *labels), value in found.items()
+            if name == "tidegate_flagged_requests_total"
+            for kind, _, policy, version in (labels,)
         }
 
     before = counted()
@@ -147,3 +146,38 @@ def test_they_are_counted_by_kind(gateway: Gateway) -> None:
         for key, value in counted().items()
         if (key[0], key[2]) not in {("1", "flag"), ("2", "reject")}
     )
+
+
+def test_what_a_live_worker_says(gateway: Gateway) -> None:
+    """Memory, CPU, turns, errors and stages of a worker that works; its log is JSON, line by line."""
+    asked = 5
+    for _ in range(asked):
+        assert ask(gateway, ROW).status == 200
+    ask(gateway, ODD, version="2")
+    deadline = time.monotonic() + 10
+    while (found := scraped(gateway))["tidegate_errors_total", "input_out_of_profile"] < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert 20 << 20 < found["tidegate_worker_resident_memory_bytes", "0"] < 2 << 30
+    assert found["tidegate_worker_cpu_seconds_total", "0"] > 0.1
+    assert found["tidegate_worker_turns_total", "0"] >= asked
+    assert 0 <= found["tidegate_worker_loop_gap_seconds", "0"] < 60
+    primary = ("flights", "primary", "1")
+    assert found["tidegate_request_seconds_count", *primary] >= asked
+    assert found["tidegate_stage_seconds_count", "flights", "infer", "1"] >= asked
+    assert found["tidegate_queue_oldest_seconds", "flights", "1"] == 0
+    lines = [line for line in gateway.log.read_text().splitlines() if line.startswith("{")]
+    assert {"ts", "level", "role", "pid", "event"} <= set.intersection(
+        *(set(json.loads(line)) for line in lines)
+    )
+
+
+def scraped(gateway: Gateway) -> dict[tuple[str, ...], float]:
+    """Samples by name and label values, in the labels' alphabetical order."""
+    with urlopen(f"{gateway.admin_url}/metrics", timeout=10) as reply:  # noqa: S310
+        text = reply.read().decode()
+    return {
+        (s.name, *(value for _, value in sorted(s.labels.items()))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
