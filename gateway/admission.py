@@ -68,6 +68,8 @@ class Admission:
         self._inflight_max = config.data.inflight_max
         self._queue_max_rows = config.batch.queue_max_rows
         self.refused = 0
+        self.turned_away = 0
+        """Refused by the head alone, less the replies that were made for that: errors that `problem` did not see."""
         self._turned_away: dict[str, list[tuple[int, bytes, bytes]]] = {}
 
     def examine(self, head: Head, inference: Inference, inflight: int) -> None:
@@ -179,7 +181,9 @@ class Admission:
                 self._turned_away.clear()
             # Several, since each has a jittered Retry-After.
             replies = self._turned_away[head.model] = [self._problem(Overloaded(text)) for _ in range(8)]
+            self.turned_away -= len(replies)
         self.refused += 1
+        self.turned_away += 1
         status, fields, body = replies[self.refused & 7]
         sink.reply(status, fields, body)
         if self._appender.sums((ModelFacts(head.model, None), None, Overloaded.code, status)):

@@ -109,6 +109,12 @@ class Counting:
         """When the request that waits longest came (`perf_counter_ns`); 0 when none waits. About once a second."""
         self._words[words_of.OLDEST_NS] = oldest_ns
 
+    def predicted(self, slowdown: float, limit_rows: int, limit_ns: int) -> None:
+        """What was learnt of the cost of runs: the clock over the prediction, the largest run and its time."""
+        self._words[words_of.SLOWDOWN_PM] = int(slowdown * 1000)
+        self._words[words_of.LIMIT_ROWS] = limit_rows
+        self._words[words_of.LIMIT_NS] = limit_ns
+
     def recorded(self, count: int) -> None:
         """So many more requests are in the log now (or stand in a gap)."""
         self._recorded += count

@@ -128,8 +128,14 @@ COUNTED = ((DONE, FAILED_NS + 1), (FLAGGED0, VARIANT0 + VARIANTS_MAX * VARIANT_W
 OWNER0 = VARIANT0 + VARIANTS_MAX * VARIANT_WORDS
 """Length and text of whose counters these are: model, a null character, version."""
 OWNER_WORDS = 24
+SLOWDOWN_PM = 432
+"""Gauge: time of runs by the clock over what was predicted, in thousandths."""
+LIMIT_ROWS = 433
+"""Gauge: rows that a run takes at most, as learnt."""
+LIMIT_NS = 434
+"""Gauge: what a run of so many is predicted to take."""
 SLOT_WORDS = 448
-SLOT_GAUGES = (QUEUED, OLDEST_NS)
+SLOT_GAUGES = (QUEUED, OLDEST_NS, SLOWDOWN_PM, LIMIT_ROWS, LIMIT_NS)
 
 LATENCY_BOUNDS_NS = tuple(
     int(ms * 1_000_000) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)

@@ -288,10 +288,12 @@ class Models:
         return version
 
     def publish_waiting(self) -> None:
-        """Since when requests wait for each version; about once a second."""
+        """Since when requests wait for each version, and what its runs are predicted to cost; about once a second."""
         for entry in self.entries.values():
             for version in entry.versions.values():
+                cost = version.cost
                 version.counting.waiting_since(version.queue.oldest_ns())
+                version.counting.predicted(cost.slowdown, cost.limit_rows, cost.limit_ns)
 
     def count_labels(self, model: str, count: int) -> None:
         """So many labels of a model were accepted."""

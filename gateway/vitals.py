@@ -71,10 +71,11 @@ class Vitals:
         with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/statm", "rb") as file:  # noqa: PTH123
             self._words[words_of.RSS_BYTES] = int(file.read().split()[1]) * _PAGE_BYTES
 
-    def errors(self, answered: Mapping[str, int]) -> None:
-        """Errors answered, by code; those without a word of their own count together."""
+    def errors(self, answered: Mapping[str, int], more: Mapping[str, int]) -> None:
+        """Errors answered, by code, and more of the same from elsewhere; those without a word count together."""
         others = 0
-        for code, count in answered.items():
+        for code in answered.keys() | more.keys():
+            count = answered.get(code, 0) + more.get(code, 0)
             if code in _CODE_WORDS:
                 self.count(_CODE_WORDS[code], count)
             else:

@@ -40,7 +40,7 @@ from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
 from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Overloaded
 from gateway.fleet import Fleet
 from gateway.memory import memory_plan
 from gateway.serving import Models
@@ -233,7 +233,8 @@ class Worker:
         vitals.count(words_of.REFUSED, self.core.refused)
         vitals.count(words_of.GAPS, self.appender.gaps)
         vitals.count(words_of.TURNS, self.core.turns)
-        vitals.errors(answered)
+        away = self.core.admission.turned_away
+        vitals.errors(answered, {Overloaded.code: away})
         vitals.process()
         if self.server is not None and self.door is not None:
             vitals.connections(len(self.server.server_state.connections), self.door.crowd)

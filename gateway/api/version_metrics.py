@@ -147,13 +147,30 @@ def _gauges(slots: list[_Slots], now_ns: int) -> Iterator[Metric]:
     age = GaugeMetricFamily(
         "tidegate_queue_oldest_seconds", "how long the oldest waiting request waits", labels=_VERSION
     )
+    slowdown = GaugeMetricFamily(
+        "tidegate_run_slowdown",
+        "time of runs by the clock over what was predicted, in the slowest worker; 1: as predicted",
+        labels=_VERSION,
+    )
+    most = GaugeMetricFamily(
+        "tidegate_run_limit_rows",
+        "rows that a run takes at most, as learnt, in the least worker",
+        labels=_VERSION,
+    )
+    longest = GaugeMetricFamily(
+        "tidegate_run_limit_seconds", "what a run of so many is predicted to take", labels=_VERSION
+    )
     for one in slots:
+        slowdown.add_metric(one.name, max(w[words_of.SLOWDOWN_PM] for w in one.words) / 1e3)
+        limits = [w[words_of.LIMIT_ROWS] for w in one.words if w[words_of.LIMIT_ROWS]]
+        most.add_metric(one.name, min(limits, default=0))
+        longest.add_metric(one.name, max(w[words_of.LIMIT_NS] for w in one.words) / 1e9)
         ready.add_metric(one.name, sum(w[words_of.LOAD_STATE] == words_of.READY for w in one.words))
         load.add_metric(one.name, max(w[words_of.LOAD_MS] for w in one.words) / 1e3)
         queued.add_metric(one.name, one.totals[words_of.QUEUED])
         since = [w[words_of.OLDEST_NS] for w in one.words if w[words_of.OLDEST_NS]]
         age.add_metric(one.name, max(now_ns - min(since), 0) / 1e9 if since else 0.0)
-    yield from (ready, load, queued, age)
+    yield from (ready, load, queued, age, slowdown, most, longest)
 
 
 def buckets(bounds_ns: Sequence[int], counts: Sequence[int]) -> list[tuple[str, float]]:

@@ -28,7 +28,8 @@ WORDS = "".join(map(chr, range(33, 127)))
 def series(path: Path_, state_dir: Path) -> dict[tuple[str, ...], float]:
     """Every series of a scrape, by name and label values."""
     counting.publish()
-    Vitals(path.fleet.worker(0)).errors(answered)
+    path.models.publish_waiting()
+    Vitals(path.fleet.worker(0)).errors(answered, {})
     assert path.models.serving is not None
     body, _ = exposition(path.fleet, path.models.serving, state_dir)
     return {
@@ -130,7 +131,11 @@ def test_histograms_add_up(tmp_path: Path) -> None:
     assert {key[0] for key in counts} == {
         "tidegate_request_seconds_count", "tidegate_stage_seconds_count", "tidegate_run_rows_count",
     }  # fmt: skip
-    assert found["tidegate_run_rows_sum", "model=sum", "version=1"] == 40
+    of = ("model=sum", "version=1")
+    assert found["tidegate_run_rows_sum", *of] == 40
+    assert found["tidegate_run_slowdown", *of] >= 1
+    assert found["tidegate_run_limit_rows", *of] >= 1
+    assert found["tidegate_run_limit_seconds", *of] > 0
 
 
 def test_names_follow_the_rules() -> None:
@@ -154,7 +159,7 @@ def test_a_successors_counters_go_on(tmp_path: Path) -> None:
     for _ in range(2):
         vitals = Vitals(words)
         vitals.count(words_of.REFUSED, 7)
-        vitals.errors({"overloaded": 3, "unheard of": 2})
+        vitals.errors({"overloaded": 2, "unheard of": 2}, {"overloaded": 1})
     vitals.beat(10.0, 0.02)
     vitals.beat(10.52, 0.02)
     vitals.beat(10.54, 0.02)
