@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,20 @@ def test_a_successors_counters_go_on(tmp_path: Path) -> None:
     assert words[words_of.RSS_BYTES] > 1 << 20
     vitals.process()
     assert words[words_of.LOOP_GAP_NS] == 0
+
+
+def test_refusals_by_the_head_alone_are_counted(tmp_path: Path) -> None:
+    """Their replies are made before and sent often: each that was sent counts, none for being made."""
+
+    async def play() -> int:
+        path = Path_(tmp_path)
+        entry = path.models.get("sum")
+        assert entry is not None
+        entry.turn_away_until_ns = time.perf_counter_ns() + 60_000_000_000
+        before = answered["overloaded"]
+        for _ in range(20):
+            assert path.send([1, 2, 3, 4]).status == 503
+        path.close()
+        return answered["overloaded"] - before + path.core.admission.turned_away
+
+    assert asyncio.run(play()) == 20
