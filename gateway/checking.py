@@ -49,7 +49,7 @@ def check_versions(
         kept: a directory for verdicts.
     """
     trials = Trials(kept, cpu_s=settings.trial_cpu_s, memory_bytes=settings.trial_memory_bytes)
-    threads = Threads(settings.providers, settings.intra_op_threads)
+    threads = Threads(settings.providers, settings.intra_op_threads or 1)
     out: list[dict[str, Any]] = []
     try:
         for model, version in versions:

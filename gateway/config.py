@@ -103,7 +103,14 @@ class Session(_Section):
     providers: Annotated[tuple[str, ...], Meta(description="execution providers in order of preference")] = (
         "CPUExecutionProvider",
     )
-    intra_op_threads: Annotated[int, Meta(ge=1, le=256, description="threads a run may use")] = 1
+    intra_op_threads: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="threads a run may use; 0: the processors left over, divided among workers and lanes",
+        ),
+    ] = 0
     trial_cpu_s: Annotated[
         float,
         Meta(ge=1, le=600, description="processor time of a version's trial load, and 1 s for each 20 MB"),

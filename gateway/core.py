@@ -62,8 +62,6 @@ class Core:
         self.runs = Runs(loop, config.batch.lanes, self.delivery)
         self._waiting = self.runs.waiting
         self.admission = Admission(config, models, appender, problem, self.runs.lanes, self._waiting)
-        self._linger_s = config.batch.linger_ms / 1000
-        self._cut = "linger" if self._linger_s else "turn"
         self._callers: dict[tuple[str, str, str | None], msgspec.Raw] = {}
         self._scheduled = False
         self.turns = 0
@@ -122,8 +120,7 @@ class Core:
             if version.codec is not codec:
                 # Another signature than the primary's: its own order, names and shapes count.
                 _forget(inference)
-                decode = version.codec.decode if head.dialect == "oip" else version.codec.decode_v1
-                decode(body, head.json_bytes, inference)
+                head.decoder(version.codec)(body, head.json_bytes, inference)
             self._queue(entry, version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)
@@ -136,8 +133,7 @@ class Core:
             if entry is None:
                 return
             codec = entry.codec_of(head.version)
-            decode = codec.decode if head.dialect == "oip" else codec.decode_v1
-            await asyncio.to_thread(decode, body, head.json_bytes, inference)
+            await asyncio.to_thread(head.decoder(codec), body, head.json_bytes, inference)
             inference.decoded_ns = _now()
             entry = self._entry_of(head.model)
             if entry is None:
@@ -145,8 +141,7 @@ class Core:
             version = self._route(entry, head, inference)
             if version.codec is not codec:
                 _forget(inference)
-                decode = version.codec.decode if head.dialect == "oip" else version.codec.decode_v1
-                await asyncio.to_thread(decode, body, head.json_bytes, inference)
+                await asyncio.to_thread(head.decoder(version.codec), body, head.json_bytes, inference)
             self._queue(entry, version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)
@@ -215,6 +210,9 @@ class Core:
             inference.deadline_ns - inference.decoded_ns < FREE_LEFT_NS
         ):
             self.admission.check(entry, version, inference)
+        if version.linger_ns and not queue.rows:
+            version.due_ns = inference.decoded_ns + version.linger_ns
+            self._loop.call_later(version.linger_ns / 1e9, self._schedule)
         version.admitted += 1
         self._taken += 1
         queue.put(inference)
@@ -226,10 +224,7 @@ class Core:
         if self._scheduled:
             return
         self._scheduled = True
-        if self._linger_s:
-            self._loop.call_later(self._linger_s, self.turn)
-        else:
-            self._loop.call_soon(self.turn)
+        self._loop.call_soon(self.turn)
 
     def refuse(
         self, head: Head, exc: Exception, sink: Any, received_ns: int, inference: Inference | None = None
@@ -248,7 +243,7 @@ class Core:
         if self._waiting:
             for version in self._waiting:
                 version.publish_admitted()
-            if self.runs.work(self._cut):
+            if self.runs.work("turn"):
                 self._schedule()
         self.appender.flush()
 

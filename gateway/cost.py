@@ -45,6 +45,7 @@ class CostModel:
         limit_rows: rows of a batch at most: the smallest cell whose cost per row is as good as the best one's, or
             the next one while nothing is known beyond it.
         limit_ns: what a run of `limit_rows` takes by the clock.
+        settled: the last run that was learnt was of a size well known.
         slowdown: time by the clock over the fit, hiccups and neighbours included.
 
     Threading: the loop thread alone. Cost: under a microsecond to ask, about one to learn.
@@ -64,6 +65,7 @@ class CostModel:
         self._learnt = 0
         self._wall_ns = self._fitted_ns = 0.0
         self.slowdown = 1.0
+        self.settled = False
         self.limit_rows = 1
         self.limit_ns = 0
         self._look()
@@ -141,6 +143,7 @@ class CostModel:
             took = min(cpu_ns, _CLIP * mean) if runs >= _TRUSTED_RUNS else cpu_ns
             self._cpu_ns[cell] = mean + (took - mean) * weight
             self._rows[cell] += (rows - self._rows[cell]) * weight
+        self.settled = runs >= _WEIGHT_RUNS
         self._learnt += 1
         if runs <= _TRUSTED_RUNS or self._learnt % _LOOK_EVERY == 0 or self._learnt % _EXPLORE_EVERY < 5:
             self._look()

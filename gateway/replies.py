@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from struct import pack
 from typing import NamedTuple
 
@@ -45,26 +46,19 @@ def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Re
     Args:
         late: takes the replies that wait for the disk instead; None when none does.
     """
-    error, part = appended.error, appended.part
-    seq = appended.seq
-    if seq is None:
+    error = appended.error
+    if appended.seq is None:
         error = AuditUnavailable("the audit log cannot be written at present; try again")
     if error is not None:
-        _reply_error(part, seq, prefix, error, problem)
+        _reply_error(appended, prefix, error, problem)
         return
-    assert seq is not None  # noqa: S101  or there is an error
-    version, batch, texts, row = appended.version, appended.batch, appended.texts, appended.row0
+    version, batch, part, seq, _, row, texts, _ = appended
     # The ids of a frame's requests follow each other: all are made with one call.
-    digits = pack(f">{len(part)}Q", *range(seq, seq + len(part))).hex().encode()
-    level = appended.level.encode()
-    fields_of = (
-        b"content-type: application/json\r\nx-tidegate-audit: %b\r\nx-prediction-id: %b%%b\r\ncontent-length: %%d\r\n"
-        % (level, prefix.replace(b"%", b"%%"))
-    )
-    quoted = b'"' + prefix
+    digits = pack(f">{len(part)}Q", *range(seq, seq + len(part))).hex().encode()  # type: ignore[arg-type,operator]
+    fields_of, id_of = _templates(appended.level, prefix)
     last_rows, last_wanted, literals = -1, None, []
     at = 0
-    plain = False
+    simple = False
     column: list[bytes] = []
     join = b"".join
     for inference in part:
@@ -75,27 +69,37 @@ def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Re
         if sink.disconnected:
             row += rows
             continue
-        id_json, status = inference.id_json or b'%b%b"' % (quoted, number), 200
+        id_json = inference.id_json or id_of % number
         if inference.form is None:
             if rows != last_rows or inference.wanted is not last_wanted:
                 last_rows, last_wanted = rows, inference.wanted
                 literals = version.encoder.literals(rows, batch.outputs, last_wanted)
-                plain = rows == 1 and len(literals) == 3 and version.batchable
-                if plain:
+                simple = rows == 1 and len(literals) == 3 and version.batchable
+                if simple:
                     column = texts[0 if last_wanted is None else last_wanted[0]]
-            if plain:
+            if simple:
                 body = join((literals[0], id_json, literals[1], column[row], literals[2]))
             else:
                 body = version.json_body(inference, id_json, literals, texts, row)
-            fields = fields_of % (number, len(body))
+            status, fields = 200, fields_of % (number, len(body))
         else:
             status, fields, body = _formed(appended, inference, id_json, row, problem)
             fields += b"x-prediction-id: %b%b\r\n" % (prefix, number)
         row += rows
-        if late is not None and status == 200 and inference.audit_level == "fsync":
+        if late is not None and inference.audit_level == "fsync" and status == 200:
             late.append((inference, status, fields, body))
         else:
             sink.reply(status, fields, body)
+
+
+@lru_cache(maxsize=16)
+def _templates(level: str, prefix: bytes) -> tuple[bytes, bytes]:
+    """Header fields of a common reply, for its number and length; its id where the client gave none."""
+    fields = (
+        b"content-type: application/json\r\nx-tidegate-audit: %b\r\nx-prediction-id: %b%%b\r\n"
+        b"content-length: %%d\r\n"
+    )
+    return fields % (level.encode(), prefix), b'"%b%%b"' % prefix
 
 
 def _formed(
@@ -111,13 +115,11 @@ def _formed(
     return 200, fields + b"x-tidegate-audit: %b\r\n" % appended.level.encode(), body
 
 
-def _reply_error(
-    part: list[Inference], seq: int | None, prefix: bytes, error: GatewayError, problem: Problem
-) -> None:
-    for i, inference in enumerate(part):
+def _reply_error(appended: Appended, prefix: bytes, error: GatewayError, problem: Problem) -> None:
+    for i, inference in enumerate(appended.part):
         if inference.sink.disconnected:
             continue
         status, fields, body = problem(error)
-        if seq is not None:
-            fields += b"x-prediction-id: %b%016x\r\n" % (prefix, seq + i)
+        if appended.seq is not None:
+            fields += b"x-prediction-id: %b%016x\r\n" % (prefix, appended.seq + i)
         inference.sink.reply(status, fields, body)

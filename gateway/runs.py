@@ -24,6 +24,8 @@ _now = time.perf_counter_ns
 
 LOOP_NS = 10_000_000
 """Runs of one turn take the loop for so long; what then still waits has the next turn."""
+TIMER_NS = 1_000_000
+"""Timers may fire so much early."""
 
 
 class Runs:
@@ -57,30 +59,38 @@ class Runs:
         started_ns = _now()
         costly: list[Version] = []
         for version in list(self.waiting):
+            if version.linger_ns and _lingers(version, started_ns):
+                continue
+            reason = "linger" if version.linger_ns else cut
             while version.queue:
                 version.on_lane = lane = not version.runs_inline()
                 if lane:
                     costly.append(version)
                     break
-                batch = version.queue.cut(_now(), cut, version.cost, self._dropper(version))
+                batch = version.queue.cut(_now(), reason, version.cost, self._dropper(version))
                 if batch is not None:
                     self._run_inline(version, batch)
                     if version.queue and batch.ended_ns - started_ns > LOOP_NS:
                         return True
             else:
                 del self.waiting[version]
-        reason = "idle" if cut == "turn" else cut
+        if costly:
+            self._fill_lanes(costly, "idle" if cut == "turn" else cut)
+        return False
+
+    def _fill_lanes(self, costly: list[Version], cut: str) -> None:
+        """Give idle lanes work, the most urgent first."""
         while costly and self.lanes.idle:
             version = costly[0]
             if len(costly) > 1:
                 version = min(costly, key=_first_ns)
+            reason = "linger" if version.linger_ns else cut
             batch = version.queue.cut(_now(), reason, version.cost, self._dropper(version))
             if batch is not None:
                 self._dispatch(version, batch)
             if not version.queue:
                 costly.remove(version)
                 self.waiting.pop(version, None)
-        return False
 
     def _lane_free(self) -> None:
         if self.waiting:
@@ -210,6 +220,11 @@ class Runs:
             self._delivery.drop(version, inference, exc)
 
         return drop
+
+
+def _lingers(version: Version, now_ns: int) -> bool:
+    """Whether it waits for company still: not yet long enough, and a batch is not full."""
+    return now_ns + TIMER_NS < version.due_ns and version.queue.rows < version.cost.limit_rows
 
 
 def _first_ns(version: Any) -> int:

@@ -24,8 +24,8 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from gateway import budget, counting, logs, process
 from gateway import config as configuration
-from gateway import counting, logs, process
 from gateway import fleet as words_of
 from gateway.api.codec import Codec
 from gateway.api.crowd import Limits
@@ -98,6 +98,7 @@ class Worker:
             (_make_codec, _make_encoder, status_of),
         )
         self.models.log_event = self.appender.log
+        self.intra_op_threads = budget.intra_op_threads(config, budget.effective_cpus())
         self.core = Core(loop, config, self.models, self.appender, reply_of, self.writer.prefix)
         self.trials = Trials(
             context.state_path / "trials",
@@ -116,7 +117,7 @@ class Worker:
             model,
             version,
             providers=self.config.session.providers,
-            intra_op_threads=self.config.session.intra_op_threads,
+            intra_op_threads=self.intra_op_threads,
             trials=self.trials,
         )
 

@@ -23,6 +23,7 @@ PARTS = {
     "routing",
     "admission",
     "batching",
+    "budget",
     "cost",
     "delivery",
     "lanes",

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 import gateway.config
+from gateway.budget import effective_cpus, in_words
 from gateway.cli.screen import json_option, print_json, say, table
 
 file_option = click.option(
@@ -57,6 +58,7 @@ def show(file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
         return
     rows = [(key, _text(value), origins.get(key, "default")) for key, value in leaves(values)]
     table(("setting", "value", "from"), rows)
+    say(in_words(config, effective_cpus()))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -166,6 +166,26 @@ class OnLane(SumSession):
         return super().run(feeds, names, options)
 
 
+def test_a_version_that_lingers_waits_for_company(tmp_path: Path) -> None:
+    """With `batch.linger_ms` the first waits for those that come soon after; a full batch waits no longer."""
+
+    async def main() -> None:
+        path = Path_(tmp_path, "batch.linger_ms=20", "batch.max_rows=4")
+        sinks = [path.send([1, 0, 0, 0])]
+        await asyncio.sleep(0)
+        sinks.append(path.send([2, 0, 0, 0]))
+        await until(lambda: all(s.status for s in sinks))
+        assert path.session.runs == [2]
+        full = [path.send([i, 0, 0, 0]) for i in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert all(s.status == 200 for s in full)
+        assert {e.batch.cut for e in path.predictions()} == {"linger"}
+        path.close()
+
+    run(main())
+
+
 def test_a_costly_row_that_fails_is_looked_for_on_the_lane(tmp_path: Path) -> None:
     """When a costly batch fails its requests run one by one on the lane, never on the loop."""
 
