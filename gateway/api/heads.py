@@ -29,11 +29,11 @@ MakeCaller = Callable[[str, str, str | None], msgspec.Raw]
 INFER = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
 PREDICT = re.compile(rb"/v1/models/([^/?#:]+)(?:/versions/([^/?#:]+))?(?::|%3[Aa])predict")
 _VERSION = re.compile(rb"[1-9][0-9]{0,17}")
-_TRACEPARENT = re.compile(
-    rb"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{0,200})?)"
+_HEX, _NO_TRACE, _NO_SPAN = b"0123456789abcdef", b"0" * 32, b"0" * 16
+_LATER_TRACEPARENT = re.compile(
+    rb"(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{0,200})?"
 )
-"""W3C Trace Context; versions beyond 00 may have more behind the flags, which is not read."""
+"""W3C Trace Context beyond version 00: there may be more behind the flags, which is not read."""
 
 
 _OURS = frozenset(
@@ -122,7 +122,16 @@ def read_traceparent(value: bytes) -> str | None:
 
     `tracestate` is not read: it belongs to those who pass requests on.
     """
-    return value.decode() if _TRACEPARENT.fullmatch(value) else None
+    if (
+        len(value) == 55
+        and value.startswith(b"00-")
+        and value[35] == value[52] == 45
+        and value.translate(None, _HEX) == b"---"
+        and value[3:35] != _NO_TRACE
+        and value[36:52] != _NO_SPAN
+    ):
+        return value.decode()
+    return value.decode() if _LATER_TRACEPARENT.fullmatch(value) else None
 
 
 def check_json(body: bytes, json_bytes: int | None, limits: Limits) -> None:
