@@ -8,6 +8,7 @@ Sources: Open Inference Protocol, REST; its model configuration and statistics e
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -139,19 +140,24 @@ class Metadata:
         if "model" in request.path_params:
             names = [entry_of(self._models, request).model]
         asked = version_text(request)
-        listed = [pair for pair in self._held(names) if asked in {None, pair[1]}]
+        listed = [held for held in self._held(names) if asked in {None, held[1]}]
         if asked is not None and not listed:
             raise UnknownModel(names[0], asked)
-        return json_response({"model_stats": [self._stats_of(*pair) for pair in listed]})
+        counted = []
+        for model, version, slot in listed:
+            counted.append(self._stats_of(model, version, slot))
+            # Hundreds of versions: predictions do not wait for them.
+            await asyncio.sleep(0)
+        return json_response({"model_stats": counted})
 
-    def _held(self, names: list[str]) -> Iterator[tuple[str, str]]:
+    def _held(self, names: list[str]) -> Iterator[tuple[str, str, int]]:
         for name in names:
             entry = self._models.get(name)
             if entry is not None:
-                yield from ((name, version) for version in sorted(entry.states, key=int))
+                for version in sorted(entry.states, key=int):
+                    yield name, version, self._models.slot_of(name, version)
 
-    def _stats_of(self, model: str, version: str) -> dict[str, Any]:
-        slot = self._models.slot_of(model, version)
+    def _stats_of(self, model: str, version: str, slot: int) -> dict[str, Any]:
         found = version_statistics(self._models.fleet, slot, (model, version))
         return {
             "name": model,

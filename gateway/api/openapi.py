@@ -5,8 +5,8 @@ Starlette door -> **openapi** -> serving. One document over all models that can 
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,48 +64,59 @@ class OpenApi:
 
     async def everything(self, request: Request) -> Response:
         """All models that can answer."""
-        entries = [self._models.get(name) for name in self._models.names]
-        return json_response(
-            document(
-                version_of(entry, request)
-                for entry in entries
-                if entry is not None and entry.table is not None
-            )
-        )
+        paths = paths_of_the_server()
+        for name in self._models.names:
+            entry = self._models.get(name)
+            if entry is not None and entry.table is not None:
+                paths.update(paths_of(version_of(entry, request)))
+                # Hundreds of models: predictions do not wait for them.
+                await asyncio.sleep(0)
+        return json_response(document(paths))
 
     async def one_model(self, request: Request) -> Response:
         """One model."""
-        return json_response(document([version_of(entry_of(self._models, request), request)]))
+        version = version_of(entry_of(self._models, request), request)
+        return json_response(document({**paths_of_the_server(), **paths_of(version)}))
 
 
-def document(versions: Iterable[Version]) -> dict[str, Any]:
-    """The document of these versions, at most one a model; of each model as it stands at `/v2/models/{model}`."""
-    paths: dict[str, Any] = {path: {"get": _get(path, said)} for path, said in _WHOLE.items()}
-    body = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-    index = _post("/v2/repository/index", "Every version, its state and why", body, {"ready": True})
-    index["requestBody"]["required"] = False
-    paths["/v2/repository/index"] = {"post": index}
-    for version in versions:
-        for path, said in _OF_A_MODEL.items():
-            named = path.format(version.model)
-            paths[named] = {"get": _get(named, said)}
-        example = infer_example(version)
-        for path, said, schema, sent in (
-            (f"/v2/models/{version.model}/infer", "Infer", _infer_schema(version), example),
-            (
-                f"/v1/models/{version.model}:predict",
-                "Infer, for clients of v1",
-                _V1_BODY,
-                v1_example(version, example),
-            ),
-        ):
-            paths[path] = {"post": _post(path, said, schema, sent)}
+def document(paths: dict[str, Any]) -> dict[str, Any]:
+    """The document of these paths."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "Tidegate", "version": __version__},
         "paths": paths,
         "components": {"schemas": {"Error": _ERROR}},
     }
+
+
+def paths_of_the_server() -> dict[str, Any]:
+    """What there is without any model."""
+    paths: dict[str, Any] = {path: {"get": _get(path, said)} for path, said in _WHOLE.items()}
+    body = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    index = _post("/v2/repository/index", "Every version, its state and why", body, {"ready": True})
+    index["requestBody"]["required"] = False
+    paths["/v2/repository/index"] = {"post": index}
+    return paths
+
+
+def paths_of(version: Version) -> dict[str, Any]:
+    """A model as it stands at `/v2/models/{model}`, where this version answers."""
+    paths: dict[str, Any] = {}
+    for path, said in _OF_A_MODEL.items():
+        named = path.format(version.model)
+        paths[named] = {"get": _get(named, said)}
+    example = infer_example(version)
+    for path, said, schema, sent in (
+        (f"/v2/models/{version.model}/infer", "Infer", _infer_schema(version), example),
+        (
+            f"/v1/models/{version.model}:predict",
+            "Infer, for clients of v1",
+            _V1_BODY,
+            v1_example(version, example),
+        ),
+    ):
+        paths[path] = {"post": _post(path, said, schema, sent)}
+    return paths
 
 
 def infer_example(version: Version) -> dict[str, Any]:

@@ -10,14 +10,13 @@ Sources: Open Inference Protocol, REST; its model repository extension.
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -64,6 +63,7 @@ class ControlClient:
     def __init__(self, admin_url: str, state_dir: Path, open_to: TokenFile | None) -> None:
         self._address = urlsplit(admin_url)
         self._token_path = state_dir / f"{WORKER}.token"
+        self._token = ""
         self._open_to = open_to
         self._turns = asyncio.Semaphore(CHANGES_MAX)
 
@@ -89,27 +89,30 @@ class ControlClient:
         Raises:
             ControlUnavailable: it does not answer.
         """
-        body = {"whole": True, "reason": f"{kind} asked over the data listener by {by}"}
-        async with self._turns:
-            return await asyncio.to_thread(
-                self._post, f"/admin/v1/models/{quote(model, safe='')}/{kind}", body
-            )
-
-    def _post(self, path: str, body: object) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(
-            self._address.hostname or "", self._address.port, timeout=CHANGE_TIMEOUT_S
-        )
+        content = orjson.dumps({"whole": True, "reason": f"{kind} asked over the data listener by {by}"})
         try:
-            token = self._token_path.read_text().strip()
-            headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-            connection.request("POST", path, json.dumps(body), headers)
-            reply = connection.getresponse()
-            return reply.status, json.loads(reply.read())
-        except (OSError, ValueError, http.client.HTTPException) as exc:
+            # Away while it waits, so that a worker can end: no thread is held.
+            async with self._turns, asyncio.timeout(CHANGE_TIMEOUT_S):
+                return await self._post(f"/admin/v1/models/{quote(model, safe='')}/{kind}", content)
+        except (OSError, ValueError, IndexError) as exc:
             msg = "models cannot be loaded or unloaded at present: control does not answer; try again shortly"
             raise ControlUnavailable(msg) from exc
+
+    async def _post(self, path: str, content: bytes) -> tuple[int, Any]:
+        if not self._token:
+            self._token = (await asyncio.to_thread(self._token_path.read_text)).strip()
+        at = self._address
+        reader, writer = await asyncio.open_connection(at.hostname, at.port)
+        try:
+            head = (
+                f"POST {path} HTTP/1.1\r\nhost: {at.netloc}\r\nauthorization: Bearer {self._token}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
+            )
+            writer.write(head.encode() + content)
+            told, _, body = (await reader.read()).partition(b"\r\n\r\n")
         finally:
-            connection.close()
+            writer.close()
+        return int(told.split(b" ", 2)[1]), orjson.loads(body)
 
 
 class Repository:

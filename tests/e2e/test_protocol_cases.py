@@ -27,10 +27,6 @@ CASES = [
     for line in (Path(__file__).parents[1] / "contracts" / "protocol_cases.jsonl").read_text().splitlines()
 ]
 DOORS = ("fast", "starlette")
-NOT_YET = {
-    "batch 9>8",
-}  # fmt: skip
-"""Cases whose expectation stands before what meets it."""
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +99,7 @@ def check(expect: dict[str, Any], reply: RawReply) -> None:
         assert [name for name in expect.get("names", ()) if name not in content["error"]] == [], said
 
 
-def _parameter(case: dict[str, Any]) -> Any:
-    marks = [pytest.mark.xfail(reason="not built yet")] if case["case"] in NOT_YET else []
-    return pytest.param(case, marks=marks, id=case["case"])
-
-
-@pytest.mark.parametrize("case", [_parameter(case) for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_protocol_case(doors: dict[str, str], case: dict[str, Any]) -> None:
     """Both doors answer as expected, with equal bytes once ids and date are masked."""
     replies = {}
