@@ -18,7 +18,7 @@ import msgspec
 
 from gateway import tensors
 from gateway.api import v1
-from gateway.api.binary import take_blob, take_raw
+from gateway.api.binary import Heads, take_blob, take_raw
 from gateway.api.envelope import Parameters, opened, refuse_reserved, wire
 from gateway.api.forms import Asked
 from gateway.api.ladder import kind_of, read, unnested
@@ -55,7 +55,7 @@ def _typed(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
 class Codec:
     """Decoder and encoder of one signature; shared by all versions that have it.
 
-    Threading: decode keeps no state between calls, so large bodies may be decoded off the loop.
+    Threading: large bodies may be decoded off the loop; what decode remembers between calls is replaced as a whole.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Codec:
         self._typed = [(_typed(min(kinds), depth), depth == 1) for depth in depths] if len(kinds) == 1 else []
         self._fixed = [_fixed_tail(spec, batchable) for spec in signature.inputs]
         self._single = single_of(signature, batchable=batchable)
+        self._heads = Heads(signature)
         self._asked = Asked(model, signature)
 
     # --- decode ----------------------------------------------------------------------------
@@ -130,9 +131,12 @@ class Codec:
         if not 0 < json_bytes < len(body):
             msg = f"Inference-Header-Content-Length is {json_bytes}; the body has {len(body)} bytes"
             raise InvalidRequest(msg)
+        if self._heads.take_known(body, json_bytes, into):
+            return
         request = opened(body[:json_bytes], len(self.signature.inputs))
         self._take_facts(request, into)
         self._take_inputs(request.inputs, memoryview(body)[json_bytes:], into)
+        self._heads.learn(body, json_bytes, request, into)
 
     def _take_facts(self, request: Any, into: Inference) -> None:
         """All but the inputs."""

@@ -41,7 +41,7 @@ class RunEncoder:
             b'{"model_name":' + orjson.dumps(model) + b',"model_version":' + orjson.dumps(version)
             + b',"id":'
         )  # fmt: skip
-        self._literals: dict[tuple[Any, ...], list[bytes]] = {}
+        self._kept: dict[tuple[Any, ...], Any] = {}
 
     def texts(self, batch: Batch) -> list[list[bytes]]:
         """`rows_json` of a run's outputs; empty where no request wants an output in the common form."""
@@ -64,12 +64,20 @@ class RunEncoder:
         """What stands around ids and data: head, before each output's data, tail."""
         tails = tuple(array.shape[1:] if self.batchable else array.shape for array in outputs)
         key = (rows, tails, wanted)
-        made = self._literals.get(key)
+        made = self._kept.get(key)
         if made is None:
-            made = self._make_literals(rows, outputs, wanted)
-            if len(self._literals) >= 512:
-                self._literals.clear()
-            self._literals[key] = made
+            made = self.keep(key, self._make_literals(rows, outputs, wanted))
+        return made  # type: ignore[no-any-return]
+
+    def kept(self, key: tuple[Any, ...]) -> Any:
+        """What was kept for this key, or None."""
+        return self._kept.get(key)
+
+    def keep(self, key: tuple[Any, ...], made: Any) -> Any:
+        """Keep a part of replies that repeats; at most 512 are."""
+        if len(self._kept) >= 512:
+            self._kept.clear()
+        self._kept[key] = made
         return made
 
     def _make_literals(

@@ -101,9 +101,7 @@ class Single:
                     return False
                 into.shapes = shapes
                 if like is not None:
-                    into.rows, into.wanted, into.form = like.rows, like.wanted, like.form
-                    into.parameters, into.priority = like.parameters, like.priority
-                    into.log_bytes = like.log_bytes
+                    say_again(like, into)
                 return True
         return False
 
@@ -137,7 +135,7 @@ class Single:
             start, end = start + inner, start + outer
             decode, pack = _tuples(self._kind, count).decode, tensors.packer(self._code, count).pack
         made = _Known(
-            body[:start], body[end:], start, end - len(body), decode, pack, taken.shapes, _like(taken)
+            body[:start], body[end:], start, end - len(body), decode, pack, taken.shapes, like_of(taken)
         )
         self._known = (made, *[k for k in self._known if k[:2] != made[:2]][: KNOWN_MAX - 1])
 
@@ -175,10 +173,16 @@ class Single:
         return True
 
 
-def _like(taken: Inference) -> Inference | None:
-    """What the body of a request says beside its array; None where that is nothing unusual."""
+def like_of(taken: Inference) -> Inference | None:
+    """What a request says beside its tensors, to be said of the next; None where that is nothing unusual."""
     like = Inference(None, 0)
-    like.rows, like.wanted, like.form = taken.rows, taken.wanted, taken.form
+    like.rows, like.wanted, like.form, like.key = taken.rows, taken.wanted, taken.form, taken.key
     like.parameters, like.priority, like.log_bytes = taken.parameters, taken.priority, taken.log_bytes
     usual = like.rows == 1 and like.wanted is None and like.form is None and like.parameters is None
-    return None if usual else like
+    return None if usual and like.key is None else like
+
+
+def say_again(like: Inference, into: Inference) -> None:
+    """Say of a request what was said of one before."""
+    into.rows, into.wanted, into.form, into.key = like.rows, like.wanted, like.form, like.key
+    into.parameters, into.priority, into.log_bytes = like.parameters, like.priority, like.log_bytes
