@@ -245,7 +245,11 @@ class Config(_Section):
     )
     models_watch_s: Annotated[
         float,
-        Meta(ge=0, le=3600, description="look for changed versions this often, and reload them; 0: never"),
+        Meta(
+            ge=0,
+            le=3600,
+            description="load failed versions again whose files changed, looked at this often; 0: never",
+        ),
     ] = 0.0
     workers: Annotated[int, Meta(ge=1, le=64, description="worker processes")] = 1
     data: Data = Data()

@@ -1,12 +1,21 @@
-"""The gateway's memory plan, from its configuration: what `loaders.memory` counts with.
+"""The gateway's memory plan: what all workers and rings take, of what may be taken.
 
-`tidegate serve` prints it at start and refuses when it is over; workers hold each version that they load against it.
+`tidegate serve` prints the sum before it starts and refuses when it is over; workers hold each version that they load
+against the plan. Versions count with what their trial measured, those never tried with the size of their files.
 """
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 from gateway.config import Config
+from gateway.control import snapshot
+from gateway.errors import SnapshotCorrupt, StateFormatNewer
+from loaders.errors import RepositoryMissing
 from loaders.memory import Plan, limit_bytes
+from loaders.repository import scan, version_directory
+from loaders.verdicts import known_memory
 
 SMALL_RINGS_BYTES = 4 * (4 << 20)
 """Of control, recorder, sidecar and mirror."""
@@ -19,3 +28,25 @@ def memory_plan(config: Config) -> Plan:
         workers=config.workers,
         rings_bytes=config.workers * config.audit.ring_bytes + SMALL_RINGS_BYTES,
     )
+
+
+def sum_at_start(config: Config, models: Path, state_dir: Path) -> tuple[str, bool]:
+    """The sum in words, and whether it stays within the plan: versions of the last snapshot, and the newest on disk."""
+    wanted: set[tuple[str, str]] = set()
+    with contextlib.suppress(RepositoryMissing):
+        found = scan(models)
+        wanted |= {(m, v) for m, vs in found.models.items() for v in found.chosen.get(m, vs[-1:])}
+    with contextlib.suppress(OSError, SnapshotCorrupt, StateFormatNewer):
+        serving = snapshot.decode_serving((state_dir / "control" / "snapshot").read_bytes())
+        wanted |= {(d.model, d.version) for d in serving.versions}
+    known = known_memory(state_dir / "trials")
+    size = sum(known[key] if key in known else _file_bytes(version_directory(models, *key)) for key in wanted)
+    plan = memory_plan(config)
+    return plan.says(size, len(wanted)), plan.refusal(0, size, 0) is None
+
+
+def _file_bytes(directory: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    except OSError:
+        return 0

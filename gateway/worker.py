@@ -105,6 +105,7 @@ class Worker:
             cpu_s=config.session.trial_cpu_s,
             memory_bytes=config.session.trial_memory_bytes,
             plan=memory_plan(config),
+            run=str(context.supervisor_pid),
         )
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
@@ -123,6 +124,8 @@ class Worker:
 
     def _changed(self, model: str, version: str, state: str, reason: str | None) -> None:
         # On the loader's thread.
+        if state == "unloaded":
+            self.trials.release(model, version)
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.models.on_change, model, version, state, reason)
 

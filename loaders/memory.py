@@ -80,4 +80,6 @@ def _total() -> int:
 
 
 def _mb(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 10**9 else f"{number / 1e6:.0f} MB"
+    if number >= 10**9:
+        return f"{number / 1e9:.1f} GB"
+    return f"{number / 1e6:.0f} MB" if number >= 10**7 else f"{number / 1e6:.1f} MB"

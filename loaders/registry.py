@@ -45,6 +45,8 @@ class Registry:
         self._wanted: frozenset[Key] = frozenset()
         self._left: set[Key] = set()
         """What left the set, and the loader has not seen since."""
+        self._anew: set[Key] = set()
+        """Ready versions that someone wants loaded again."""
         self._retry_s = retry_s
         self._again: dict[Key, tuple[int, float]] = {}
         """Unreadable versions: how often they were tried, and when they are next. The loader's alone."""
@@ -62,10 +64,18 @@ class Registry:
             self._work.put(key)
 
     def retry(self, model: str, version: str) -> None:
-        """Load a failed version again."""
-        if self._states.get((model, version), ("", None))[0] == FAILED:
-            self._states.pop((model, version))
-            self._work.put((model, version))
+        """Load a failed version again, or one that is ready anew.
+
+        The latter is swapped once the new session is ready, and stays as it is, with the reason, when there is none.
+        """
+        key = (model, version)
+        state = self._states.get(key, ("", None))[0]
+        if state == FAILED:
+            self._states.pop(key)
+            self._work.put(key)
+        elif state == READY:
+            self._anew.add(key)
+            self._work.put(key)
 
     def get(self, model: str, version: str) -> Session | None:
         """A session that is ready."""
@@ -86,7 +96,10 @@ class Registry:
             self._left.discard(key)
             if key in self._wanted:
                 if key in self._sessions:
-                    if back:
+                    if key in self._anew:
+                        self._anew.discard(key)
+                        self._load_anew(key)
+                    elif back:
                         self._set(key, READY, None)
                 elif back or self._states.get(key, ("", None))[0] != FAILED:
                     self._set(key, LOADING, None)
@@ -128,6 +141,15 @@ class Registry:
             self._fail(key, f"it cannot be loaded: {type(exc).__name__}")
             return
         self._sessions[key] = session
+        self._set(key, READY, None)
+
+    def _load_anew(self, key: Key) -> None:
+        try:
+            self._sessions[key] = self._load(*key)
+        except Exception as exc:  # noqa: BLE001  what is loaded stays, whatever is wrong with the new
+            why = str(exc) if isinstance(exc, ModelError) else type(exc).__name__
+            self._set(key, READY, f"it stays as it was loaded: {why}")
+            return
         self._set(key, READY, None)
 
     def _fail(self, key: Key, reason: str) -> None:

@@ -180,10 +180,13 @@ def check(root: Path, model: str, version: str, trials: Trials, threads: Threads
 
 
 def _after_trial(root: Path, found: Material, threads: Threads, trials: Trials) -> Session:
+    tree_sha256 = found.bundle.tree_sha256
+    trials.check_same(found.model, found.version, tree_sha256)
     facts = _tried(root, found, threads, trials)
     trials.admit(found.where, facts)
     session = make(found, threads, facts)
     trials.hold(session, facts)
+    trials.pin(found.model, found.version, tree_sha256)
     return session
 
 

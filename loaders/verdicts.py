@@ -91,18 +91,27 @@ class Trials:
         cpu_s: processor time that a load may take, before a second for each 20 MB of files.
         memory_bytes: memory that a load may take at most; 0: by the size of the files.
         plan: what all workers may take; None does not count.
+        run: names this life of the gateway. In it a version that is loaded is what it was when the first worker loaded
+            it: changed files are refused until it is unloaded. None: nothing is remembered.
 
     Threading: one thread, the loader's. A trial costs about 20 ms beside the load itself; the first one, and the first
     after ten idle seconds, a start of the server (0.3 s).
     """
 
     def __init__(
-        self, directory: Path, *, cpu_s: float = 8.0, memory_bytes: int = 0, plan: Plan | None = None
+        self,
+        directory: Path,
+        *,
+        cpu_s: float = 8.0,
+        memory_bytes: int = 0,
+        plan: Plan | None = None,
+        run: str | None = None,
     ) -> None:
         self._directory = directory
         self._cpu_s = cpu_s
         self._memory_bytes = memory_bytes
         self._plan = plan
+        self._run = run
         self._server: subprocess.Popen[bytes] | None = None
         self._held: dict[int, tuple[str, int]] = {}
 
@@ -173,6 +182,44 @@ class Trials:
         self._held[number] = (f"{session.model}/{session.version}", facts.memory_bytes)
         weakref.finalize(session, self._held.pop, number, None)
 
+    def check_same(self, model: str, version: str, tree_sha256: str) -> None:
+        """Refuse files that are not those that are loaded under the same version, here or in another worker.
+
+        Raises:
+            VersionChanged: names both digests.
+        """
+        pin = self._pin(model, version)
+        if pin is None:
+            return
+        try:
+            run, _, loaded = pin.read_text().partition(" ")
+        except (OSError, ValueError):
+            return
+        if run == self._run and loaded != tree_sha256:
+            msg = (
+                f"{model}/{version}: its files changed: loaded are {loaded[:12]}, there are {tree_sha256[:12]} now; a"
+                " version never changes: put them under a new one, or unload this one first"
+            )
+            raise VersionChanged(msg)
+
+    def pin(self, model: str, version: str, tree_sha256: str) -> None:
+        """Remember what is loaded."""
+        pin = self._pin(model, version)
+        if pin is not None:
+            with contextlib.suppress(OSError):
+                pin.parent.mkdir(mode=0o700, exist_ok=True)
+                pin.write_text(f"{self._run} {tree_sha256}")
+
+    def release(self, model: str, version: str) -> None:
+        """It was unloaded: other files may come in its place."""
+        pin = self._pin(model, version)
+        if pin is not None:
+            with contextlib.suppress(OSError):
+                pin.unlink()
+
+    def _pin(self, model: str, version: str) -> Path | None:
+        return None if self._run is None else self._directory / "pins" / f"{model}@{version}"
+
     def close(self) -> None:
         """End the trial server."""
         server, self._server = self._server, None
@@ -225,6 +272,18 @@ class Trials:
             self._server = None
             _end(server)
         return answer
+
+
+def known_memory(directory: Path) -> dict[tuple[str, str], int]:
+    """Memory of versions as their last trials measured it, by model and version. Cost: one small file a verdict."""
+    newest: dict[tuple[str, str], tuple[float, int]] = {}
+    for path in directory.glob("*.json"):
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            verdict = msgspec.json.decode(path.read_bytes(), type=Verdict)
+            key = (verdict.model, verdict.version)
+            if verdict.facts is not None and verdict.at_s >= newest.get(key, (0.0, 0))[0]:
+                newest[key] = (verdict.at_s, verdict.facts.memory_bytes)
+    return {key: size for key, (_, size) in newest.items()}
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -266,7 +266,9 @@ class AdminApi:
             for found, reason in states.values():
                 if found == state:
                     return state, reason or None, workers
-        return "ready", None, workers
+        # Ready, and something is to be told: it was asked for anew, and stays as it was.
+        told = next((reason for _, reason in states.values() if reason), None)
+        return "ready", told, workers
 
     async def _http_exception(self, request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101

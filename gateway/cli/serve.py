@@ -18,6 +18,7 @@ import gateway
 import gateway.config
 from gateway.cli.config import file_option, set_option
 from gateway.cli.failures import Stop
+from gateway.memory import sum_at_start
 from gateway.process import Context
 
 
@@ -45,7 +46,16 @@ def command(
     config = msgspec.structs.replace(
         config, models=repo or config.models, state_dir=state_dir or config.state_dir
     )
-    become_supervisor(make_context(config))
+    context = make_context(config)
+    says, fits = sum_at_start(config, Path(context.models), context.state_path)
+    if not fits:
+        msg = (
+            f"not enough memory: {says}. Serve fewer models or workers, or set session.memory_max_bytes"
+            " if more may be used"
+        )
+        raise Stop(msg)
+    click.echo(f"memory: {says}", err=True)
+    become_supervisor(context)
 
 
 def make_context(config: gateway.config.Config) -> Context:

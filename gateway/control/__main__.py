@@ -53,9 +53,10 @@ async def _serve(context: process.Context) -> int:
     if fleet.generation == 0 and state.ledger.next_slot > SLOTS // 2:
         state = renumbered(state)
     writer = Writer(source, context.gateway_id)
-    engine = Engine(state, writer, fleet, path, configuration.decode(context.config).policy_of)
+    config = configuration.decode(context.config)
+    engine = Engine(state, writer, fleet, path, config.policy_of)
     engine.publish()
-    placement = Placement(engine, Path(context.models))
+    placement = Placement(engine, Path(context.models), config.models_watch_s)
     # Before the first change comes in: it would be placed without knowing what is on disk.
     await placement.first_look()
     server = Server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from loaders import trial
-from loaders.errors import ModelError
+from loaders.errors import MemoryExceeded, ModelError, VersionChanged
+from loaders.memory import Plan
 from loaders.session import Session, load
 from loaders.verdicts import Request, Trials
 from tests.loaders import graphs, hostile
@@ -149,3 +151,39 @@ def test_child_has_no_rights(tmp_path: Path, trials: Trials) -> None:
     assert isinstance(tried(tmp_path, trials), Session)
     assert (os.getpid(), os.geteuid()) == before
     assert sorted(p.name for p in (tmp_path / "m" / "1").iterdir()) == ["model.onnx"]
+
+
+def test_loaded_version_does_not_change(tmp_path: Path) -> None:
+    """Other files under a version that is loaded are refused with both digests, in every worker."""
+    directory = graphs.put(tmp_path, graphs.double())
+    first, second = (Trials(tmp_path / "trials", run="7") for _ in range(2))
+    before = load(tmp_path, "m", "1", trials=first).bundle.tree_sha256
+    (directory / "model.onnx").write_bytes(graphs.mixing())
+    after = load(tmp_path, "m", "1").bundle.tree_sha256
+    with pytest.raises(VersionChanged, match=f"loaded are {before[:12]}, there are {after[:12]} now"):
+        load(tmp_path, "m", "1", trials=second)
+    second.release("m", "1")
+    assert load(tmp_path, "m", "1", trials=second).bundle.tree_sha256 == after
+    (directory / "model.onnx").write_bytes(graphs.double())
+    third = Trials(tmp_path / "trials", run="8")
+    assert load(tmp_path, "m", "1", trials=third).bundle.tree_sha256 == before
+    for trials in (first, second, third):
+        trials.close()
+
+
+def test_no_memory_is_refused_with_the_sum(tmp_path: Path) -> None:
+    """A version that does not fit beside what is loaded fails; once that is let go, it loads."""
+    graphs.put(tmp_path, graphs.double())
+    graphs.put(tmp_path, graphs.mixing(), "other")
+    trials = Trials(
+        tmp_path / "trials", plan=Plan(limit_bytes=200_000_000, workers=1, rings_bytes=34_070_880)
+    )
+    session = load(tmp_path, "m", "1", trials=trials)
+    with pytest.raises(
+        MemoryExceeded, match=r"^other/1: it needs .* MB, for which .* 2 versions .* = 160 MB of 160 MB"
+    ):
+        load(tmp_path, "other", "1", trials=trials)
+    del session
+    gc.collect()
+    assert load(tmp_path, "other", "1", trials=trials).trial is not None
+    trials.close()
