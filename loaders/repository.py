@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +66,7 @@ class _Settings:
 
 
 _settings = _Settings()
+_NONE = ModelConfig()
 
 
 def scan(root: Path) -> Found:
@@ -98,9 +101,12 @@ def scan(root: Path) -> Found:
         if entry.is_symlink() and not Path(entry).resolve().is_relative_to(base):
             problems.append(f"{name}: a link that leaves the repository")
             continue
-        config, told = _settings.of(root / name)
         try:
-            versions = _versions(root / name, base, config.model_filename, problems)
+            with os.scandir(root / name) as listed:
+                inside = sorted(listed, key=lambda entry: entry.name)
+            settings = any(one.name == CONFIG_FILE for one in inside)
+            config, told = _settings.of(root / name) if settings else (_NONE, ())
+            versions = _versions(name, inside, base, config.model_filename, problems)
         except OSError as exc:
             problems.append(f"{name}: {exc.strerror or 'cannot be read'}")
             continue
@@ -130,15 +136,15 @@ def model_path(directory: Path, filename: str = MODEL_FILE) -> Path:
     return path / MODEL_FILE if path.is_dir() else path
 
 
-def _versions(directory: Path, base: Path, filename: str, problems: list[str]) -> tuple[str, ...]:
+def _versions(
+    model: str, entries: Sequence[os.DirEntry[str]], base: Path, filename: str, problems: list[str]
+) -> tuple[str, ...]:
     found: list[str] = []
-    with os.scandir(directory) as listed:
-        entries = sorted(listed, key=lambda entry: entry.name)
     for entry in entries:
-        at = f"{directory.name}/{entry.name}"
+        at = f"{model}/{entry.name}"
         if entry.name.startswith(".") or not entry.is_dir():
             if entry.name.endswith(".onnx"):
-                problems.append(f"{at}: put it at {directory.name}/1/{MODEL_FILE}")
+                problems.append(f"{at}: put it at {model}/1/{MODEL_FILE}")
             continue
         if _VERSION.fullmatch(entry.name) is None:
             if (Path(entry) / filename).exists() or entry.name[:1].isdigit() or entry.name[:1] == "v":
@@ -146,18 +152,23 @@ def _versions(directory: Path, base: Path, filename: str, problems: list[str]) -
             continue
         if entry.is_symlink() and not Path(entry).resolve().is_relative_to(base):
             problems.append(f"{at}: a link that leaves the repository")
-            continue
-        path = model_path(Path(entry), filename)
-        if not path.is_file():
-            problems.append(f"{at}: has no {filename}")
-        elif not _inside(path, Path(entry), base):
-            problems.append(f"{at}: {filename} is a link that leaves the repository")
+        elif (wrong := _wrong_with(entry.path, filename, base)) is not None:
+            problems.append(f"{at}: {wrong}")
         else:
             found.append(entry.name)
     return tuple(sorted(found, key=int))
 
 
-def _inside(path: Path, version: Path, base: Path) -> bool:
-    """Whether no link on the way from a version's directory leaves the repository."""
-    linked = path.is_symlink() or (path.parent != version and path.parent.is_symlink())
-    return not linked or path.resolve().is_relative_to(base)
+def _wrong_with(directory: str, filename: str, base: Path) -> str | None:
+    """Why a version's model cannot be its; None when it is a file, as nearly all are: one stat."""
+    try:
+        if stat.S_ISREG(os.lstat(f"{directory}/{filename}").st_mode):  # noqa: PTH116  thousands of them
+            return None
+    except OSError:
+        return f"has no {filename}"
+    path = model_path(Path(directory), filename)
+    if not path.is_file():
+        return f"has no {filename}"
+    if not path.resolve().is_relative_to(base):
+        return f"{filename} is a link that leaves the repository"
+    return None
