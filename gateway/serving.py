@@ -230,11 +230,11 @@ class Models:
             words[fleet_words.LOAD_STATE] = fleet_words.LOADING
         self.registry.retry(model, version)
 
-    def _compile(self) -> None:
+    def _compile(self, only: Entry | None = None) -> None:
         if self.serving is None:
             return
         now_ns = time.time_ns()
-        for name, entry in self.entries.items():
+        for name, entry in self.entries.items() if only is None else ((only.model, only),):
             entry.compile(self.serving.routes.get(name), self.serving.generation, now_ns)
 
     def on_change(self, model: str, version: str, state: str, reason: str | None) -> None:
@@ -252,7 +252,7 @@ class Models:
                 words[fleet_words.LOAD_MS] = session.load_ms
             else:
                 entry.versions.pop(version, None)
-            self._compile()
+            self._compile(entry)
             self._fleet.set_reason(self._index, slot, reason or "")
             states = {"loading": 1, "ready": 2, "draining": 3, "failed": 4}
             words[fleet_words.LOAD_STATE] = states.get(state, 0)

@@ -28,7 +28,7 @@ from loaders.verdicts import Facts, Refused, Request, Verdict
 from loaders.wire import encoded
 
 IDLE_S = 10.0
-WALL_FACTOR = 3
+WALL_FACTOR = 10
 """Wall clock that a trial may take, in its processor time: others run here too."""
 PARENT = os.getppid()
 """Who asks; a child does not outlive it."""

@@ -88,6 +88,7 @@ class Engine:
         self.chosen: dict[str, tuple[str, ...]] = {}
         self.must_restart = False
         """A change is in the ring and its fate unknown: only recovery can tell."""
+        self._desired: tuple[object, dict[tuple[str, str], snapshot.DesiredVersion]] = (None, {})
         self._writer = writer
         self._fleet = fleet
         self._path = path
@@ -280,10 +281,13 @@ class Engine:
 
     def load_states(self, model: str, version: str) -> dict[int, tuple[str, str]]:
         """State and reason of a version in every live worker; empty when it is not wanted."""
-        for desired in self.state.serving.versions:
-            if (desired.model, desired.version) == (model, version):
-                return {i: self._load_state(i, desired) for i in self._fleet.live_workers()}
-        return {}
+        versions = self.state.serving.versions
+        if self._desired[0] is not versions:
+            self._desired = (versions, {(d.model, d.version): d for d in versions})
+        desired = self._desired[1].get((model, version))
+        if desired is None:
+            return {}
+        return {i: self._load_state(i, desired) for i in self._fleet.live_workers()}
 
     def _load_state(self, index: int, desired: snapshot.DesiredVersion) -> tuple[str, str]:
         words = self._fleet.version(index, desired.slot, desired.model, desired.version)
