@@ -14,7 +14,8 @@ COMPRESS_MIN_BYTES = 16_384
 _LEVEL = 1
 """zlib's fastest: replies are numbers, which the others hardly make smaller."""
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-_LENGTH = re.compile(rb"content-length: [0-9]+\r\n")
+_LENGTH = re.compile(rb"(?<!-)content-length: [0-9]+\r\n")
+"""The body's; that of a binary reply's JSON, inference-header-content-length, counts uncompressed bytes."""
 
 
 def accepted(value: bytes) -> str | None:

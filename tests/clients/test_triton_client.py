@@ -110,8 +110,8 @@ def test_asked_outputs_come_in_their_order_each_in_its_form(client: triton.Infer
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compressed_requests_and_replies(client: triton.InferenceServerClient, algorithm: str) -> None:
-    """The client's two codings, both ways."""
-    feeds = {"X": np.arange(4096, dtype=np.float32).reshape(1024, 4)}
+    """The client's two codings, both ways; the reply is large enough to be compressed, and binary."""
+    feeds = {"X": np.arange(32_768, dtype=np.float32).reshape(8192, 4)}
     result = client.infer(
         "linear", inputs_of(feeds), model_version="1",
         request_compression_algorithm=algorithm, response_compression_algorithm=algorithm,

@@ -37,3 +37,11 @@ def test_compressed_reply_says_the_same(coding: str) -> None:
         b"vary: accept-encoding\r\nx-tidegate-audit: spool\r\n" % (len(packed), coding.encode())
     )
     assert compressed(coding, fields, body) == (told, packed)
+
+
+def test_the_length_of_a_binary_replys_json_stays() -> None:
+    """It counts the inflated bytes; the content's length alone is another."""
+    body = bytes(50_000)
+    fields = b"inference-header-content-length: 77\r\ncontent-length: 50000\r\n"
+    told, packed = compressed("gzip", fields, body)
+    assert told.startswith(b"inference-header-content-length: 77\r\ncontent-length: %d\r\n" % len(packed))
