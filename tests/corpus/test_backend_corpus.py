@@ -25,8 +25,8 @@ CLIENTS = 3
 """That load, ask and unload at the same time."""
 RIGHT_AT_LEAST = 1_660
 RECYCLES_MAX = 3
-LIVES = 500
-"""Of models in one gateway."""
+LIVES = 2000
+"""Of models in one gateway: more than it has slots for at a time."""
 STRETCH = 100
 """Lives of models between two looks at the worker's memory."""
 
