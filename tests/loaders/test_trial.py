@@ -13,7 +13,7 @@ import pytest
 
 from loaders import trial
 from loaders.errors import MemoryExceeded, ModelError, VersionChanged
-from loaders.memory import Plan
+from loaders.memory import WORKER_BYTES, Plan
 from loaders.session import Session, load
 from loaders.verdicts import Request, Trials
 from tests.loaders import graphs, hostile
@@ -175,8 +175,13 @@ def test_no_memory_is_refused_with_the_sum(tmp_path: Path) -> None:
     """A version that does not fit beside what is loaded fails; once that is let go, it loads."""
     graphs.put(tmp_path, graphs.double())
     graphs.put(tmp_path, graphs.mixing(), "other")
+    free = Trials(tmp_path / "trials")
+    largest = max(load(tmp_path, name, "1", trials=free).trial.memory_bytes for name in ("m", "other"))
+    free.close()
+    # Room for either of them, not for both.
+    rings_bytes = 160_000_000 - WORKER_BYTES - largest
     trials = Trials(
-        tmp_path / "trials", plan=Plan(limit_bytes=200_000_000, workers=1, rings_bytes=34_070_880)
+        tmp_path / "trials", plan=Plan(limit_bytes=200_000_000, workers=1, rings_bytes=rings_bytes)
     )
     session = load(tmp_path, "m", "1", trials=trials)
     with pytest.raises(
