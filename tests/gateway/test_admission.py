@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from gateway import config as configuration
 from gateway.admission import Admission
+from gateway.api.problems import answered
 from gateway.batching import Inference, VersionQueue, order_ns
 from gateway.cost import CostModel
 from gateway.errors import Overloaded
 from gateway.head import Head
+from tests.gateway.path import Path_, SumSession
 
 MS = 1_000_000
 
@@ -176,3 +181,31 @@ def test_a_refusal_stands_for_those_that_come_next() -> None:
     assert not admission.would_fare_no_better(head, b'{"inputs":[],"parameters":{"timeout":9000000}}')
     assert not admission.would_fare_no_better(Head("m", None, None, "", timeout_ms=5000), b"")
     assert not admission.would_fare_no_better(Head("m", "1", None, ""), b"")
+
+
+def test_who_is_turned_away_is_told_logged_and_counted(tmp_path: Path) -> None:
+    """Replies made before: 503, a code, when to come again; a hundred a second have an event each, the others
+    a sum; every one is counted."""
+
+    async def main() -> None:
+        session = SumSession()
+        session.inline_allowed = False
+        path = Path_(tmp_path, session=session)
+        entry = path.models.get("sum")
+        entry.turn_away_until_ns = time.perf_counter_ns() + 60_000_000_000
+        before = answered[Overloaded.code]
+        sinks = [path.send([1, 0, 0, 0]) for _ in range(150)]
+        assert {(s.status, s.body["code"]) for s in sinks} == {(503, "overloaded")}
+        assert all(1 <= int(s.fields["retry-after"]) <= 3 for s in sinks)
+        admission = path.core.admission
+        assert answered[Overloaded.code] - before + admission.turned_away == admission.refused == 150
+        path.core.turn()
+        path.appender.flush_sums()
+        events = path.predictions()
+        assert {(e.kind, e.code, e.model.name) for e in events} == {("refused", "overloaded", "sum")}
+        assert sum(e.count for e in events) == 150
+        assert len(events) <= 103
+        assert (session.runs, path.core.inflight) == ([], 0)
+        path.close()
+
+    asyncio.run(main())
