@@ -11,6 +11,7 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         Gateway(base / "models", base / door, settings=(f"data.door={door}", "data.model_control=true"))
         for door in DOORS
     ]
-    try:
-        yield {door: gateway.start().data_url for door, gateway in zip(DOORS, gateways, strict=True)}
-    finally:
-        for gateway in gateways:
-            gateway.stop()
+    with ThreadPoolExecutor(len(gateways)) as beside:
+        try:
+            started = list(beside.map(lambda gateway: gateway.start(120), gateways))
+            yield {door: gateway.data_url for door, gateway in zip(DOORS, started, strict=True)}
+        finally:
+            list(beside.map(Gateway.stop, gateways))
 
 
 def request_of(case: dict[str, Any]) -> bytes:
@@ -177,11 +179,10 @@ def test_more_cases(doors: dict[str, str], name: str) -> None:
     assert replies["fast"].masked() == replies["starlette"].masked()
 
 
-def test_openapi_document_is_valid_and_its_examples_answer(doors: dict[str, str]) -> None:
-    """The document over all models holds against the standard; every GET and every example of a POST is 200."""
+def test_examples_of_the_openapi_document_answer(doors: dict[str, str]) -> None:
+    """Of all models: every example is of its own schema, and gets 200; so does every GET."""
     with Wire(doors["fast"]) as wire:
         described = json.loads(wire.exchange(get("/v2/openapi.json")).body)
-        validate(described)
         assert {f"/v2/models/id_{kind}/infer" for kind in IDENTITIES} < set(described["paths"])
         for path, methods in described["paths"].items():
             if "get" in methods:
