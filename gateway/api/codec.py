@@ -33,6 +33,9 @@ PARAMETERS_MAX_BYTES = 16_384
 """Most that free parameters may take in the log."""
 ROWS_MAX = 1_048_576
 """Rows of one request; tensors without elements could name any number."""
+FEW_INPUTS = 4
+MANY_MAX_BYTES = 65_536
+"""The same as QUICK_MAX_BYTES where there are more inputs: cutting costs something for each."""
 ELEMENTS_MAX = 2**31
 """Elements of a tensor at most; dimensions of zero left out."""
 PRIORITY_MAX = 2**32 - 1
@@ -43,13 +46,16 @@ _NESTED_MAX = 4
 """Highest rank that has a decoder of its own for nested data."""
 
 
-@lru_cache
-def _typed(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
-    """The decoder of bodies whose tensors hold values of a kind, in lists `depth` deep."""
-    data = _TYPES[kind]
-    for _ in range(depth):
-        data = list[data]  # type: ignore[valid-type]
-    return wire(data | None, strict=True)
+@lru_cache(maxsize=256)
+def _typed(datatypes: tuple[str, ...], depth: int) -> msgspec.json.Decoder[Any]:
+    """The decoder of bodies with tensors of these datatypes, their values in lists `depth` deep."""
+    kinds: dict[str, Any] = {}
+    for datatype in datatypes:
+        data = _TYPES[kind_of(datatype)]
+        for _ in range(depth):
+            data = list[data]  # type: ignore[valid-type]
+        kinds[datatype] = data | None
+    return wire(kinds if len(kinds) > 1 else data | None, strict=True)
 
 
 class Codec:
@@ -68,11 +74,12 @@ class Codec:
         self.signature = signature
         self.batchable = batchable
         self._inputs = {spec.name: (i, spec) for i, spec in enumerate(signature.inputs)}
-        kinds = {kind_of(spec.datatype) for spec in signature.inputs}
+        datatypes = tuple(sorted({spec.datatype for spec in signature.inputs}))
         ranks = {len(spec.shape) for spec in signature.inputs}
         depths = [1, *(rank for rank in ranks if len(ranks) == 1 and 1 < rank <= _NESTED_MAX)]
         # Flat and nested; what a client sends it goes on sending, so that which was right last is tried first.
-        self._typed = [(_typed(min(kinds), depth), depth == 1) for depth in depths] if len(kinds) == 1 else []
+        self._typed = [(_typed(datatypes, depth), depth == 1) for depth in depths] if datatypes else []
+        self._few = len(signature.inputs) <= FEW_INPUTS
         self._fixed = [_fixed_tail(spec, batchable) for spec in signature.inputs]
         self._single = single_of(signature, batchable=batchable)
         self._heads = Heads(signature)
@@ -96,7 +103,8 @@ class Codec:
         elif json_bytes != len(body):
             self._decode_binary(body, json_bytes, into)
             return
-        request, flat = self._read_typed(body) if len(body) <= QUICK_MAX_BYTES else (None, False)
+        quick_max_bytes = QUICK_MAX_BYTES if self._few else MANY_MAX_BYTES
+        request, flat = self._read_typed(body) if len(body) <= quick_max_bytes else (None, False)
         if request is None:
             request = opened(body, len(self.signature.inputs))
             self._take_facts(request, into)

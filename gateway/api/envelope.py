@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import msgspec
 import numpy as np
@@ -46,29 +46,22 @@ class LaxOutput(msgspec.Struct):
     parameters: Parameters | None = None
 
 
-def wire(kind: Any, *, strict: bool) -> msgspec.json.Decoder[Any]:
-    """A decoder of request bodies whose data is of this type.
+def wire(data: Any, *, strict: bool) -> msgspec.json.Decoder[Any]:
+    """A decoder of request bodies.
 
     Args:
+        data: the type of every tensor's data; or, by datatype, of each.
         strict: refuses fields that nobody knows. What it takes is thereby no deeper than its types and all UTF-8.
     """
-    tensor = msgspec.defstruct(
-        "WireTensor",
-        [
-            ("name", str),
-            ("shape", list[Dim]),
-            ("datatype", str),
-            ("data", kind, None),
-            ("parameters", Parameters | None, None),
-        ],
-        gc=False,
-        forbid_unknown_fields=strict,
-    )
+    if not isinstance(data, dict):
+        tensor: Any = _tensor(data, None, strict=strict)
+    else:
+        tensor = Union[tuple(_tensor(kind, datatype, strict=strict) for datatype, kind in data.items())]  # noqa: UP007
     output: Any = Output if strict else LaxOutput
     request = msgspec.defstruct(
         "WireRequest",
         [
-            ("inputs", list[tensor]),  # type: ignore[valid-type]
+            ("inputs", list[tensor]),
             ("id", str | None, None),
             ("parameters", Parameters | None, None),
             ("outputs", list[output] | None, None),
@@ -79,6 +72,23 @@ def wire(kind: Any, *, strict: bool) -> msgspec.json.Decoder[Any]:
         forbid_unknown_fields=strict,
     )
     return msgspec.json.Decoder(request)
+
+
+def _tensor(data: Any, datatype: str | None, *, strict: bool) -> Any:
+    """A tensor of any datatype, or of this one, by which the decoder then knows what data is to be."""
+    fields: list[Any] = [
+        ("name", str),
+        ("shape", list[Dim]),
+        ("data", data, None),
+        ("parameters", Parameters | None, None),
+    ]
+    if datatype is None:
+        fields.insert(2, ("datatype", str))
+        return msgspec.defstruct("WireTensor", fields, gc=False, forbid_unknown_fields=strict)
+    return msgspec.defstruct(
+        "WireTensor", fields, gc=False, forbid_unknown_fields=strict, tag_field="datatype", tag=datatype,
+        namespace={"datatype": datatype},
+    )  # fmt: skip
 
 
 _RAW = wire(msgspec.Raw, strict=False)

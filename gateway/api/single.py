@@ -28,6 +28,8 @@ QUICK_MAX_BYTES = 4096
 """Longest body that is decoded whole by one typed decoder; for longer ones cutting pays, and bounds memory."""
 SINGLE_MAX_ELEMENTS = 2048
 """Elements of a body of that size at most."""
+AROUND_MAX_BYTES = 4096
+"""Most that may stand around an array that is remembered."""
 PATIENCE = 16
 """After so many bodies that were not known, only every 64th of them is learnt."""
 _TYPES: dict[str, Any] = {"F": float, "I": int, "B": bool}
@@ -134,6 +136,8 @@ class Single:
                 return
             start, end = start + inner, start + outer
             decode, pack = _tuples(self._kind, count).decode, tensors.packer(self._code, count).pack
+        if start - end + len(body) > AROUND_MAX_BYTES:
+            return
         made = _Known(
             body[:start], body[end:], start, end - len(body), decode, pack, taken.shapes, like_of(taken)
         )
