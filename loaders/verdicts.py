@@ -221,9 +221,11 @@ class Trials:
         return None if self._run is None else self._directory / "pins" / f"{model}@{version}"
 
     def close(self) -> None:
-        """End the trial server."""
+        """End the trial server, and with it a trial under way; from any thread."""
         server, self._server = self._server, None
         if server is not None:
+            # The loader's thread may be waiting for its answer: pipes are closed once there is none to come.
+            server.kill()
             _end(server)
 
     def _kept(self, key: str) -> Verdict | None:

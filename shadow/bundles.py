@@ -97,7 +97,7 @@ class Bundles:
         try:
             directory = self.directory(model, version)
             base = self._models.resolve()
-            if not directory.resolve().is_relative_to(base) or not (directory / MODEL_FILE).is_file():
+            if not directory.resolve().is_relative_to(base) or not (directory / MODEL_FILE).exists():
                 return f"{model}/{version} is not there"
             bundle = read_bundle(directory)
         except ModelError as exc:
