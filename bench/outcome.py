@@ -60,6 +60,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     ok: int
     goodput_per_second: float
     """2xx a second that came within the time of the load: what came later was its backlog."""
+    steady_per_second: float
+    """The same without the first quarter, in which queues and connections come to be."""
     latency_ms: Latency | None
     """Of 2xx and of what got no answer; None: there was neither."""
     refused_ms: Latency | None
@@ -127,7 +129,8 @@ def outcome(
         offered_per_second=len(took) / seconds,
         requests=len(took),
         ok=int(ok.sum()),
-        goodput_per_second=float((ok & (records.done_ns <= seconds * 1e9)).sum() / seconds),
+        goodput_per_second=_good_per_second(records, ok, 0.0, seconds),
+        steady_per_second=_good_per_second(records, ok, seconds / 4, seconds),
         latency_ms=latency(took[counted]),
         refused_ms=latency(took[status == 503]),
         expired=int((status == EXPIRED).sum()),
@@ -141,6 +144,11 @@ def outcome(
         slices=_slices(records, took, ok, counted, seconds),
         curve=_curve(took[counted]),
     )
+
+
+def _good_per_second(records: Records, ok: NDArray[np.bool_], from_s: float, to_s: float) -> float:
+    inside = (records.done_ns > from_s * 1e9) & (records.done_ns <= to_s * 1e9)
+    return float((ok & inside).sum() / (to_s - from_s))
 
 
 def _slices(

@@ -68,6 +68,7 @@ def overload(bench: Bench) -> Case:
                     plan = openly.plan(
                         bench, gateway.data_url, target, times * can, model_file, connections=CONNECTIONS
                     )
+                    plan = msgspec.structs.replace(plan, seconds=2 * plan.seconds)
                     found.append(_round(times, can, gateway, bare.url, plan, requests))
                     bench.progress(f"round {number + 1}/{bench.options.rounds}, {_shown(found[-1])}")
     rows = [
@@ -93,7 +94,7 @@ def _round(times: int, can: float, gateway: Gateway, bare_url: str, plan: Plan, 
     if ours.refused_ms is not None and bare.latency_ms is not None:
         beyond = ours.refused_ms.p99 - bare.latency_ms.p99
     share = ours.expired / max(1, ours.ok + ours.expired)
-    return Round(times, can, ours, bare, ours.goodput_per_second / can, share, beyond, foreign)
+    return Round(times, can, ours, bare, ours.steady_per_second / can, share, beyond, foreign)
 
 
 def _shown(one: Round) -> str:

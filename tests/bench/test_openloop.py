@@ -116,3 +116,12 @@ def test_what_is_unanswered_counts_with_its_wait() -> None:
     assert (seen.ok, seen.errors) == (60, {"unanswered": 40})
     assert seen.latency_ms.p50 == 1.0
     assert seen.latency_ms.p90 == 2000 + 10 * 31
+
+
+def test_goodput_is_what_came_in_time() -> None:
+    """Under twice its capacity a server answers the rest later: its backlog is no goodput."""
+    due_ns = np.arange(0, 4000 * MS, 5 * MS)
+    records = serve(due_ns, 2000, lambda now: now, 10 * MS)
+    seen = outcome(records, seconds=4, end_ns=9000 * MS, codes={})
+    assert seen.ok == 800
+    assert (seen.goodput_per_second, seen.steady_per_second) == (100, 100)
