@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,7 +30,7 @@ POLL_S = 0.1
 START_IN_NS = 500_000_000
 
 
-class Round(NamedTuple):
+class Round(msgspec.Struct, frozen=True):
     """One load of the model."""
 
     before_ms: float

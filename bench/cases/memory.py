@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from bench import report
@@ -29,7 +29,7 @@ DECIDED_S = 300.0
 """A shorter watch shows how buffers fill, and says nothing of hours."""
 
 
-class Look(NamedTuple):
+class Look(msgspec.Struct, frozen=True):
     """Resident memory at a time."""
 
     at_s: float

@@ -8,8 +8,6 @@ generator's and the kernel's.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from bench import load, paired, report
@@ -32,7 +30,7 @@ SATURATING = 2 * ROWS_MAX
 CONNECTIONS = 2048
 
 
-class Round(NamedTuple):
+class Round(msgspec.Struct, frozen=True):
     """One load of both."""
 
     times: int

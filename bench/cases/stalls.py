@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from bench import paired, report
@@ -32,7 +32,7 @@ UNANSWERED_S = 5.0
 _PROBE = b"GET /v2/health/live HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 
-class Round(NamedTuple):
+class Round(msgspec.Struct, frozen=True):
     """One saturated load."""
 
     ours_ms: float
