@@ -30,6 +30,7 @@ from gateway.errors import ConfigInvalid
 CHECK_EVERY = 97
 """Prime to the count of distinct requests, so that each of them is checked once in a while: 1.03% of the replies."""
 START_IN_NS = 50_000_000
+CONNECT_NS = 1_000_000
 _CODE = re.compile(rb'"code"\s*:\s*"([a-z0-9_]{1,64})"')
 
 
@@ -43,7 +44,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """None: a closed loop."""
     law: Law = "poisson"
     connections: int = 256
-    """At most; an open loop makes only those that it needs."""
+    """At most; an open loop makes only those that it needs, beyond the first ones."""
+    ready: int = 32
+    """Connections that are there before an open loop starts."""
     processes: int = 1
     distinct: int = DISTINCT_REQUESTS
     varying_heads: bool = False
@@ -104,6 +107,7 @@ def generate(
         codes[f"{status} {found[1].decode()}" if found else str(status)] += 1
 
     share = -(-plan.connections // plan.processes)
+    ready = min(share, plan.ready)
     loop: Any
     if plan.per_second is None:
         loop = ClosedLoop[Connection](int(plan.seconds * 1e9), share)
@@ -111,8 +115,9 @@ def generate(
         due_ns = schedule(plan.law, plan.per_second / plan.processes, plan.seconds, seed=plan.seed + part)
         loop = OpenLoop[Connection](due_ns, ())
     checked = range(part % CHECK_EVERY, 1 << 62, CHECK_EVERY) if plan.model_file else range(0)
-    pump = Pump(Server(plan.url), requests.parts, connections=share, kept=keep, keep=checked)
-    start_ns = time.perf_counter_ns() + START_IN_NS if start_ns is None else start_ns
+    pump = Pump(Server(plan.url), requests.parts, connections=share, ready=ready, kept=keep, keep=checked)
+    if start_ns is None:
+        start_ns = time.perf_counter_ns() + START_IN_NS + ready * CONNECT_NS
     cpu_s, began_s = time.process_time(), time.perf_counter()
     pump.run(loop, start_ns, start_ns + int((plan.seconds + plan.grace_s) * 1e9), passed)
     cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)

@@ -74,6 +74,7 @@ class Pump:
     Args:
         requests: request number i of the loop sends `requests[i % len(requests)]`.
         connections: at most so many; a new one is made only when none is free.
+        ready: so many are made before the start, as clients that were there before have them.
         keep: which replies' bytes are handed to `kept`; replies other than 2xx always are.
     """
 
@@ -83,12 +84,14 @@ class Pump:
         requests: Sequence[tuple[bytes, ...]],
         *,
         connections: int,
+        ready: int = 0,
         kept: Keep | None = None,
         keep: Container[int] = frozenset(),
     ) -> None:
         self._server = server
         self._requests = requests
         self._connections_max = connections
+        self._ready = ready
         self._kept = kept
         self._keep = keep
         self._epoll = select.epoll()
@@ -132,9 +135,8 @@ class Pump:
                 self._connect(heapq.heappop(self._retry)[2])
             for connection, number in loop.advance(now_ns - start_ns):
                 self._send(connection, number)
-            for _ in range(
-                min(loop.waiting - self._connecting, self._connections_max - self._made, _MADE_AT_ONCE)
-            ):
+            wanted = loop.waiting - self._connecting if now_ns >= start_ns else self._ready - self._made
+            for _ in range(min(wanted, self._connections_max - self._made, _MADE_AT_ONCE)):
                 self._connect(Connection())
                 self._made += 1
             if now_ns >= tell_ns:

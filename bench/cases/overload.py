@@ -28,6 +28,8 @@ ROWS_MAX = 32
 SATURATING = 2 * ROWS_MAX
 """Connections: one run goes while the next one waits."""
 CONNECTIONS = 2048
+READY = 512
+"""Connections before the start: refusing is measured, not accepting."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -64,7 +66,13 @@ def overload(bench: Bench) -> Case:
                 can = openly.capacity(bench, gateway, wrk, "mlp", SATURATING).per_second
                 for times in GOODPUT_MIN if number % 2 else reversed(GOODPUT_MIN):
                     plan = openly.plan(
-                        bench, gateway.data_url, target, times * can, model_file, connections=CONNECTIONS
+                        bench,
+                        gateway.data_url,
+                        target,
+                        times * can,
+                        model_file,
+                        connections=CONNECTIONS,
+                        ready=READY,
                     )
                     plan = msgspec.structs.replace(plan, seconds=2 * plan.seconds)
                     found.append(_round(times, can, gateway, bare.url, plan, requests))

@@ -130,3 +130,24 @@ def test_replies_without_a_length_are_refused() -> None:
         content_length(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked")
     with pytest.raises(ConfigInvalid, match="http://HOST:PORT"):
         Server("https://127.0.0.1:1")
+
+
+def test_connections_are_ready_before_the_start() -> None:
+    """Those asked for are made before the first request is due; a single request needs no further one."""
+    seen: set[int] = set()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        loop: OpenLoop[Connection] = OpenLoop(np.zeros(1, np.int64), ())
+        where = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        pump = Pump(where, [(request(b"x"),)], connections=8, ready=3)
+        now = time.perf_counter_ns()
+        pump.run(loop, now + 300_000_000, now + 400_000_000)
+        listener.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer, address = listener.accept()
+                seen.add(address[1])
+                peer.close()
+    assert len(seen) == 3
+    records = loop.records()
+    assert records.sent_ns[0] >= 0
+    assert records.status.tolist() == [-1]
