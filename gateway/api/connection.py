@@ -10,6 +10,7 @@ Derives from uvicorn 0.54's HttpToolsProtocol; tests/contracts/test_uvicorn.py h
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import httptools
@@ -26,6 +27,7 @@ PIECE_BYTES = 16_384
 """What is parsed at once where it is not the inside of a body."""
 BYTES_PER_S = 16_384
 """A body, or the taking of answers, that goes slower than this is not waited for beyond its timeout."""
+_TCP_CLOSED = (7, 8)  # Linux's CLOSE and CLOSE_WAIT: the other side has closed.
 LINGER_S = 2.0
 """How long an ended connection is read, and its bytes thrown away, so that the client sees its last answer."""
 CHUNKS_FREE, CHUNK_MIN_BYTES = 1024, 16
@@ -213,8 +215,7 @@ class Connection(HttpToolsProtocol):
             self._chunks = chunks = self._chunks + 1
             self._chunk_bytes += size
             if chunks > CHUNKS_FREE and self._chunk_bytes < chunks * CHUNK_MIN_BYTES:
-                average = self._chunk_bytes / chunks
-                msg = f"body in {chunks} chunks of {average:.1f} bytes; expected at least {CHUNK_MIN_BYTES}"
+                msg = f"{chunks} chunks hold {self._chunk_bytes} bytes; expected {CHUNK_MIN_BYTES} in each"
                 raise InvalidRequest(msg)
         self._body_left -= size
         cycle = self.cycle
@@ -302,7 +303,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _leave(self, cycle: Any) -> None:
-        """Whoever works for this request: nobody waits for it."""
+        # Whoever works for this request: nobody waits for it.
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -348,6 +349,8 @@ class Connection(HttpToolsProtocol):
         elif self.transport.is_closing():
             # Its last answer is not taken, or it would be gone.
             self._leaving_s = now_s - LINGER_S + limits.write_s
+        elif self.flow.read_paused and self._left():
+            self.transport.abort()
         elif self._write_s:
             self._reap_writing(now_s, limits.write_s)
         elif self._reading:
@@ -357,6 +360,11 @@ class Connection(HttpToolsProtocol):
             self._active_s = now_s
         elif self.idle_since(now_s) < now_s - limits.idle_s:
             self.leave_now()
+
+    def _left(self) -> bool:
+        # While reading is paused nobody tells.
+        sock = self.transport.get_extra_info("socket")
+        return sock is not None and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _TCP_CLOSED
 
     def _reap_writing(self, now_s: float, write_s: float) -> None:
         unwritten = self.transport.get_write_buffer_size()
