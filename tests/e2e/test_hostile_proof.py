@@ -50,7 +50,7 @@ def test_a_hundred_thousand_hostile_exchanges_hurt_nobody(gateway: Gateway) -> N
     for i in range(ROUNDS):
         quiet.append(Beside(gateway.data_url, pid, QUIET_S, GOOD_RATE).told())
         beside = Beside(gateway.data_url, pid, 900, GOOD_RATE)
-        uvloop.run(play(gateway.data_url, exchanges(SEED + i, COUNT // ROUNDS), told))
+        uvloop.run(play(gateway.data_url, exchanges(SEED + i, COUNT // ROUNDS), told, at_once=192))
         hostile.append(beside.told(now=True))
         memory.append(rss_bytes(pid))
         print(f"round {i}: quiet {quiet[-1]} hostile {hostile[-1]} rss {memory[-1] >> 20} MiB", flush=True)
