@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
+from operator import length_hint
 from typing import Any
 
 from gateway.audit.event import Prediction
@@ -67,7 +68,7 @@ class Delivery:
             self._unrecorded(version, batch.inferences)
             return
         row0 = 0
-        for payload, part, level in frames:
+        for index, (payload, part, level) in enumerate(frames):
             made = Appended(version, batch, part, None, "", row0, texts, error)
             if len(frames) > 1:
                 row0 += sum([i.rows for i in part])
@@ -78,16 +79,20 @@ class Delivery:
             except FrameTooLarge:
                 log.exception("run_not_recorded", extra={"model": version.model})
                 self._unrecorded(version, part)
+                # They are counted as dropped; the run is counted without them.
                 batch.inferences = [i for i in batch.inferences if i not in part]
+                batch.rows -= sum([i.rows for i in part])
+                batch.columns[index].clear()
         if batch.inferences:
+            batch.columns = [columns for columns in batch.columns if columns]
             version.count(batch, now_ns, failed=error is not None)
 
     def drop(self, version: Version, inference: Inference, exc: GatewayError) -> None:
         """A request without a run in the log: answered if anyone waits, logged, counted."""
         self.answered += 1
-        status, fields, body = self._problem(exc)
+        status = version.status_of(exc)
         if not inference.sink.disconnected:
-            inference.sink.reply(status, fields, body)
+            inference.sink.reply(*self._problem(exc))
         self._appender.log(dropped_event(inference, version.facts, exc.code, status))
         version.count_dropped(exc.code)
 
@@ -101,13 +106,15 @@ class Delivery:
         self.answered += len(made.part)
         made.version.recorded(len(made.part))
         late: list[Reply] | None = [] if asked == "fsync" and level == "spool" else None
+        waiting = iter(made.part)
         try:
-            reply_all(made._replace(seq=seq, level=level), self._prefix, self._problem, late)
+            reply_all(made._replace(seq=seq, level=level), self._prefix, self._problem, late, waiting)
         except Exception:
             log.exception("reply_not_made", extra={"model": made.version.model})
-            for inference in made.part:
-                inference.sink.reply(*self._problem(GatewayError("internal error")))
-            return
+            # The one that could not be made, and those behind it; an answer that came twice would be the next one's.
+            for inference in made.part[max(len(made.part) - length_hint(waiting) - 1, 0) :]:
+                if not inference.sink.disconnected:
+                    inference.sink.reply(*self._problem(GatewayError("internal error")))
         if late:
             self._appender.after_sync(lambda synced: self._answer_late(late, synced))
 

@@ -6,7 +6,7 @@ delivery (append) -> **replies** -> doors. Only here, since a reply carries the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from struct import pack
 from typing import NamedTuple
@@ -40,17 +40,24 @@ class Appended(NamedTuple):
     error: GatewayError | None
 
 
-def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Reply] | None) -> None:
+def reply_all(
+    appended: Appended,
+    prefix: bytes,
+    problem: Problem,
+    late: list[Reply] | None,
+    waiting: Iterator[Inference],
+) -> None:
     """Answer each request that still waits.
 
     Args:
         late: takes the replies that wait for the disk instead; None when none does.
+        waiting: the part's requests; what is left of it, should this raise, was not answered.
     """
     error = appended.error
     if appended.seq is None:
         error = AuditUnavailable("the audit log cannot be written at present; try again")
     if error is not None:
-        _reply_error(appended, prefix, error, problem)
+        _reply_error(appended, prefix, error, problem, waiting)
         return
     version, batch, part, seq, _, row, texts, _ = appended
     # The ids of a frame's requests follow each other: all are made with one call.
@@ -61,7 +68,7 @@ def reply_all(appended: Appended, prefix: bytes, problem: Problem, late: list[Re
     simple = False
     column: list[bytes] = []
     join = b"".join
-    for inference in part:
+    for inference in waiting:
         rows = inference.rows
         number = digits[at : at + 16]
         at += 16
@@ -115,8 +122,10 @@ def _formed(
     return 200, fields + b"x-tidegate-audit: %b\r\n" % appended.level.encode(), body
 
 
-def _reply_error(appended: Appended, prefix: bytes, error: GatewayError, problem: Problem) -> None:
-    for i, inference in enumerate(appended.part):
+def _reply_error(
+    appended: Appended, prefix: bytes, error: GatewayError, problem: Problem, waiting: Iterator[Inference]
+) -> None:
+    for i, inference in enumerate(waiting):
         if inference.sink.disconnected:
             continue
         status, fields, body = problem(error)
