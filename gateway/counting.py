@@ -78,7 +78,7 @@ class Counting:
         self._words = words
         self._counts = [0] * words_of.SLOT_WORDS
         self._stored = True
-        self._recorded = words[words_of.RECORDED]
+        self._admitted = 0
         self._cells = {name: cell for cell, name in variant_cells(words) if cell != _LAST_CELL}
 
     def leave(self) -> None:
@@ -101,8 +101,10 @@ class Counting:
         return self._counts
 
     def admitted(self, count: int, queued_rows: int) -> None:
-        """So many requests were ever admitted, so many rows wait."""
-        self._words[words_of.ADMITTED] = count
+        """So many requests this version admitted, so many rows wait. Added on, as `recorded` is: a version that is
+        loaded again shares its words with the former one, which ends what it has."""
+        self._words[words_of.ADMITTED] += count - self._admitted
+        self._admitted = count
         self._words[words_of.QUEUED] = queued_rows
 
     def waiting_since(self, oldest_ns: int) -> None:
@@ -117,8 +119,7 @@ class Counting:
 
     def recorded(self, count: int) -> None:
         """So many more requests are in the log now (or stand in a gap)."""
-        self._recorded += count
-        self._words[words_of.RECORDED] = self._recorded
+        self._words[words_of.RECORDED] += count
 
     def dropped(self, code: str) -> None:
         """A request without a run in the log, by the code of its event."""

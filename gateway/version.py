@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from gateway import fleet as fleet_words
 from gateway.audit.event import ModelFacts
 from gateway.audit.frame import encoder
 from gateway.batching import Batch, Inference, VersionQueue
@@ -79,7 +78,7 @@ class Version:
         self.model_raw = msgspec.Raw(encoder.encode(self.facts))
         self.named_bytes = named_bytes(session.signature)
         self.row_bytes = row_bytes(session.signature, batchable=session.batchable)
-        self.admitted = words[fleet_words.ADMITTED]
+        self.admitted = 0
         self.counting = Counting(words)
         self.checks = compile_checks(
             session.profile,

@@ -159,3 +159,18 @@ def test_nothing_of_a_slot_overlaps() -> None:
     assert words_of.WORKER_WORDS * 8 <= words_of.PAGE_BYTES
     assert len(CUT_REASONS) < words_of.CUTS_MAX
     assert len(counting.ERROR_CODES) < words_of.ERROR_CODES_MAX
+
+
+def test_versions_that_share_their_words_lose_no_request() -> None:
+    """A version that is loaded again counts while the former one ends what it has: none looks aborted."""
+    words = memoryview(bytearray(words_of.SLOT_WORDS * 8)).cast("Q")
+    former = Counting(words)
+    former.admitted(4, 4)
+    former.recorded(1)
+    again = Counting(words)
+    again.admitted(3, 3)
+    former.recorded(3)
+    again.recorded(2)
+    again.admitted(5, 1)
+    again.recorded(3)
+    assert (words[words_of.ADMITTED], words[words_of.RECORDED]) == (9, 9)
