@@ -24,6 +24,8 @@ from loaders.errors import BundleInvalid
 
 BUNDLE_FILE = "bundle.toml"
 BUNDLE_MAX_BYTES = 65_536
+_KEY_DOTS_MAX = 64
+"""A key of more parts costs its reader the square of them."""
 MATURITY_MAX_S = 315_576_000
 """Ten years."""
 _REASON_CHARS = 300
@@ -166,6 +168,9 @@ def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bu
 def _settings(text: bytes, where: str) -> BundleSettings:
     # A file can be wrong in ways that its parser did not think of: nested too deep, numbers without end.
     try:
+        if any(line.partition(b"=")[0].count(b".") > _KEY_DOTS_MAX for line in text.split(b"\n")):
+            msg = f"a key of more than {_KEY_DOTS_MAX} parts"
+            raise ValueError(msg)  # noqa: TRY301
         tree: dict[str, Any] = tomllib.loads(text.decode())
         return msgspec.convert(tree, BundleSettings)
     except (msgspec.ValidationError, ValueError, RecursionError, OverflowError) as exc:
