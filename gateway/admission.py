@@ -18,7 +18,7 @@ from gateway.batching import Inference, order_ns
 from gateway.config import Config
 from gateway.entry import Entry
 from gateway.errors import AuditUnavailable, GatewayError, ModelNotReady, Overloaded
-from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
+from gateway.head import TIMEOUT_MAX_MS, Head, raised
 from gateway.lanes import Lanes
 from gateway.recording import refused_event
 from gateway.serving import Models
@@ -81,9 +81,7 @@ class Admission:
         if inflight >= self._inflight_max:
             msg = f"{inflight} requests are in flight; try again shortly"
             raise Overloaded(msg)
-        asked = head.audit_level
-        if asked is not None and LEVELS.index(asked) > LEVELS.index(self._level):
-            inference.audit_level = asked
+        inference.audit_level = raised(self._level, head.audit_level)
         if self._appender.fails and inference.audit_level != "none" and self._appender.refuses:
             msg = "the audit log cannot be written at present; nothing is answered unlogged"
             raise AuditUnavailable(msg)

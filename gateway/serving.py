@@ -254,8 +254,9 @@ class Models:
                 entry.versions.pop(version, None)
             self._compile(entry)
             self._fleet.set_reason(self._index, slot, reason or "")
-            states = {"loading": 1, "ready": 2, "draining": 3, "failed": 4}
-            words[fleet_words.LOAD_STATE] = states.get(state, 0)
+            # Draining, in the registry's words.
+            word = "unloading" if state == "draining" else state
+            words[fleet_words.LOAD_STATE] = LOAD_STATES.index(word) if word in LOAD_STATES else 0
         kind = {"ready": "loaded", "failed": "failed", "unloaded": "unloaded"}.get(state)
         if kind is not None:
             facts = ModelFacts(name=model, version=version)

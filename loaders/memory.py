@@ -64,8 +64,9 @@ def limit_bytes(root: Path = _ROOT, membership: Path = Path("/proc/self/cgroup")
                 base, name = root / "memory", "memory.limit_in_bytes"
             elif controllers:
                 continue
-            # In a container the path may be the host's: its own root then holds the limit.
-            for directory in (base / path.lstrip("/"), base):
+            # In a container the path may be the host's: its own root then holds the limit. Groups above bind too.
+            group = base / path.lstrip("/")
+            for directory in (group, *(above for above in group.parents if above.is_relative_to(base)), base):
                 with contextlib.suppress(OSError, ValueError):
                     found.append(int((directory / name).read_text()))
     return min(number for number in found if number > 0)

@@ -99,7 +99,7 @@ class RunEncoder:
 
 def label_names(session: Any) -> dict[str, Sequence[str]]:
     """Names of classes by output: what its bundle says, else the session's own labels, from a label file."""
-    names: dict[str, Sequence[str]] = dict(getattr(session, "label_names", None) or {})
+    names: dict[str, Sequence[str]] = dict(session.label_names)
     for output, settings in session.bundle.settings.outputs.items():
         if settings.classes:
             names[output] = settings.classes

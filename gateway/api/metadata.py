@@ -256,7 +256,7 @@ def model_config(entry: Entry, version: Version) -> dict[str, Any]:
             "preferred_batch_size": [],
             "max_queue_delay_microseconds": version.queue_delay_us,
         }
-    return {**made, **getattr(version.session, "config", {})}
+    return {**made, **version.session.config}
 
 
 def _tensor_config(spec: TensorSpec, skipped: int) -> dict[str, Any]:

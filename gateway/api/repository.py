@@ -36,7 +36,7 @@ CHANGES_MAX = 4
 """Loads and unloads that one worker waits for at a time; further ones wait their turn."""
 SCAN_KEPT_S = 0.5
 """The repository is looked at once in so long, however often its index is asked for."""
-_STATES = {"ready": "READY", "loading": "LOADING", "unloading": "UNLOADING", "draining": "UNLOADING"}
+_STATES = {"ready": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
 
 
 class IndexBody(msgspec.Struct):

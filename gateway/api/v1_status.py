@@ -18,7 +18,7 @@ from gateway.api.outgoing import json_response
 from gateway.errors import ModelNotReady, UnknownModel
 from gateway.serving import Models
 
-_STATES = {"ready": "AVAILABLE", "loading": "LOADING", "unloading": "UNLOADING", "draining": "UNLOADING"}
+_STATES = {"ready": "AVAILABLE", "loading": "LOADING", "unloading": "UNLOADING"}
 
 
 class _Name(Convertor[str]):
