@@ -54,7 +54,6 @@ class Session:
         profile: of its reference, where inputs shall be held against it.
         max_batch_rows: config.pbtxt's max_batch_size; a request of more rows is refused. None: no limit of its own.
         queue_delay_us: config.pbtxt's dynamic_batching.max_queue_delay_microseconds; None where it says nothing.
-        instances: config.pbtxt's instance_group counts; 0 where it says nothing.
         label_names: names of classes by output, from label_filename.
         config: what config.pbtxt says, as Triton's ModelConfig in JSON; empty without one.
         warnings: what config.pbtxt asks for and is not done.
@@ -80,7 +79,6 @@ class Session:
         self.profile: Profile | None = None
         self.max_batch_rows: int | None = None
         self.queue_delay_us: int | None = None
-        self.instances = 0
         self.label_names: dict[str, list[str]] = {}
         self.config: dict[str, Any] = {}
         self.warnings: tuple[str, ...] = ()
@@ -106,7 +104,6 @@ class Session:
         self._run = triton.reshaping(self._run, fitted)
         self.max_batch_rows = config.max_batch_rows or None
         self.queue_delay_us = config.queue_delay_us
-        self.instances = config.instances
         self.label_names = found.labels
         self.warnings = config.warnings
         return fitted

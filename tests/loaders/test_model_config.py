@@ -41,7 +41,8 @@ def test_limits_and_hints_surface(tmp_path: Path) -> None:
           inputs {{ key: "X" value {{ data_type: TYPE_FP32 dims: 4 random_data: true }} }} }} ]
         metric_tags {{ key: "team" value: "delays" }}""",
     )
-    assert (session.max_batch_rows, session.queue_delay_us, session.instances) == (8, 250, 2)
+    assert (session.max_batch_rows, session.queue_delay_us) == (8, 250)
+    assert session.config["instance_group"] == [{"kind": "KIND_CPU", "count": 2}]
     assert session.batchable
     assert session.runtime.endswith("x2")
     assert session.warnings == ()
