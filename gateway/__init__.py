@@ -2,8 +2,8 @@
 
 The flow, one file a stage (see docs/architecture.md):
 
-    api (admit, decode) -> core (route, queue) -> batching, lanes (infer) -> api.codec (encode)
-        -> audit.writer (append) -> audit.recorder (drain) -> audit.forwarder (forward)
+    api (admit, decode) -> core, admission (route, queue) -> batching, runs, lanes (infer)
+        -> delivery, api.encode (encode) -> append, replies -> audit.recorder (drain) -> audit.forwarder (forward)
 
 control/ owns the routes and is the only writer of control state; supervisor starts and watches
 every process.

@@ -1,7 +1,7 @@
 """Loaders: from a directory to something callable. Knows nothing of HTTP, Kafka or routes.
 
-    repository (what is there) -> bundle (what it says of itself, digests) -> session (ONNX Runtime)
-        -> probe (is it batchable) -> registry (loaded versions and their states)
+    repository (what is there) -> material (its files, read once) -> verdicts, trial (tried in a child first)
+        -> session (ONNX Runtime) -> probe, golden, warm (before it is ready) -> registry (versions and their states)
 
 Importing this package switches ONNX Runtime's telemetry off; nothing else imports onnxruntime.
 """
