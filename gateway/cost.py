@@ -32,6 +32,8 @@ _WALL_RUNS = 64
 """Over about so many runs time by the clock is compared with what was fitted ..."""
 _WALL_CLIP = 20.0
 """... where a run counts as at most so many times its fit: a process that was stopped is not slow."""
+_STOPPED = 1.25
+"""A batch that was stopped at its deadline counts as so many times longer than it was let to run."""
 
 
 class CostModel:
@@ -147,6 +149,25 @@ class CostModel:
         self._learnt += 1
         if runs <= _TRUSTED_RUNS or self._learnt % _LOOK_EVERY == 0 or self._learnt % _EXPLORE_EVERY < 5:
             self._look()
+
+    def stopped(self, rows: int, cpu_ns: int, wall_ns: int) -> None:
+        """Take in a run that was ended at its deadline: it would have taken longer, nobody knows how long.
+
+        Runs that are a little too slow for their deadlines never end by themselves. Were nothing learnt of them,
+        just as much would be promised to the next ones, and none would ever be answered. What took far too long is
+        no slow run but a loop that one request asked for, and says nothing of others.
+        """
+        fitted_ns = self.estimate_ns(rows)
+        if wall_ns > _WALL_CLIP * fitted_ns:
+            return
+        longer_ns = max(cpu_ns, fitted_ns)
+        cell = _cell(rows)
+        self.learn(rows, int(longer_ns), wall_ns)
+        if rows > 1:
+            # At once, since runs of this size are to become fewer; one row alone cannot be cut.
+            self._rows[cell], self._cpu_ns[cell] = float(rows), longer_ns * _STOPPED
+            self._runs[cell] = max(self._runs[cell], _TRUSTED_RUNS)
+        self._look()
 
     def _look(self) -> None:
         """Choose the batch size by what is known now: beyond it a row is hardly cheaper, and all wait longer."""

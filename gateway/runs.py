@@ -183,11 +183,13 @@ class Runs:
                 feeds[spec.name] = tensors.to_array(spec.datatype, data, shape, spec.name)
             cpu_ns = time.thread_time_ns()
             batch.started_ns = _now()
-            batch.outputs = version.session.run(feeds, None, batch.run_options)
-            batch.ended_ns = _now()
-            batch.cpu_ns = time.thread_time_ns() - cpu_ns
+            try:
+                batch.outputs = version.session.run(feeds, None, batch.run_options)
+            finally:
+                batch.ended_ns = _now()
+                batch.cpu_ns = time.thread_time_ns() - cpu_ns
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
-            batch.ended_ns = _now()
+            batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns
             batch.error = exc
 
@@ -195,7 +197,9 @@ class Runs:
         version.ran_ns = batch.ended_ns
         if batch.error is None:
             version.learn(batch)
-        elif len(batch.inferences) > 1 and not batch.terminated:
+        elif batch.terminated:
+            version.stopped(batch)
+        elif len(batch.inferences) > 1:
             # One of them is bad: each runs alone, in the place where the batch ran.
             self._run_apart(version, batch)
             return

@@ -115,6 +115,11 @@ class Version:
             self._lane_runs -= 1
         self.free_rows = self._free_rows()
 
+    def stopped(self, batch: Batch) -> None:
+        """A run was ended at its deadline."""
+        self.cost.stopped(batch.rows, batch.cpu_ns, batch.ended_ns - batch.started_ns)
+        self.free_rows = self._free_rows()
+
     def _free_rows(self) -> int:
         if self.on_lane or self._lane_runs:
             return -1

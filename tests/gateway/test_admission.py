@@ -43,14 +43,14 @@ class Lane:
 class Simulation:
     """Open-loop arrivals at a model on one lane, with the real queue, cost and admission."""
 
-    def __init__(self, run_ns, *, timeout_ms: int = 1000, seed: int = 1) -> None:
+    def __init__(self, run_ns, *, timeout_ms: int = 1000, seed: int = 1, trial: float = 1.0) -> None:
         self.rng = random.Random(seed)
         self.run_ns = run_ns
         config, _ = configuration.load(overrides=[f"data.request_timeout_ms={timeout_ms}"], environ={})
         self.lane = Lane()
         self.version = Fake(
             model="m", version="1", hung=0, ran_ns=0, on_lane=True, queue=VersionQueue(batchable=True),
-            cost=CostModel({1: int(run_ns(1)), 32: int(run_ns(32))}, 256),
+            cost=CostModel({1: int(run_ns(1) * trial), 32: int(run_ns(32) * trial)}, 256),
         )  # fmt: skip
         appender = SimpleNamespace(fails=False)
         waiting = {self.version: None}
@@ -91,8 +91,15 @@ class Simulation:
             if self.rng.random() < 0.01:
                 took_ns += 30 * MS
             lane.until_ns = start_ns + version.cost.wall_ns(batch.rows)
-            lane.free_ns = version.ran_ns = start_ns + took_ns
-            version.cost.learn(batch.rows, took_ns, took_ns)
+            last_ns = max(one.deadline_ns for one in batch.inferences)
+            lane.free_ns = version.ran_ns = min(start_ns + took_ns, last_ns)
+            if start_ns + took_ns <= last_ns:
+                version.cost.learn(batch.rows, took_ns, took_ns)
+            else:
+                let_ns = last_ns - start_ns
+                version.cost.stopped(batch.rows, let_ns, let_ns)
+                self.expired += len(batch.inferences)
+                continue
             for one in batch.inferences:
                 if one.deadline_ns >= lane.free_ns:
                     self.answered += 1
@@ -131,6 +138,13 @@ def test_goodput_holds_under_overload_and_who_is_taken_is_answered(times: int, r
     goodput = simulation.load(times, 10)
     assert goodput >= 0.9
     assert simulation.expired <= 0.001 * simulation.admitted
+
+
+@pytest.mark.parametrize("trial", [0.5, 0.2])
+def test_a_model_slower_than_its_trial_said_gives_goodput_though_its_runs_are_stopped(trial: float) -> None:
+    """Runs stopped at their deadlines make the next ones smaller, until they end in time."""
+    simulation = Simulation(lambda rows: 40 * MS + 4 * MS * rows, timeout_ms=200, trial=trial)
+    assert simulation.load(3, 10, timeout_ms=200) >= 0.25
 
 
 def test_below_capacity_nobody_is_refused() -> None:
