@@ -85,14 +85,12 @@ class Connection(HttpToolsProtocol):
         self._body_left = 0
         self._active_s = 0.0
         self._sent_bytes = 0
-        self._held_bytes = 0
+        self._held_bytes = self._message_bytes = 0
         self._discarded = 0
-        self._chunks = 0
-        self._chunk_bytes = 0
+        self._chunks = self._chunk_bytes = 0
         self._running: Any = None
         self._unwritten = 0
-        self._write_s = 0.0
-        self._leaving_s = 0.0
+        self._write_s = self._leaving_s = 0.0
         self._draining = False
         self.replied = 0
         """Fast replies; with `_reaped` it tells whether an idle connection was used since the last look."""
@@ -178,7 +176,7 @@ class Connection(HttpToolsProtocol):
         self._active_s = self.loop.time()
         self._head_bytes = self._sent_bytes = self._discarded = self._chunks = self._chunk_bytes = 0
         self._content_bytes = -1
-        self._body_left = 0
+        self._body_left = self._message_bytes = 0
 
     def begin_scope(self) -> None:
         """What uvicorn makes when a message begins, for a message that goes to the Starlette door."""
@@ -200,11 +198,13 @@ class Connection(HttpToolsProtocol):
             raise Overloaded(msg)
         crowd.held_bytes += size
         self._held_bytes += size
+        self._message_bytes += size
 
-    def let_go(self) -> None:
-        """The bodies that this connection held are answered or given up."""
-        self.crowd.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+    def let_go(self, size: int) -> None:
+        """Bodies of so many bytes, of those that this connection held, are answered or given up."""
+        self.crowd.held_bytes -= size
+        self._held_bytes -= size
+        self._message_bytes = 0
 
     def on_body(self, body: bytes) -> None:
         """Part of the body of a Starlette request."""
@@ -314,7 +314,7 @@ class Connection(HttpToolsProtocol):
         self._leave(self.cycle)
         self._deaf = self._dead = True
         self.unfed = None
-        self.let_go()
+        self.let_go(self._held_bytes)
         super().connection_lost(exc)
 
     # --- its clock -------------------------------------------------------------------------

@@ -245,8 +245,9 @@ class FastProtocol(Connection):
             return
         cycle.more_body = False
         cycle.received_ns = self._received_ns
-        if self._held_bytes:
-            self.let_go()
+        if self._message_bytes:
+            # Its own alone: a large body before it may still be worked on.
+            self.let_go(self._message_bytes)
         if cycle.started:
             self._keep_head(cycle)
             self._submit(cycle)
@@ -299,8 +300,8 @@ class FastProtocol(Connection):
 
     def on_response_complete(self) -> None:
         """An answer is written: the next that waits."""
-        if not self.pipeline and self._held_bytes:
-            self.let_go()
+        if self._held_bytes and all(type(cycle) is FastCycle for cycle, _ in self.pipeline):
+            self.let_go(self._held_bytes)
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
