@@ -128,12 +128,15 @@ def is_name(text: str) -> bool:
     return len(text) <= NAME_CHARS_MAX and re.match(_PLAIN, text) is not None
 
 
-def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bundle:
+def read_bundle(
+    directory: Path, known: Mapping[str, bytes] | None = None, model_config: bytes | None = None
+) -> Bundle:
     """Read and hash a version's directory. Cost: all its bytes, about 1 GB/s.
 
     Args:
         directory: <model>/<version>.
         known: content of files that were read already, by relative name: hashed as given.
+        model_config: that of the model's config.pbtxt, if it was read already; empty where there is none.
 
     Raises:
         BundleInvalid: names the file, the key and what was expected.
@@ -153,16 +156,24 @@ def read_bundle(directory: Path, known: Mapping[str, bytes] | None = None) -> Bu
     if settings.reference is not None:
         reference = _file_sha256(directory / settings.reference, f"{where}/{settings.reference}")
     config = hashlib.sha256(text + b"\0")
-    with contextlib.suppress(FileNotFoundError):
-        name = f"{directory.parent.name}/config.pbtxt"
-        with open_regular(directory.parent / "config.pbtxt", name) as file:
-            hashlib.file_digest(file, lambda: config)
+    if model_config is not None:
+        config.update(model_config)
+    else:
+        config = _with_model_config(config, directory)
     return Bundle(
         settings=settings,
         tree_sha256=tree_sha256(directory, content),
         config_sha256=config.hexdigest(),
         reference_sha256=reference,
     )
+
+
+def _with_model_config(config: Any, directory: Path) -> Any:
+    with contextlib.suppress(FileNotFoundError):
+        name = f"{directory.parent.name}/config.pbtxt"
+        with open_regular(directory.parent / "config.pbtxt", name) as file:
+            hashlib.file_digest(file, lambda: config)
+    return config
 
 
 def _settings(text: bytes, where: str) -> BundleSettings:

@@ -14,13 +14,24 @@ from typing import NamedTuple
 
 from loaders import precheck
 from loaders.bundle import Bundle, open_regular, read_bundle, tree_sha256
-from loaders.errors import ModelError, ModelInvalid, ModelUnreadable, VersionChanged, WeightsInvalid
+from loaders.errors import (
+    MemoryExceeded,
+    ModelError,
+    ModelInvalid,
+    ModelUnreadable,
+    VersionChanged,
+    WeightsInvalid,
+)
 from loaders.golden import GOLDEN_MAX_BYTES
 from loaders.graph import Model, parse
+from loaders.memory import limit_bytes
 from loaders.model_config import ModelConfig, read_config
 from loaders.reference import read_reference
 from loaders.repository import MODEL_FILE, model_path, version_directory
 from loaders.triton import read_labels
+
+MODEL_MAX_BYTES = 2 << 30
+"""Protobuf ends there; larger models have their weights in other files."""
 
 
 class Material(NamedTuple):
@@ -58,21 +69,29 @@ def read(root: Path, model: str, version: str) -> Material:
     Raises:
         BundleInvalid, ModelConfigInvalid: bundle.toml or config.pbtxt is wrong.
         ModelUnreadable: a file is not there, or cannot be read.
+        ModelInvalid, MemoryExceeded: the model's file is larger than any model, or all files than this host's memory.
     """
     where = f"{model}/{version}"
     directory = version_directory(root, model, version)
     try:
+        # Before anything is read: a file may claim to be of any size, and costs nothing if it is all holes.
+        _check_size(directory, where)
         config = read_config(directory.parent)
         path = model_path(directory, config.model_filename)
         name = path.relative_to(directory).as_posix()
         try:
             with open_regular(path, f"{where}/{name}") as file:
-                content = file.read()
+                if os.fstat(file.fileno()).st_size > MODEL_MAX_BYTES:
+                    msg = (
+                        f"{where}/{name} is over {MODEL_MAX_BYTES >> 30} GiB; expected weights in other files"
+                    )
+                    raise ModelInvalid(msg)
+                content = file.read(MODEL_MAX_BYTES)
         except OSError as exc:
             msg = f"{where}: {name}: {exc.strerror}"
             raise ModelUnreadable(msg) from exc
         known = {name: content}
-        bundle = read_bundle(directory, known)
+        bundle = read_bundle(directory, known, config.content)
         golden = None
         if bundle.settings.golden is not None:
             golden = _golden(directory / bundle.settings.golden, f"{where}/{bundle.settings.golden}")
@@ -82,6 +101,18 @@ def read(root: Path, model: str, version: str) -> Material:
         raise ModelUnreadable(msg) from exc
     labels = read_labels(directory.parent, config)
     return Material(model, version, directory, name, content, bundle, config, golden, reference, labels)
+
+
+def size_bytes(directory: Path) -> int:
+    """All files of a version's directory."""
+    return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
+
+
+def _check_size(directory: Path, where: str) -> None:
+    size, most = size_bytes(directory), limit_bytes()
+    if size > most:
+        msg = f"{where}: its files take {size >> 20:,} MiB, and this host has {most >> 20:,} MiB of memory"
+        raise MemoryExceeded(msg)
 
 
 def _golden(path: Path, where: str) -> bytes:

@@ -37,6 +37,8 @@ _KNOWN = frozenset(
         "model_transaction_policy", *_TUNING, *_REFUSED,
     )
 )  # fmt: skip
+WARNINGS_MAX = 32
+"""Told of one file."""
 _PLATFORMS = frozenset(("", "onnxruntime_onnx", "onnxruntime"))
 
 
@@ -90,6 +92,8 @@ class ModelConfig(NamedTuple):
     metric_tags: dict[str, str] = {}
     parameters: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    content: bytes = b""
+    """The file, for its digest."""
 
     def chosen(self, versions: tuple[str, ...]) -> tuple[str, ...]:
         """Versions to be held loaded beside those of the route, of those on disk (ascending)."""
@@ -123,7 +127,7 @@ def read_config(directory: Path) -> ModelConfig:
         msg = f"{where} is over {CONFIG_MAX_BYTES >> 20} MiB; expected settings alone"
         raise ModelConfigInvalid(msg)
     try:
-        return _Reading(directory.name, read(content.decode())).config()
+        return _Reading(directory.name, read(content.decode())).config()._replace(content=content)
     except (ValueError, RecursionError) as exc:
         msg = f"{where}: {str(exc)[:300]}"
         raise ModelConfigInvalid(msg) from exc
@@ -166,8 +170,14 @@ class _Reading:
             warmups=tuple(self._warmup(part) for part in f.get("model_warmup", ())),
             metric_tags=_map(f, "metric_tags"),
             parameters=parameters,
-            warnings=tuple(self._warnings),
+            warnings=self._told(),
         )
+
+    def _told(self) -> tuple[str, ...]:
+        """Warnings, each of which is a line wherever it is told: a file may ask for anything, and a lot of it."""
+        more = len(self._warnings) - WARNINGS_MAX
+        told = self._warnings[:WARNINGS_MAX]
+        return (*told, f"and {more} more") if more > 0 else tuple(told)
 
     def _refuse(self) -> None:
         f = self._fields

@@ -148,12 +148,15 @@ class Registry:
             self._sessions[key] = self._load(*key)
         except Exception as exc:  # noqa: BLE001  what is loaded stays, whatever is wrong with the new
             why = str(exc) if isinstance(exc, ModelError) else type(exc).__name__
+            why = why.encode(errors="backslashreplace").decode()
             self._set(key, READY, f"it stays as it was loaded: {why}")
             return
         self._set(key, READY, None)
 
     def _fail(self, key: Key, reason: str) -> None:
         """Told once: not each time that it is tried again in vain."""
+        # It may quote the name of a file, which need not be text.
+        reason = reason.encode(errors="backslashreplace").decode()
         if self._states.get(key) != (FAILED, reason):
             self._set(key, FAILED, reason)
 

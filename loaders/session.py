@@ -201,8 +201,8 @@ def _tried(root: Path, found: Material, threads: Threads, trials: Trials) -> Fac
     identity = (
         f"{bundle.tree_sha256} {bundle.config_sha256} {onnxruntime.__version__} {threads} {found.labels}"
     )
-    size = sum(f.stat().st_size for f in found.directory.rglob("*") if f.is_file())
-    return trials.facts(request, bundle.tree_sha256, identity, size)
+    digests = (bundle.tree_sha256, bundle.config_sha256)
+    return trials.facts(request, digests, identity, material.size_bytes(found.directory))
 
 
 def make(

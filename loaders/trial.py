@@ -219,6 +219,7 @@ def _tried_here(request: Request, say: Callable[[bytes], None]) -> Facts:
 def _facts(session: Session, memory_bytes: int, load_ms: int) -> Facts:
     return Facts(
         tree_sha256=session.bundle.tree_sha256,
+        config_sha256=session.bundle.config_sha256,
         canonical_sha256=session.canonical_sha256,
         batchable=session.batchable,
         inline_allowed=session.inline_allowed,

@@ -24,9 +24,9 @@ import msgspec
 
 import loaders
 from loaders.errors import MemoryExceeded, TrialFailed, VersionChanged, by_code
-from loaders.memory import Plan
+from loaders.memory import SHARE, Plan, limit_bytes
 
-FORMAT = 1
+FORMAT = 2
 PASSING_S = 60.0
 """How long a refusal holds that may have been the host's fault: no memory, no time."""
 
@@ -41,6 +41,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tree_sha256: str
+    config_sha256: str = ""
     canonical_sha256: str
     batchable: bool
     inline_allowed: bool
@@ -126,10 +127,11 @@ class Trials:
         finally:
             os.close(fd)
 
-    def facts(self, request: Request, tree_sha256: str, identity: str, size_bytes: int) -> Facts:
+    def facts(self, request: Request, digests: tuple[str, str], identity: str, size_bytes: int) -> Facts:
         """What a trial of the version says, now or earlier. Within `turn`.
 
         Args:
+            digests: of the version's files, and of its settings; the trial must have seen the same.
             identity: digests and runtime that the verdict holds for.
             size_bytes: of all its files: larger ones may take more.
 
@@ -144,10 +146,12 @@ class Trials:
             limits = msgspec.structs.replace(
                 request,
                 cpu_s=self._cpu_s + size_bytes / 20_000_000,
-                memory_bytes=self._memory_bytes or max(2 << 30, 8 * size_bytes),
+                memory_bytes=self._memory_bytes
+                or max(2 << 30, min(8 * size_bytes, int(limit_bytes() * SHARE))),
             )
             verdict = self._try(limits)
-            if verdict.facts is not None and verdict.facts.tree_sha256 != tree_sha256:
+            found = verdict.facts
+            if found is not None and (found.tree_sha256, found.config_sha256) != digests:
                 msg = (
                     f"{request.model}/{request.version}: its files changed while it was loaded:"
                     " put them there whole, then load it again"

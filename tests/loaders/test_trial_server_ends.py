@@ -37,7 +37,7 @@ def test_one_that_is_on_its_way_out_is_not_asked_twice(
         root="r", model="m", version="1", providers=(), intra_op_threads=1, cpu_s=1.0, memory_bytes=0
     )
     try:
-        assert trials.facts(request, "t", "identity", 1) == facts
+        assert trials.facts(request, ("t", ""), "identity", 1) == facts
         assert not scripts
     finally:
         trials.close()
