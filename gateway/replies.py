@@ -116,9 +116,11 @@ def _formed(
     version = appended.version
     try:
         body, fields = inference.form.body(version.encoder, inference, id_json, appended.batch.outputs, row0)
-    except Exception as exc:
+    except GatewayError as exc:
+        return problem(exc)
+    except Exception:
         log.exception("reply_not_made", extra={"model": version.model})
-        return problem(exc if isinstance(exc, GatewayError) else GatewayError("internal error"))
+        return problem(GatewayError("internal error"))
     return 200, fields + b"x-tidegate-audit: %b\r\n" % appended.level.encode(), body
 
 

@@ -11,6 +11,8 @@ import zlib
 
 COMPRESS_MIN_BYTES = 16_384
 """Smaller bodies are never compressed."""
+ACCEPT_MAX_BYTES = 1024
+"""A longer Accept-Encoding is not read: it is taken apart on the loop."""
 _LEVEL = 1
 """zlib's fastest: replies are numbers, which the others hardly make smaller."""
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
@@ -20,6 +22,8 @@ _LENGTH = re.compile(rb"(?<!-)content-length: [0-9]+\r\n")
 
 def accepted(value: bytes) -> str | None:
     """The coding to answer with, of those that an Accept-Encoding names: gzip, else deflate, else none."""
+    if len(value) > ACCEPT_MAX_BYTES:
+        return None
     named: dict[str, bool] = {}
     for part in value.decode("latin-1").lower().split(","):
         coding, _, weight = part.partition(";")

@@ -26,7 +26,7 @@ BINARY_FIELDS = (
 )
 KEPT_MAX = 256
 CLASSES_MAX = 65_536
-"""Classes of one reply's row at most: each is a string."""
+"""Classes of one reply at most, all its rows together: each is a string, made on the loop."""
 
 
 class Form(Protocol):
@@ -208,10 +208,16 @@ def best_classes(array: Any, best: int, labels: Sequence[str] | None, *, batched
 
     Returns:
         An object array of str, [rows, best] or [best].
+
+    Raises:
+        InvalidRequest: more classes than one reply may have.
     """
     rows = len(array) if batched else 1
     matrix = array.reshape(rows, array.size // rows if rows else 0)
     count = min(best, matrix.shape[1])
+    if rows * count > CLASSES_MAX:
+        msg = f"classification makes {count} classes for each of {rows} rows; at most {CLASSES_MAX} are made in all"
+        raise InvalidRequest(msg)
     if labels is not None and len(labels) > matrix.shape[1]:
         labels = None  # More names than classes: they are not of these.
     keys = np.where(np.isnan(matrix), -np.inf, matrix) if matrix.dtype.kind == "f" else matrix
@@ -221,8 +227,9 @@ def best_classes(array: Any, best: int, labels: Sequence[str] | None, *, batched
     # As C++'s to_string, which clients take apart at the colons: six decimals, whole numbers bare.
     text = "%f:%d" if matrix.dtype.kind == "f" else "%d:%d"
     out = np.empty((rows, count), dtype=object)
-    for row in range(rows):
-        for place, index in enumerate(order[row].tolist()):
+    values = np.take_along_axis(matrix, order, axis=1).tolist()
+    for row, indices in enumerate(order.tolist()):
+        for place, index in enumerate(indices):
             label = f":{labels[index]}" if labels is not None and index < len(labels) else ""
-            out[row, place] = text % (matrix[row, index], index) + label
+            out[row, place] = text % (values[row][place], index) + label
     return out if batched else out[0]

@@ -13,18 +13,74 @@ from typing import Any
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.errors import BodyTooLarge, InvalidRequest, RequestCancelled, UnsupportedCoding
+from gateway.errors import BodyTooLarge, InvalidRequest, Overloaded, RequestCancelled, UnsupportedCoding
 
 SMALL_BODY_MAX_BYTES = 65_536
 """Of requests that carry a few words of JSON: repository index, load, unload."""
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """zlib's word for each coding; `deflate` is the zlib format, as the standard says."""
+INFLATED_AT_ONCE = 4
+"""Bodies that a worker inflates at a time; others wait their turn, small as they came."""
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
+class Room:
+    """What inflated bodies of one worker may take together, until they are answered: a connection counts only what
+    was sent, and deflate makes a thousand bytes of one.
+
+    Threading: the loop thread alone.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._turns = asyncio.Semaphore(INFLATED_AT_ONCE)
+        self.held_bytes = 0
+
+    async def inflated(self, body: bytes, coding: str, limit_bytes: int) -> bytes:
+        """The body without its coding, counted until it is let go.
+
+        Raises:
+            Overloaded: too many are held; and what `inflated` raises.
+        """
+        async with self._turns:
+            self._check(0)
+            made = await asyncio.to_thread(inflated, body, coding, limit_bytes)
+        self._check(len(made))
+        self.held_bytes += len(made)
+        return made
+
+    def _check(self, more: int) -> None:
+        if self.held_bytes + more > self._most_bytes:
+            msg = f"inflated bodies of {self.held_bytes} bytes are held, at most {self._most_bytes} are; try again"
+            raise Overloaded(msg)
+
+
+class Held:
+    """What one request has of a `Room`."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._bytes = 0
+
+    async def inflated(self, body: bytes, coding: str, limit_bytes: int) -> bytes:
+        """See `Room`."""
+        made = await self._room.inflated(body, coding, limit_bytes)
+        self._bytes += len(made)
+        return made
+
+    def let_go(self) -> None:
+        """The request is answered."""
+        self._room.held_bytes -= self._bytes
+        self._bytes = 0
+
+
+async def read_body(request: Request, limit_bytes: int, held: Held | None = None) -> bytes:
     """The whole body, inflated.
 
+    Args:
+        held: counts the body if it was inflated; the caller lets it go.
+
     Raises:
+        Overloaded: there is no room.
         BodyTooLarge: more than `limit_bytes`, as sent or inflated.
         UnsupportedCoding: a Content-Encoding that is not decoded, or a body that is not in it.
         RequestCancelled: the client went away.
@@ -48,6 +104,8 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
     if coding in {"", "identity"}:
         return b"".join(chunks)
+    if held is not None:
+        return await held.inflated(b"".join(chunks), coding, limit_bytes)
     return await asyncio.to_thread(inflated, b"".join(chunks), coding, limit_bytes)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from gateway.version import Version
 from loaders.signature import TensorSpec
 
 JSON = "application/json"
+EXAMPLE_VALUES_MAX = 4096
+"""A model whose row has more values has no example."""
 _WHOLE = {
     "/": "The process answers",
     "/v2/health/live": "The process answers",
@@ -105,15 +108,12 @@ def paths_of(version: Version) -> dict[str, Any]:
     for path, said in _OF_A_MODEL.items():
         named = path.format(version.model)
         paths[named] = {"get": _get(named, said)}
-    example = infer_example(version)
+    # An image's worth of numbers in an example helps nobody, and to make it would hold the loop up.
+    example = infer_example(version) if _example_values(version) <= EXAMPLE_VALUES_MAX else None
+    in_v1 = None if example is None else v1_example(version, example)
     for path, said, schema, sent in (
         (f"/v2/models/{version.model}/infer", "Infer", _infer_schema(version), example),
-        (
-            f"/v1/models/{version.model}:predict",
-            "Infer, for clients of v1",
-            _V1_BODY,
-            v1_example(version, example),
-        ),
+        (f"/v1/models/{version.model}:predict", "Infer, for clients of v1", _V1_BODY, in_v1),
     ):
         paths[path] = {"post": _post(path, said, schema, sent)}
     return paths
@@ -123,6 +123,10 @@ def infer_example(version: Version) -> dict[str, Any]:
     """A request of one row that the version answers."""
     inputs = [described(spec) for spec in version.signature.inputs]
     return json.loads(example_body({"inputs": inputs}))  # type: ignore[no-any-return]
+
+
+def _example_values(version: Version) -> int:
+    return sum(prod(max(dim, 1) for dim in spec.shape) for spec in version.signature.inputs)
 
 
 def v1_example(version: Version, example: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +201,9 @@ def _get(path: str, said: str) -> dict[str, Any]:
 
 
 def _post(path: str, said: str, schema: dict[str, Any], example: Any) -> dict[str, Any]:
-    content = {JSON: {"schema": schema, "example": example}}
+    content: dict[str, Any] = {JSON: {"schema": schema}}
+    if example is not None:
+        content[JSON]["example"] = example
     return {
         "summary": said,
         "operationId": f"post {path}",

@@ -67,7 +67,9 @@ def problem(exc: BaseException) -> tuple[int, bytes]:
     status = row_of(type(exc))
     if status is None or not isinstance(exc, GatewayError):
         return INTERNAL
-    content: dict[str, object] = {"error": str(exc), "code": exc.code}
+    # What a message quotes of a request may hold half a surrogate pair, which no UTF-8 has.
+    text = str(exc).encode(errors="backslashreplace").decode()
+    content: dict[str, object] = {"error": text, "code": exc.code}
     if isinstance(exc, RevisionConflict):
         content["revision"] = exc.revision
         content["event"] = exc.event

@@ -222,7 +222,9 @@ def _flatten(spec: TensorSpec, value: Any, out: list[object], depth: int) -> Non
     else:
         fits = isinstance(value, int) and not isinstance(value, bool)
     if not fits:
-        msg = f"input '{spec.name}' holds {json.dumps(value)[:40]}; expected {datatype} values"
+        # Not what is in it: an object may be as deep and as large as a stranger likes.
+        found = "an object" if isinstance(value, dict) else json.dumps(value)[:40]
+        msg = f"input '{spec.name}' holds {found}; expected {datatype} values"
         raise InvalidRequest(msg)
     out.append(value)
 
