@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime
 
-from loaders import golden, graph, material, probe, triton, warm
+from loaders import golden, graph, material, probe, sizes, triton, warm
 from loaders.bundle import NAME_CHARS_MAX, Bundle, is_name
 from loaders.canonical import canonical_sha256
 from loaders.datatypes import FROM_ORT
@@ -25,7 +25,7 @@ from loaders.reference import Profile, checked_profile
 from loaders.signature import Signature, TensorSpec
 from loaders.verdicts import Facts, Request, Trials
 
-_SEVERITY_ERROR = 3
+_SEVERITY_ERROR, _SEVERITY_FATAL = 3, 4
 _LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -48,8 +48,8 @@ class Session:
 
     Attributes:
         batchable: rows of different requests may share a run.
-        inline_allowed: cost is predictable from the rows: no Loop, If or Scan in the graph, and no
-            dimension varies but the batch's.
+        inline_allowed: cost is predictable from the rows: no Loop, If or Scan in the graph, no dimension varies but
+            the batch's, and no tensor is as large as a request's values say.
         warm_cost_ns: rows to the time of a warm run, as a first guess of cost.
         profile: of its reference, where inputs shall be held against it.
         max_batch_rows: config.pbtxt's max_batch_size; a request of more rows is refused. None: no limit of its own.
@@ -127,7 +127,10 @@ class Session:
 
     def new_run_options(self) -> Any:
         """Options of one run; setting `terminate` on them stops it."""
-        return onnxruntime.RunOptions()
+        options = onnxruntime.RunOptions()
+        # What fails is raised, and told to the client; printed as well, each bad request would be a line of the log.
+        options.log_severity_level = _SEVERITY_FATAL
+        return options
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -299,7 +302,8 @@ def _take_over(session: Session, facts: Facts) -> None:
 def _probe(session: Session, seen: graph.Model, runs: warm.Runs, *, may_batch: bool) -> None:
     if may_batch and probe.has_batch_dimension(session.signature):
         session.batchable = probe.rows_are_independent(session.signature, runs.run)
-    session.inline_allowed = not seen.operators & graph.CONTROL_FLOW and not _varies(session)
+    predictable = not seen.operators & graph.CONTROL_FLOW and not sizes.by_values(seen)
+    session.inline_allowed = predictable and not _varies(session)
 
 
 def _check_golden(session: Session, lines: Sequence[golden.Golden], runs: warm.Runs, found: Material) -> None:

@@ -27,6 +27,7 @@ from loaders.errors import MemoryExceeded, TrialFailed, VersionChanged, by_code
 from loaders.memory import SHARE, Plan, limit_bytes
 
 FORMAT = 2
+"""Verdicts of another are made anew."""
 PASSING_S = 60.0
 """How long a refusal holds that may have been the host's fault: no memory, no time."""
 
