@@ -104,7 +104,7 @@ class Runs:
             options = version.run_options = version.session.new_run_options()
         batch.run_options = options
         last = batch.inferences[-1].deadline_ns
-        self.watchdog.inline = (options, last)
+        self.watchdog.inline = (options, last, version.model, version.version)
         self.run(version, batch)
         self.watchdog.inline = None
         if batch.cpu_ns > 2 * version.inline_ns or batch.terminated:

@@ -41,7 +41,8 @@ class Watchdog:
         clock_ns: the clock of deadlines.
 
     Attributes:
-        inline: (options, deadline_ns) of the run that is on the loop now, or None. Stored by the loop thread.
+        inline: (options, deadline_ns, model, version) of the run that is on the loop now, or None. Stored by the loop
+            thread.
         terminated: runs that were told to end.
 
     Threading: `watch` and `forget` from the loop thread; `Watched.hung` is called on the watchdog's thread.
@@ -50,10 +51,10 @@ class Watchdog:
 
     def __init__(self, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock_ns = clock_ns
-        self.inline: tuple[Any, int] | None = None
+        self.inline: tuple[Any, int, str, str] | None = None
         self.terminated = 0
-        self._ended: tuple[Any, int] | None = None
-        self._told: tuple[Any, int] | None = None
+        self._ended: tuple[Any, int, str, str] | None = None
+        self._told: tuple[Any, int, str, str] | None = None
         self._runs: dict[Watched, None] = {}
         self._next_ns = 0
         self._wake = threading.Event()
@@ -90,7 +91,7 @@ class Watchdog:
                 inline[0].terminate = True
             elif inline is not self._told and now_ns >= inline[1] + GRACE_NS:
                 self._told = inline
-                log.error("run_hung_on_loop")
+                log.error("run_hung_on_loop", extra={"model": inline[2], "version": inline[3]})
         for run in list(self._runs):
             if now_ns >= run.deadline_ns:
                 if not run.options.terminate:

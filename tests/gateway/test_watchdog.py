@@ -47,13 +47,13 @@ def test_the_run_on_the_loop_is_ended_too() -> None:
     """It is found by the regular look; the options of a run that has ended are not touched."""
     dog = Watchdog()
     first = options()
-    dog.inline = (first, 100)
+    dog.inline = (first, 100, "m", "1")
     assert dog.look(99) == 99 + POLL_NS
     assert not first.terminate
     dog.inline = None
     dog.look(200)
     assert not first.terminate
-    dog.inline = (first, 100)
+    dog.inline = (first, 100, "m", "1")
     dog.look(200)
     assert first.terminate
 
