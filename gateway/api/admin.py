@@ -208,6 +208,9 @@ class AdminApi:
         if body.whole:
             return await self._whole(request, kind, body)
         versions = self._placement.found.models.get(model)
+        if kind == "load" and (body.version is None or body.version not in (versions or ())):
+            # Put there a moment ago: the next look of its own is seconds away.
+            versions = (await self._placement.refresh()).models.get(model)
         if not versions:
             raise UnknownModel(model, body.version)
         version = body.version or versions[-1]

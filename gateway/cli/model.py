@@ -157,6 +157,8 @@ def _change(admin: Client, model: str, version: str | None, action: str, reason:
     version = version or answer.body.get("version")
     at = f" version {version}" if version else ""
     pending = "; some workers are not done yet: see `tidegate model show`" if answer.status == 202 else ""
+    if action == "load" and not pending:
+        pending = "; `tidegate model show` says when it is ready, or why it is not"
     say(f"{action} {model}{at}: {_told(answer.body)}{pending}")
 
 
