@@ -84,6 +84,7 @@ async def read_body(request: Request, limit_bytes: int, held: Held | None = None
         BodyTooLarge: more than `limit_bytes`, as sent or inflated.
         UnsupportedCoding: a Content-Encoding that is not decoded, or a body that is not in it.
         RequestCancelled: the client went away.
+        Overloaded: the gateway is stopping.
     """
     length = request.headers.get("content-length")
     if length is not None and length.isdigit() and int(length) > limit_bytes:
@@ -101,6 +102,10 @@ async def read_body(request: Request, limit_bytes: int, held: Held | None = None
     except ClientDisconnect as exc:
         msg = "the client went away"
         raise RequestCancelled(msg) from exc
+    except asyncio.CancelledError as exc:
+        # The server ends and waits no longer.
+        msg = "the gateway is stopping, and the body was not there in time; try again shortly"
+        raise Overloaded(msg) from exc
     coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
     if coding in {"", "identity"}:
         return b"".join(chunks)
