@@ -109,7 +109,10 @@ class Admission:
             ModelNotReady: the version's runs hang.
         """
         if version.hung >= HUNG_MAX:
-            msg = f"model '{version.model}' version {version.version} has {version.hung} runs that do not end"
+            msg = (
+                f"model '{version.model}' version {version.version} has {version.hung} runs that do not end; it takes"
+                " requests again when one does"
+            )
             raise ModelNotReady(msg)
         queue, rows = version.queue, inference.rows
         if queue.rows + rows > self._queue_max_rows and queue.rows:

@@ -117,6 +117,10 @@ class Counting:
         self._words[words_of.LIMIT_ROWS] = limit_rows
         self._words[words_of.LIMIT_NS] = limit_ns
 
+    def hanging(self, count: int) -> None:
+        """So many runs did not heed their end and go on."""
+        self._words[words_of.HUNG] = count
+
     def recorded(self, count: int) -> None:
         """So many more requests are in the log now (or stand in a gap)."""
         self._words[words_of.RECORDED] += count

@@ -77,7 +77,8 @@ class Entry:
         if not self.states:
             return "no version is loaded"
         return "; ".join(
-            f"version {version} is {state}" + (f" ({reason})" if reason else "")
+            f"version {version} is {state}"
+            + (f" ({reason})" if reason else " and waits for its route" if state == "ready" else "")
             for version, (state, reason) in sorted(self.states.items())
         )
 

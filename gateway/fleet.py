@@ -134,8 +134,10 @@ LIMIT_ROWS = 433
 """Gauge: rows that a run takes at most, as learnt."""
 LIMIT_NS = 434
 """Gauge: what a run of so many is predicted to take."""
+HUNG = 435
+"""Gauge: runs that did not heed their end and go on."""
 SLOT_WORDS = 448
-SLOT_GAUGES = (QUEUED, OLDEST_NS, SLOWDOWN_PM, LIMIT_ROWS, LIMIT_NS)
+SLOT_GAUGES = (QUEUED, OLDEST_NS, SLOWDOWN_PM, LIMIT_ROWS, LIMIT_NS, HUNG)
 
 LATENCY_BOUNDS_NS = tuple(
     int(ms * 1_000_000) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)

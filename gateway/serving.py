@@ -266,7 +266,10 @@ class Models:
             self.log_event(
                 ModelEvent(kind=kind, at_ns=time.time_ns(), model=facts, reason=reason, load_ms=load_ms)
             )
-            log.info(
+            if kind == "loaded" and reason:
+                kind = "kept"
+            log.log(
+                logging.WARNING if kind in {"failed", "kept"} else logging.INFO,
                 "version_" + kind,
                 extra={"model": model, "version": version, "reason": reason, "load_ms": load_ms},
             )
@@ -295,6 +298,7 @@ class Models:
                 cost = version.cost
                 version.counting.waiting_since(version.queue.oldest_ns())
                 version.counting.predicted(cost.slowdown, cost.limit_rows, cost.limit_ns)
+                version.counting.hanging(version.hung)
 
     def count_labels(self, model: str, count: int) -> None:
         """So many labels of a model were accepted."""

@@ -160,7 +160,13 @@ def _gauges(slots: list[_Slots], now_ns: int) -> Iterator[Metric]:
     longest = GaugeMetricFamily(
         "tidegate_run_limit_seconds", "what a run of so many is predicted to take", labels=_VERSION
     )
+    hung = GaugeMetricFamily(
+        "tidegate_hung_runs",
+        "runs that went on beyond their end, each on a thread of its own; a worker with 3 refuses the version",
+        labels=_VERSION,
+    )
     for one in slots:
+        hung.add_metric(one.name, one.totals[words_of.HUNG])
         slowdown.add_metric(one.name, max(w[words_of.SLOWDOWN_PM] for w in one.words) / 1e3)
         limits = [w[words_of.LIMIT_ROWS] for w in one.words if w[words_of.LIMIT_ROWS]]
         most.add_metric(one.name, min(limits, default=0))
@@ -170,7 +176,7 @@ def _gauges(slots: list[_Slots], now_ns: int) -> Iterator[Metric]:
         queued.add_metric(one.name, one.totals[words_of.QUEUED])
         since = [w[words_of.OLDEST_NS] for w in one.words if w[words_of.OLDEST_NS]]
         age.add_metric(one.name, max(now_ns - min(since), 0) / 1e9 if since else 0.0)
-    yield from (ready, load, queued, age, slowdown, most, longest)
+    yield from (ready, load, queued, age, slowdown, most, longest, hung)
 
 
 def buckets(bounds_ns: Sequence[int], counts: Sequence[int]) -> list[tuple[str, float]]:
