@@ -53,6 +53,8 @@ log = logging.getLogger("tidegate.worker")
 
 POLL_S = 0.02
 """How soon an idle worker sees a new generation."""
+ENDING_S = 1.0
+"""So long requests that the server gave up may take to say so."""
 SETTLE_S = 60.0
 """Loading at start may take this long before the worker accepts anyway."""
 ROUTE_S = 5.0
@@ -168,6 +170,9 @@ class Worker:
         sock = socket.socket(fileno=self.context.data_fd)
         await self.server.serve(sockets=[sock])
         self.words[words_of.STATE] = words_of.DRAINING
+        if ending := set(self.server.server_state.tasks):
+            # They were told to end: what they answer is logged, so the log is closed after them.
+            await asyncio.wait(ending, timeout=ENDING_S)
         while self.core.inflight or self.appender.held:
             await asyncio.sleep(0.005)
         ticking.cancel()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
+from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from gateway.api.incoming import inflated
-from gateway.errors import BodyTooLarge, UnsupportedCoding
+from gateway.api.incoming import inflated, read_body
+from gateway.errors import BodyTooLarge, Overloaded, UnsupportedCoding
 
 BODY = b'{"inputs":[]}' * 100
 RAW = zlib.compress(BODY)[2:-4]
@@ -51,3 +54,20 @@ def test_what_is_refused(coding: str, body: bytes, says: str) -> None:
     """Other codings, several of them, and bodies that are not in the one they name: never taken as they are."""
     with pytest.raises(UnsupportedCoding, match=says):
         inflated(body, coding, 1 << 20)
+
+
+def test_a_body_that_is_not_there_when_the_server_gives_up_is_told_so() -> None:
+    """The server ends what still waits by cancelling it: the client may try again, and nothing broke here."""
+
+    async def never() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def main() -> None:
+        reading = asyncio.create_task(read_body(Request({"type": "http", "headers": []}, never), 100))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(Overloaded, match="stopping"):
+            await reading
+
+    asyncio.run(main())
