@@ -203,13 +203,14 @@ class Core:
         return version
 
     def _queue(self, entry: Entry, version: Version, inference: Inference) -> None:
-        if version.checks is not None:
-            version.checks.check(inference)
         queue = version.queue
         if queue.rows + inference.rows > version.free_rows or (
             inference.deadline_ns - inference.decoded_ns < FREE_LEFT_NS
         ):
             self.admission.check(entry, version, inference)
+        if version.checks is not None:
+            # Last: who is refused for want of time was not looked at, and is not counted as flagged.
+            version.checks.check(inference)
         if version.linger_ns and not queue.rows:
             version.due_ns = inference.decoded_ns + version.linger_ns
             self._loop.call_later(version.linger_ns / 1e9, self._schedule)
