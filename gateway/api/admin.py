@@ -22,9 +22,10 @@ from starlette.routing import Match
 from starlette.routing import Route as Address
 
 from gateway.api.admin_routes import RouteHandlers
-from gateway.api.answers import json_answer, problem_answer
+from gateway.api.answers import json_answer
 from gateway.api.bodies import LoadBody, ReasonBody, check_host, read_body
 from gateway.api.metrics import exposition
+from gateway.api.outgoing import problem_response
 from gateway.audit import verify
 from gateway.control.engine import Engine, changed_by
 from gateway.control.explicit import Explicit
@@ -276,11 +277,11 @@ class AdminApi:
     async def _http_exception(self, request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101
         if exc.status_code == 405:
-            response = problem_answer(MethodNotAllowed(f"method {request.method} is not allowed here"))
+            response = problem_response(MethodNotAllowed(f"method {request.method} is not allowed here"))
             found = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
             response.headers["allow"] = ", ".join(sorted({m for r in found for m in r.methods}))
             return response
-        return problem_answer(NotFound("no such address"))
+        return problem_response(NotFound("no such address"))
 
     async def _refused(self, request: Request, exc: Exception) -> Response:
-        return problem_answer(exc)
+        return problem_response(exc)

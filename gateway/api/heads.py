@@ -13,6 +13,7 @@ from gateway.api.compression import accepted
 from gateway.api.crowd import Limits
 from gateway.errors import BodyTooLarge, InvalidRequest, NotFound
 from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
+from loaders.repository import is_version
 
 URL_MAX_BYTES = 8192
 HEADERS_MAX_BYTES = 32_768
@@ -28,7 +29,6 @@ MakeCaller = Callable[[str, str, str | None], msgspec.Raw]
 
 INFER = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
 PREDICT = re.compile(rb"/v1/models/([^/?#:]+)(?:/versions/([^/?#:]+))?(?::|%3[Aa])predict")
-_VERSION = re.compile(rb"[1-9][0-9]{0,17}")
 _HEX, _NO_TRACE, _NO_SPAN = b"0123456789abcdef", b"0" * 32, b"0" * 16
 _LATER_TRACEPARENT = re.compile(
     rb"(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{0,200})?"
@@ -110,11 +110,11 @@ def _asked(path: bytes) -> tuple[str, str | None, str]:
     if match is None:
         msg = "no such address"
         raise NotFound(msg)
-    version = match[2]
-    if version is not None and _VERSION.fullmatch(version) is None:
-        msg = f"no such address: versions are positive integers, found {version.decode('latin-1')!r}"
+    version = None if match[2] is None else match[2].decode("latin-1")
+    if version is not None and not is_version(version):
+        msg = f"no such address: versions are positive integers, found {version[:40]!r}"
         raise NotFound(msg)
-    return _name(match[1]), None if version is None else version.decode(), dialect
+    return _name(match[1]), version, dialect
 
 
 def read_traceparent(value: bytes) -> str | None:

@@ -1,6 +1,7 @@
 """What the Starlette door answers: plain responses, JSON, errors in our one shape, and replies of the core.
 
-handlers -> **outgoing** -> transport. Fields are written as the fast door writes them, so that both give equal bytes.
+handlers -> **outgoing** -> transport; errors of the admin listener too. Fields are written as the fast door
+writes them, so that both give equal bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from starlette.responses import Response
 from gateway.api.compression import COMPRESS_MIN_BYTES, compressed
 from gateway.api.heads import traceresponse
 from gateway.api.problems import reply_of
-from gateway.errors import GatewayError
 
 
 class FutureSink:
@@ -59,6 +59,6 @@ def json_response(content: Any, status: int = 200) -> Response:
     return response_of(status, fields, body)
 
 
-def problem_response(exc: GatewayError) -> Response:
+def problem_response(exc: Exception) -> Response:
     """An error."""
     return response_of(*reply_of(exc))
