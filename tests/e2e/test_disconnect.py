@@ -29,7 +29,7 @@ def test_who_leaves_while_waiting_is_logged_as_cancelled(gateway: Gateway, tmp_p
     """Two wait behind a long run, one of them pipelined behind another; both clients leave, the third is answered."""
     patient = {"x_request_timeout_ms": "20000"}
     with Wire(gateway.data_url) as wire:
-        turns = _turns_for(wire, 3.0)
+        turns = _turns_for(wire, 1.5)
         worker = gateway.pids("worker")[0]
         wire.send(infer("turns", [[turns, 1, 2, 3]], "stays", **patient))
         _await_running(worker)
