@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.serving import Gateway
+from tests.e2e.onnx_models import write_linear, write_turns
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 READY_WITHIN_S = 30
@@ -29,3 +30,21 @@ def gateway_process(tmp_path: Path) -> Iterator[Gateway]:
         assert code == 0, f"exit {code} after SIGTERM: {gateway.said()}"
     finally:
         gateway.kill9_all()
+
+
+@pytest.fixture(scope="session", params=["fast", "starlette"])
+def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One worker with short timeouts and room for eight connections, behind either door; shared, since starts cost."""
+    directory: Path = tmp_path_factory.mktemp("strict")
+    write_linear(directory / "models")
+    write_turns(directory / "models")
+    settings = (
+        f"data.door={request.param}",
+        "data.header_timeout_s=1",
+        "data.body_timeout_s=1",
+        "data.write_timeout_s=1",
+        "data.connections_max=8",
+    )
+    made = Gateway(directory / "models", directory / "state", settings=settings).start()
+    yield made
+    assert made.stop() == 0, made.said()

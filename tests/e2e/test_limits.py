@@ -6,32 +6,12 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from bench.serving import Gateway
-from tests.e2e.onnx_models import write_linear
 from tests.e2e.test_hostile import connect, post, reply, row
 from tests.e2e.wire import Wire
-
-
-@pytest.fixture(scope="module", params=["fast", "starlette"])
-def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One worker with short timeouts and room for eight connections."""
-    directory: Path = tmp_path_factory.mktemp("limits")
-    write_linear(directory / "models")
-    settings = (
-        f"data.door={request.param}",
-        "data.header_timeout_s=1",
-        "data.body_timeout_s=1",
-        "data.write_timeout_s=1",
-        "data.connections_max=8",
-    )
-    made = Gateway(directory / "models", directory / "state", settings=settings).start()
-    yield made
-    assert made.stop() == 0, made.said()
 
 
 class _Refusal:
@@ -91,28 +71,28 @@ def closes(sock: socket.socket, within_s: float) -> bool:
     ],
 )  # fmt: skip
 def test_heads_beyond_the_limits_are_refused(
-    gateway: Gateway, head: bytes, status: int, code: str, says: str
+    strict: Gateway, head: bytes, status: int, code: str, says: str
 ) -> None:
     """Each limit on a head: its status, what was found or expected, one error shape, then closed."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(head)
         assert refusal(sock) == (status, code)
         assert says in refusal.text
         assert closes(sock, 4)
 
 
-def test_a_head_that_does_not_come_is_answered_and_closed(gateway: Gateway) -> None:
+def test_a_head_that_does_not_come_is_answered_and_closed(strict: Gateway) -> None:
     """Half a head gets 408 at the header timeout."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: a\r\n")
         assert refusal(sock) == (408, "request_timeout")
         assert closes(sock, 5)
 
 
 @pytest.mark.parametrize("headers", ["", "X-A: b\r\nExpect: 100-continue\r\n"])
-def test_a_body_that_does_not_come_is_answered_and_closed(gateway: Gateway, headers: str) -> None:
+def test_a_body_that_does_not_come_is_answered_and_closed(strict: Gateway, headers: str) -> None:
     """Half a body gets 408 at the body timeout, in place of its answer."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(post(row(), headers=headers)[:-5])
         if headers:
             assert sock.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -120,9 +100,9 @@ def test_a_body_that_does_not_come_is_answered_and_closed(gateway: Gateway, head
         assert closes(sock, 5)
 
 
-def test_a_refusal_waits_for_the_answer_before_it(gateway: Gateway) -> None:
+def test_a_refusal_waits_for_the_answer_before_it(strict: Gateway) -> None:
     """What cannot be read behind a request that is answered gets its refusal second, never in its place."""
-    with Wire(gateway.data_url) as wire:
+    with Wire(strict.data_url) as wire:
         wire.send(post(row()) + b"GET / HTTP/1.1\r\nbroken\r\n\r\n" + post(row()))
         assert wire.reply().status == 200
         assert wire.reply().status == 400
@@ -130,9 +110,9 @@ def test_a_refusal_waits_for_the_answer_before_it(gateway: Gateway) -> None:
             wire.reply()
 
 
-def test_a_chunked_body_over_the_limit_is_answered_while_it_comes(gateway: Gateway) -> None:
+def test_a_chunked_body_over_the_limit_is_answered_while_it_comes(strict: Gateway) -> None:
     """A chunked body without end gets 413 and is not read for ever."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(
             b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
@@ -142,9 +122,9 @@ def test_a_chunked_body_over_the_limit_is_answered_while_it_comes(gateway: Gatew
                 sock.sendall(chunk)
 
 
-def test_an_early_413_reaches_a_client_that_sends_its_body_first(gateway: Gateway) -> None:
+def test_an_early_413_reaches_a_client_that_sends_its_body_first(strict: Gateway) -> None:
     """The answer is not lost to a reset: what the client still sends is read for a moment."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 70000000\r\n\r\n")
         for _ in range(16):
             sock.sendall(b" " * 2**20)
@@ -153,19 +133,19 @@ def test_an_early_413_reaches_a_client_that_sends_its_body_first(gateway: Gatewa
         assert closes(sock, 5)
 
 
-def test_json_of_too_many_values_is_refused(gateway: Gateway) -> None:
+def test_json_of_too_many_values_is_refused(strict: Gateway) -> None:
     """Values are counted before they are read; binary tensors have no such limit."""
     tensor = b'{"name":"X","datatype":"FP32","shape":[75000,4],"data":[' + b"1," * 299_999 + b"1]}"
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(post(b'{"inputs":[' + tensor + b"]}"))
         assert refusal(sock) == (413, "body_too_large")
         assert "binary" in refusal.text
         assert closes(sock, 4)
 
 
-def test_a_client_that_does_not_read_is_cut_off(gateway: Gateway) -> None:
+def test_a_client_that_does_not_read_is_cut_off(strict: Gateway) -> None:
     """Answers that are not taken end the connection at the write timeout."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.settimeout(0.2)
         deadline = time.monotonic() + 8
         with pytest.raises(ConnectionError):
@@ -174,9 +154,9 @@ def test_a_client_that_does_not_read_is_cut_off(gateway: Gateway) -> None:
                     sock.send(post(row(id="i" * 4000)) * 10)
 
 
-def test_an_upgrade_is_not_had_and_ends_the_connection(gateway: Gateway) -> None:
+def test_an_upgrade_is_not_had_and_ends_the_connection(strict: Gateway) -> None:
     """A request for another protocol is answered in HTTP/1.1, and nothing behind it is read."""
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(
             b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 2
         )
@@ -184,10 +164,10 @@ def test_an_upgrade_is_not_had_and_ends_the_connection(gateway: Gateway) -> None
         assert closes(sock, 4)
 
 
-def test_trailers_say_nothing_about_the_request(gateway: Gateway) -> None:
+def test_trailers_say_nothing_about_the_request(strict: Gateway) -> None:
     """Fields behind a chunked body are no header fields."""
     body = row()
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         sock.sendall(
             b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
             + b"%x;a=b\r\n%b\r\n0\r\nHost: b\r\nInference-Header-Content-Length: 3\r\n\r\n"
@@ -196,30 +176,30 @@ def test_trailers_say_nothing_about_the_request(gateway: Gateway) -> None:
         assert b" 200 " in reply(sock)
 
 
-def test_a_body_that_keeps_coming_may_take_longer(gateway: Gateway) -> None:
+def test_a_body_that_keeps_coming_may_take_longer(strict: Gateway) -> None:
     """What counts is the rate: a large body that takes longer than the timeout is answered."""
     body = row() + b" " * 400_000
     message = post(body)
-    with connect(gateway) as sock:
+    with connect(strict) as sock:
         for i in range(0, len(message), 70_000):
             sock.sendall(message[i : i + 70_000])
             time.sleep(0.3)
         assert b"200" in reply(sock)
 
 
-def test_one_connection_too_many_is_told_so(gateway: Gateway) -> None:
+def test_one_connection_too_many_is_told_so(strict: Gateway) -> None:
     """The cap answers 503 and closes; those that are there go on, and room that is made is used."""
-    socks = [connect(gateway) for _ in range(8)]
+    socks = [connect(strict) for _ in range(8)]
     for sock in socks:
         sock.sendall(post(row()))
         assert b"200" in reply(sock)
-    with connect(gateway) as extra:
+    with connect(strict) as extra:
         assert b"overloaded" in reply(extra)
         assert closes(extra, 2)
     socks.pop().close()
     deadline = time.monotonic() + 5
     while True:
-        with connect(gateway) as again:
+        with connect(strict) as again:
             again.sendall(post(row()))
             if b"200" in reply(again):
                 break
