@@ -24,6 +24,8 @@ OnChange = Callable[[str, str, str, str | None], None]
 
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits before an unreadable version is tried again; the last one repeats."""
+REASON_CHARS = 2000
+"""Longer reasons are cut."""
 
 
 class Registry:
@@ -148,18 +150,22 @@ class Registry:
             self._sessions[key] = self._load(*key)
         except Exception as exc:  # noqa: BLE001  what is loaded stays, whatever is wrong with the new
             why = str(exc) if isinstance(exc, ModelError) else type(exc).__name__
-            why = why.encode(errors="backslashreplace").decode()
-            self._set(key, READY, f"it stays as it was loaded: {why}")
+            self._set(key, READY, f"it stays as it was loaded: {_told(why)}")
             return
         self._set(key, READY, None)
 
     def _fail(self, key: Key, reason: str) -> None:
         """Told once: not each time that it is tried again in vain."""
-        # It may quote the name of a file, which need not be text.
-        reason = reason.encode(errors="backslashreplace").decode()
+        reason = _told(reason)
         if self._states.get(key) != (FAILED, reason):
             self._set(key, FAILED, reason)
 
     def _set(self, key: Key, state: str, reason: str | None) -> None:
         self._states[key] = (state, reason)
         self._on_change(*key, state, reason)
+
+
+def _told(reason: str) -> str:
+    """A reason as it is sent to every client that asks: it may quote files of strangers, whose names need not be text
+    and whose words have no end."""
+    return reason[:REASON_CHARS].encode(errors="backslashreplace").decode()

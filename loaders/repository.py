@@ -117,7 +117,9 @@ def scan(root: Path) -> Found:
         elif not any(problem.startswith(f"{name}/") for problem in problems):
             problems.append(f"{name}: has no version: put a model at {name}/1/{MODEL_FILE}")
         problems += told
-    return Found(models, tuple(problems), chosen)
+    # A file's name need not be text, and these are sent to people.
+    told = tuple(problem.encode(errors="backslashreplace").decode() for problem in problems)
+    return Found(models, told, chosen)
 
 
 def is_version(text: str) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from loaders import material
 from loaders.errors import BundleInvalid, MemoryExceeded, ModelInvalid, VersionChanged
 from loaders.model_config import WARNINGS_MAX, read_config
-from loaders.registry import Registry
+from loaders.registry import REASON_CHARS, Registry
+from loaders.repository import scan
 from loaders.verdicts import Facts, Request, Trials, Verdict
 from tests.loaders import graphs
 
@@ -101,6 +102,35 @@ def test_reason_is_text_whatever_a_file_is_called(tmp_path: Path) -> None:
     reason = told[-1][1]
     assert reason is not None
     assert b"\\\\udcff is no regular file" in msgspec.json.encode(reason)
+
+
+def test_reason_has_an_end(tmp_path: Path) -> None:
+    """It stands in every refusal while the version is failed: a golden line's id may be megabytes."""
+    failed = threading.Event()
+    told: list[str | None] = []
+
+    def on_change(model: str, version: str, state: str, reason: str | None) -> None:
+        if state == "failed":
+            told.append(reason)
+            failed.set()
+
+    def load(model: str, version: str) -> Any:
+        raise ModelInvalid("m/1: " + "x" * 1_000_000)
+
+    registry = Registry(load, on_change)
+    registry.want({("m", "1")})
+    assert failed.wait(10)
+    registry.close()
+    assert told == ["m/1: " + "x" * (REASON_CHARS - 5)]
+
+
+def test_problem_is_text_whatever_a_directory_is_called(tmp_path: Path) -> None:
+    """One directory whose name is no UTF-8 must not keep the others from being listed."""
+    graphs.put(tmp_path, graphs.double())
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    found = scan(tmp_path)
+    assert list(found.models) == ["m"]
+    assert b"not a model name" in msgspec.json.encode(found.problems)
 
 
 def test_warnings_of_one_file_are_few(tmp_path: Path) -> None:
