@@ -81,12 +81,13 @@ def read(root: Path, model: str, version: str) -> Material:
         name = path.relative_to(directory).as_posix()
         try:
             with open_regular(path, f"{where}/{name}") as file:
-                if os.fstat(file.fileno()).st_size > MODEL_MAX_BYTES:
+                size = os.fstat(file.fileno()).st_size
+                if size > MODEL_MAX_BYTES:
                     msg = (
                         f"{where}/{name} is over {MODEL_MAX_BYTES >> 30} GiB; expected weights in other files"
                     )
                     raise ModelInvalid(msg)
-                content = file.read(MODEL_MAX_BYTES)
+                content = file.read(size)
         except OSError as exc:
             msg = f"{where}: {name}: {exc.strerror}"
             raise ModelUnreadable(msg) from exc
