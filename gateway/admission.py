@@ -17,7 +17,7 @@ from gateway.audit.event import ModelFacts
 from gateway.batching import Inference, order_ns
 from gateway.config import Config
 from gateway.entry import Entry
-from gateway.errors import AuditUnavailable, GatewayError, ModelNotReady, Overloaded
+from gateway.errors import AuditUnavailable, GatewayError, InvalidRequest, ModelNotReady, Overloaded
 from gateway.head import TIMEOUT_MAX_MS, Head, raised
 from gateway.lanes import Lanes
 from gateway.recording import refused_event
@@ -107,7 +107,9 @@ class Admission:
         Raises:
             Overloaded: with how long it would take.
             ModelNotReady: the version's runs hang.
+            InvalidRequest: its reply would be written for too long.
         """
+        check_reply(version, inference)
         if version.hung >= HUNG_MAX:
             msg = (
                 f"model '{version.model}' version {version.version} has {version.hung} runs that do not end; it takes"
@@ -208,3 +210,17 @@ class Admission:
         event = refused_event(head, exc.code, status, self._models.get(head.model), received_ns, inference)
         self._appender.refuse(event)
         return True
+
+
+def check_reply(version: Version, inference: Inference) -> None:
+    """Refuse what would have a JSON reply so large that the loop stands still while it is written.
+
+    Raises:
+        InvalidRequest: says what to do instead.
+    """
+    if inference.rows > version.json_rows and not all(getattr(inference.form, "binary", (False,))):
+        msg = (
+            f"{inference.rows} rows in one request with outputs in JSON; model '{version.model}' answers at most"
+            f" {version.json_rows} so: ask for binary outputs, or send fewer rows"
+        )
+        raise InvalidRequest(msg)

@@ -6,6 +6,7 @@ serving makes one for each session that is ready; core queues, runs, answers and
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ from gateway.tensors import named_bytes, row_bytes
 from gateway.validation import compile_checks
 from loaders.session import Session
 
+JSON_REPLY_VALUES = 1_048_576
+"""Of all outputs of a request together; more would keep the loop writing for half a second and longer."""
 FREE_NS = 100_000_000
 """Work waiting for the loop that takes less than this is taken in without a look at deadlines ..."""
 FREE_LEFT_NS = 125_000_000
@@ -64,6 +67,9 @@ class Version:
         self._lane_runs = self._runs = 0
         self._demotions = 0
         self._queue_max_rows = batch.queue_max_rows
+        values = sum(prod(max(dim, 1) for dim in spec.shape[1:]) for spec in session.signature.outputs)
+        self.json_rows = max(JSON_REPLY_VALUES // max(values, 1), 1)
+        """Of one request whose reply is JSON, at most."""
         self.on_lane = not self.runs_inline()
         self.free_rows = self._free_rows()
         """So many rows may wait without a look at deadlines; below 0 on a lane."""
@@ -124,7 +130,7 @@ class Version:
         if self.on_lane or self._lane_runs:
             return -1
         cost = self.cost
-        return min(FREE_NS // max(cost.limit_ns, 1) * cost.limit_rows, self._queue_max_rows)
+        return min(FREE_NS // max(cost.limit_ns, 1) * cost.limit_rows, self._queue_max_rows, self.json_rows)
 
     def publish_admitted(self) -> None:
         """Make the number of admissions visible before the run, so that a successor can tell what

@@ -49,7 +49,8 @@ class Simulation:
         config, _ = configuration.load(overrides=[f"data.request_timeout_ms={timeout_ms}"], environ={})
         self.lane = Lane()
         self.version = Fake(
-            model="m", version="1", hung=0, ran_ns=0, on_lane=True, queue=VersionQueue(batchable=True),
+            model="m", version="1", hung=0, json_rows=1 << 20, ran_ns=0, on_lane=True,
+            queue=VersionQueue(batchable=True),
             cost=CostModel({1: int(run_ns(1) * trial), 32: int(run_ns(32) * trial)}, 256),
         )  # fmt: skip
         appender = SimpleNamespace(fails=False)

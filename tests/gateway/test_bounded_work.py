@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
+from gateway.admission import check_reply
 from gateway.api.codec import Codec
 from gateway.api.compression import accepted
 from gateway.api.crowd import Limits
-from gateway.api.forms import CLASSES_MAX, best_classes
+from gateway.api.forms import CLASSES_MAX, Described, best_classes
 from gateway.api.incoming import Held, Room
 from gateway.api.openapi import paths_of
 from gateway.api.problems import reply_of
+from gateway.api.v1 import Rows
 from gateway.batching import Inference
 from gateway.errors import InvalidRequest, Overloaded
 from loaders.signature import Signature, TensorSpec
@@ -107,6 +111,24 @@ def test_small_request_behind_a_large_one_lets_nothing_of_it_go() -> None:
         assert door.crowd.held_bytes == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("rows", "form", "taken"),
+    [
+        (100, None, True),
+        (101, None, False),
+        (101, Rows(101), False),
+        (101, Described((0, 1), (True, False), (0, 0)), False),
+        (101, Described((0, 1), (True, True), (0, 0)), True),
+    ],
+)
+def test_reply_in_json_is_bounded(rows: int, form: Any, taken: bool) -> None:
+    """Binary rows are taken by the million; as JSON the loop would stand still while they are written."""
+    inference = Inference(None, 0, rows=rows, form=form)
+    version = SimpleNamespace(model="m", json_rows=100)
+    with nullcontext() if taken else pytest.raises(InvalidRequest, match="ask for binary outputs"):
+        check_reply(version, inference)  # type: ignore[arg-type]
 
 
 async def _never(scope: object, receive: object, send: object) -> None:
