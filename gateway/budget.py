@@ -16,28 +16,38 @@ _SELF = Path("/proc/self/cgroup")
 
 
 def effective_cpus(cgroup: Path = _CGROUP, own: Path = _SELF) -> float:
-    """Processors that this process may use: by its affinity, and by `cpu.max` of its cgroup and all above (v2).
+    """Processors that this process may use: by its affinity, and by the quota of its cgroup and all above (v2 or v1).
 
     Args:
         cgroup: where the hierarchy is mounted.
         own: the file that says which group the process is in.
     """
     cpus = float(len(os.sched_getaffinity(0)))
-    try:
-        path = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        path = "/"
-    group = cgroup / path.strip("/")
-    for place in (group, *group.parents):
-        if place != cgroup and cgroup not in place.parents:
-            break
-        try:
-            quota, period = (place / "cpu.max").read_text().split()
-            if quota != "max":
-                cpus = min(cpus, int(quota) / int(period))
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
+    for place in _groups(cgroup, own):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            try:
+                quota, period = " ".join((place / name).read_text() for name in names).split()
+                # No quota is "max", or -1 in version 1.
+                if quota != "max" and int(quota) > 0:
+                    cpus = min(cpus, int(quota) / int(period))
+            except (OSError, ValueError, ZeroDivisionError):
+                continue
     return cpus
+
+
+def _groups(cgroup: Path, own: Path) -> list[Path]:
+    """Directories of the process's groups that may hold a quota, and of all above."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines() if line.count(":") >= 2]
+    except OSError:
+        lines = []
+    found = [cgroup, cgroup / "cpu"]
+    for _, controllers, path in lines:
+        if not controllers or "cpu" in controllers.split(","):
+            base = cgroup / "cpu" if controllers else cgroup
+            group = base / path.strip("/")
+            found += [place for place in (group, *group.parents) if place.is_relative_to(base)]
+    return found
 
 
 def intra_op_threads(config: Config, cpus: float) -> int:

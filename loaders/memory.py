@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 def limit_bytes(root: Path = _ROOT, membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Memory of this container (cgroup v2 or v1), at most that of the host."""
+    """Memory of this container (cgroup v2 or v1; its own group's or that of any above), at most that of the host."""
     found = [_total()]
     with contextlib.suppress(OSError):
         for line in membership.read_text().splitlines():
