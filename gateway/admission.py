@@ -131,9 +131,12 @@ class Admission:
             # One row and the usual time: what comes with no more than that fares no better for now.
             least_ns = need_ns if rows == 1 else self._need_ns(version, inference, 1, now_ns)
             entry.turn_away_until_ns = now_ns + min(max(least_ns - left_ns, 0), TURN_AWAY_NS)
+        # Who would be too late alone is not told to come again: nothing that waits is the reason.
+        alone = version.cost.wall_ns(rows) > left_ns
         msg = (
-            f"model '{version.model}' would need {max(need_ns, 0) / 1e6:.0f} ms with what waits before, the deadline"
-            f" is in {max(left_ns, 0) / 1e6:.0f} ms; try again shortly"
+            f"model '{version.model}' would need {max(need_ns, 0) / 1e6:.0f} ms"
+            f"{'' if alone else ' with what waits before'}, the deadline is in {max(left_ns, 0) / 1e6:.0f} ms; "
+            + ("give it more time, or fewer rows" if alone else "try again shortly")
         )
         raise Overloaded(msg)
 

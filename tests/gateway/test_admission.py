@@ -69,8 +69,9 @@ class Simulation:
             return False
         try:
             self.admission.check(self.entry, self.version, one)
-        except Overloaded:
+        except Overloaded as exc:
             self.refused += 1
+            self.told = str(exc)
             return False
         self.admitted += 1
         self.version.queue.put(one)
@@ -161,6 +162,9 @@ def test_what_cannot_be_answered_in_time_even_alone_is_refused() -> None:
     simulation = Simulation(lambda rows: 50 * MS * rows)
     simulation.version.ran_ns = 1
     assert not simulation.arrive(2, timeout_ms=40)
+    assert simulation.told.endswith(
+        "would need 50 ms, the deadline is in 40 ms; give it more time, or fewer rows"
+    )
     assert simulation.arrive(2, timeout_ms=60)
 
 
