@@ -114,12 +114,21 @@ def scan(root: Path) -> Found:
             models[name] = versions
             if config.policy is not None:
                 chosen[name] = config.chosen(versions)
+                if not chosen[name]:
+                    problems.append(_none_chosen(name, versions))
         elif not any(problem.startswith(f"{name}/") for problem in problems):
             problems.append(f"{name}: has no version: put a model at {name}/1/{MODEL_FILE}")
         problems += told
     # A file's name need not be text, and these are sent to people.
     told = tuple(problem.encode(errors="backslashreplace").decode() for problem in problems)
     return Found(models, told, chosen)
+
+
+def _none_chosen(name: str, versions: tuple[str, ...]) -> str:
+    return (
+        f"{name}/config.pbtxt: version_policy asks for no version that is there: loaded are those in the route, if any;"
+        f" there is {', '.join(versions)}"
+    )
 
 
 def is_version(text: str) -> bool:

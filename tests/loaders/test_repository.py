@@ -106,3 +106,13 @@ def test_model_that_cannot_be_read_stops_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "scandir", scandir)
     found = scan(tmp_path)
     assert (found.models, found.problems) == ({"good": ("1",)}, ("bad: Permission denied",))
+
+
+def test_a_version_policy_that_asks_for_nothing_that_is_there_is_told(tmp_path: Path) -> None:
+    """Else the model is just not loaded, and nobody says why."""
+    touch(tmp_path, "m/1/model.onnx")
+    (tmp_path / "m" / "config.pbtxt").write_text("version_policy { specific { versions: [9] } }")
+    found = scan(tmp_path)
+    assert found.chosen == {"m": ()}
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith("m/config.pbtxt: version_policy asks for no version that is there")
