@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway import counting
 from gateway import fleet as words_of
+from gateway.admission import HUNG_MAX
 from gateway.batching import Inference
 from gateway.errors import InputOutOfProfile
 from gateway.tensors import pack_strings
@@ -257,6 +258,28 @@ def test_on_the_path(tmp_path: Path) -> None:
     counting.publish()
     slot = path.fleet.slot(0, 0)
     assert (slot[words_of.FLAGGED0], slot[words_of.REJECTED0], slot[words_of.DONE]) == (0, 1, 2)
+
+
+def test_who_is_not_admitted_is_not_looked_at(tmp_path: Path) -> None:
+    """A request that is refused for want of time has no flags and counts as none."""
+
+    async def play() -> tuple[Any, list[Any], Path_]:
+        session = SumSession()
+        features = tuple(FeatureProfile(name, 0.0, 9.0, False, None) for name in "abcd")
+        session.profile = Profile({"X": InputProfile("X", "f", 4, 9, features)})
+        session.bundle.settings = BundleSettings(inputs={"X": InputSettings(policy="flag")})
+        path = Path_(tmp_path, session=session)
+        version = path.models.entries["sum"].versions["1"]
+        version.free_rows, version.hung = -1, HUNG_MAX
+        sink = path.send([1, 2, 3, 99])
+        path.core.turn()
+        path.close()
+        return sink, path.predictions(), path
+
+    sink, (event,), path = asyncio.run(play())
+    assert (sink.status, event.kind, event.flags) == (503, "refused", ())
+    counting.publish()
+    assert path.fleet.slot(0, 0)[words_of.FLAGGED0] == 0
 
 
 def test_flags_need_no_more_room_than_is_reckoned(tmp_path: Path) -> None:
