@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -17,6 +16,7 @@ from bench import limits as limits_
 from bench import report
 from bench.cases.case import MLP, Options
 from bench.cli_load import command as load
+from bench.cli_load import end
 from bench.requests import DISTINCT_REQUESTS, Target
 from gateway.errors import ConfigInvalid
 
@@ -96,9 +96,9 @@ def limits(
             limits_.demand_markers(write.read_text())
         result = limits_.measure(chosen, options, lambda line: click.echo(line, err=True), _say_done)
     except ConfigInvalid as exc:
-        _end(2, str(exc))
+        end(2, str(exc))
     except (ValueError, OSError) as exc:
-        _end(3, str(exc))
+        end(3, str(exc))
     if out is not None:
         out.write_text(report.to_json(result))
     if write is not None:
@@ -129,20 +129,15 @@ def shadow(*, seconds: float, rounds: int, connections: int, as_json: bool) -> N
     try:
         result = beside_.measure(options, Target("mlp", (MLP,)), lambda line: click.echo(line, err=True))
     except ConfigInvalid as exc:
-        _end(2, str(exc))
+        end(2, str(exc))
     except (ValueError, OSError) as exc:
-        _end(3, str(exc))
+        end(3, str(exc))
     rows = beside_.rows(result)
     if as_json:
         click.echo(report.to_json(result))
     else:
         report.print_table("Beside: mirror and sidecar at work against stopped", rows, result.machine)
     sys.exit(0 if all(row.met is not False for row in rows) else 1)
-
-
-def _end(status: int, message: str) -> NoReturn:
-    click.echo(f"bench: {message}", err=True)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import rich.console
@@ -88,11 +89,11 @@ def command(
         if plot_file is not None:
             plots.plot(seen, _title(plan, requests), plot_file)
     except ConfigInvalid as exc:
-        _end(2, str(exc))
+        end(2, str(exc))
     except ValueError as exc:
-        _end(1, str(exc))
+        end(1, str(exc))
     except OSError as exc:
-        _end(3, f"{url}: {exc}")
+        end(3, f"{url}: {exc}")
     table = outcome.rows(seen)
     if as_json:
         click.echo(report.to_json(seen))
@@ -132,6 +133,7 @@ def progress(text: str) -> Iterator[Callable[[float], None]]:
         yield passed
 
 
-def _end(status: int, message: str) -> None:
+def end(status: int, message: str) -> NoReturn:
+    """Say why, and leave with this status."""
     click.echo(f"bench: {message}", err=True)
     sys.exit(status)
