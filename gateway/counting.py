@@ -1,8 +1,9 @@
 """Counting: what becomes of requests, into the words of shared memory that /metrics and statistics read.
 
-core -> version -> **counting** -> fleet. One update per run: each sum and each histogram is brought up to date for all
-requests of a run together, from the columns that its record was made of. Sums are kept in a list, which costs a third
-of what shared memory does, and added on there by `publish` with each tick of the worker (20 ms); only words of the
+core -> version -> **counting** -> fleet. One update per run: sums are brought up to date for all requests of a run
+together, from the columns that its record was made of; histograms with each `publish`, for all runs since. Sums are
+kept in a list, which costs a third of what shared memory does, and added on there by `publish` with each tick of the
+worker (20 ms); only words of the
 worker's own index are written, by its loop thread alone.
 """
 
@@ -50,16 +51,18 @@ _DECODE, _INFER, _ENCODE = (
     TIMED_STAGES.index("infer"),
     TIMED_STAGES.index("encode"),
 )
-_STAGE_LOWEST_NS = STAGE_BOUNDS_NS[0]
 _NAME_BYTES = (VARIANT_NAME_WORDS - 1) * 8
 
 
+SPREAD_MAX = 4096
+"""So many values of a stage wait for their histogram at most."""
 _NOTHING = [0] * words_of.SLOT_WORDS
 _unpublished: list[Counting] = []
 
 
 def publish() -> None:
-    """Add what was counted since the last call to shared memory. Loop thread; costs 15 us a version that ran since."""
+    """Add what was counted since the last call to shared memory. Loop thread; costs 15 us a version that ran since, and
+    some nanoseconds a request that it answered."""
     for counting in _unpublished:
         counting.store()
     _unpublished.clear()
@@ -79,6 +82,9 @@ class Counting:
         self._counts = [0] * words_of.SLOT_WORDS
         self._stored = True
         self._admitted = 0
+        self._took: dict[tuple[str, bool], list[int]] = {}
+        """Latencies by variant and outcome, and values by stage, not yet spread over their buckets."""
+        self._columns: list[list[int]] = [[] for _ in TIMED_STAGES]
         self._cells = {name: cell for cell, name in variant_cells(words) if cell != _LAST_CELL}
 
     def leave(self) -> None:
@@ -89,10 +95,23 @@ class Counting:
         """Make the counts visible to other processes; see `publish`. Adds: a version that is loaded again while the
         former one still runs counts beside it."""
         self._stored = True
+        self._spread_all()
         words, counts = self._words, self._counts
         for start, end in words_of.COUNTED:
             words[start:end] = array("Q", map(add, words[start:end], counts[start:end]))
         counts[:] = _NOTHING
+
+    def _spread_all(self) -> None:
+        """What runs left since the last time, into histograms: many values at once cost less each."""
+        w = self._counts
+        for stage, values in enumerate(self._columns):
+            if values:
+                w[STAGE_NS0 + stage] += max(sum(values), 0)
+                self._spread(STAGE0 + stage * STAGE_BUCKETS, STAGE_BOUNDS_NS, values)
+                values.clear()
+        for (name, failed), took_ns in self._took.items():
+            self._variant(name, took_ns, failed=failed)
+        self._took.clear()
 
     def _counted(self) -> list[int]:
         if self._stored:
@@ -160,14 +179,19 @@ class Counting:
         w[at + 3] += encode_ns
         if batch.same_route:
             assignment = batch.inferences[0].assignment
-            self._variant(assignment.served or assignment.reason, took_ns, failed=failed)
-            return
-        by_variant: dict[str, list[int]] = {}
-        for inference, one_ns in zip(batch.inferences, took_ns, strict=True):
-            assignment = inference.assignment
-            by_variant.setdefault(assignment.served or assignment.reason, []).append(one_ns)
-        for name, some_ns in by_variant.items():
-            self._variant(name, some_ns, failed=failed)
+            key = (assignment.served or assignment.reason, failed)
+            known = self._took.get(key)
+            if known is None:
+                self._took[key] = took_ns
+            else:
+                known += took_ns
+        else:
+            for inference, one_ns in zip(batch.inferences, took_ns, strict=True):
+                assignment = inference.assignment
+                key = (assignment.served or assignment.reason, failed)
+                self._took.setdefault(key, []).append(one_ns)
+        if len(self._columns[_DECODE]) > SPREAD_MAX:
+            self._spread_all()
 
     def _stages(self, batch: Batch, n: int, infer_ns: int, encode_ns: int) -> int:
         """Time by stage, of all requests; returns the decode time."""
@@ -175,38 +199,25 @@ class Counting:
         decode_ns = 0
         for columns in batch.columns:
             count = len(columns[_DECODE])
+            decode_ns += sum(columns[_DECODE])
             for stage, column in enumerate(columns):
-                if len(column) != count:
+                if len(column) == count:
+                    self._columns[stage] += column
+                else:
                     # One value for all.
                     w[STAGE_NS0 + stage] += count * column[0]
                     w[STAGE0 + stage * STAGE_BUCKETS + bisect_left(STAGE_BOUNDS_NS, column[0])] += count
-                    continue
-                total_ns = max(sum(column), 0)
-                if stage == _DECODE:
-                    decode_ns += total_ns
-                w[STAGE_NS0 + stage] += total_ns
-                first = STAGE0 + stage * STAGE_BUCKETS
-                if total_ns <= _STAGE_LOWEST_NS:
-                    w[first] += len(column)
-                elif n == 1:
-                    w[first + bisect_left(STAGE_BOUNDS_NS, total_ns)] += 1
-                else:
-                    self._spread(first, STAGE_BOUNDS_NS, column)
         for stage, one_ns in ((_INFER, infer_ns), (_ENCODE, encode_ns)):
             w[STAGE_NS0 + stage] += n * one_ns
             w[STAGE0 + stage * STAGE_BUCKETS + bisect_left(STAGE_BOUNDS_NS, one_ns)] += n
-        return decode_ns
+        return max(decode_ns, 0)
 
     def _variant(self, name: str, took_ns: list[int], *, failed: bool) -> None:
         cell = self._cells.get(name) or self._cell(name)
         w = self._counts
-        total_ns = max(sum(took_ns), 0)
         w[cell + (words_of.VARIANT_FAILED if failed else words_of.VARIANT_DONE)] += len(took_ns)
-        w[cell + words_of.VARIANT_NS] += total_ns
-        if len(took_ns) == 1:
-            w[cell + VARIANT_LATENCY0 + bisect_left(LATENCY_BOUNDS_NS, total_ns)] += 1
-        else:
-            self._spread(cell + VARIANT_LATENCY0, LATENCY_BOUNDS_NS, took_ns)
+        w[cell + words_of.VARIANT_NS] += max(sum(took_ns), 0)
+        self._spread(cell + VARIANT_LATENCY0, LATENCY_BOUNDS_NS, took_ns)
 
     def _spread(self, first: int, bounds: tuple[int, ...], values: list[int]) -> None:
         """Count values in the histogram whose counts begin at `first`. Cost: by the buckets hit, not by value."""
