@@ -96,6 +96,7 @@ class Batch:
         "run_options",
         "same_route",
         "started_ns",
+        "timed",
         "watched",
     )
 
@@ -113,6 +114,8 @@ class Batch:
         """The watchdog's entry of a run on a lane; None on the loop."""
         self.started_ns = 0
         self.cpu_ns = 0
+        self.timed = True
+        """`cpu_ns` is measured: reading that clock is a system call."""
         self.ended_ns = 0
         self.columns: list[list[list[int]]] = []
         """Of each of its frames the stages admit, decode, route, queue by request, or one for all (recording)."""
@@ -231,6 +234,8 @@ class VersionQueue:
                 waiting = kept
             left_ns = waiting[0].deadline_ns - now_ns
             limit, full = cost.limit_rows, "max_rows"
+            if limit < self.rows <= cost.whole_rows:
+                limit = self.rows
             if left_ns < cost.limit_ns and self._batchable:
                 within = cost.rows_within(left_ns)
                 if 0 < within < limit:

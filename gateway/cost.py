@@ -19,7 +19,7 @@ _LOOK_EVERY = 16
 """Learnt runs between two looks at the batch size, once cells are trusted."""
 _EXPLORE_EVERY = 512
 """Learnt runs after which the cell beyond the batch size is tried again: what made it dear may be over."""
-_OWN_NS = 50_000.0
+_OWN_NS = 100_000.0
 """What a run costs beside the session: cut, encode, record. It speaks for company where runs are cheap."""
 _WORSE = 1.05
 """A cell whose cost per row is within so many times the best one's is as good."""
@@ -46,6 +46,7 @@ class CostModel:
     Attributes:
         limit_rows: rows of a batch at most: the smallest cell whose cost per row is as good as the best one's, or
             the next one while nothing is known beyond it.
+        whole_rows: rows of a batch where no more wait: a rest of a few would cost a run of its own.
         limit_ns: what a run of `limit_rows` takes by the clock.
         settled: the last run that was learnt was of a size well known.
         slowdown: time by the clock over the fit, hiccups and neighbours included.
@@ -68,7 +69,7 @@ class CostModel:
         self._wall_ns = self._fitted_ns = 0.0
         self.slowdown = 1.0
         self.settled = False
-        self.limit_rows = 1
+        self.limit_rows = self.whole_rows = 1
         self.limit_ns = 0
         self._look()
 
@@ -187,6 +188,7 @@ class CostModel:
         if self.limit_ns > _RUN_NS and self.limit_rows > 1:
             self.limit_rows = max(self.rows_within(_RUN_NS), 1)
             self.limit_ns = int(self.estimate_ns(self.limit_rows) * self.slowdown)
+        self.whole_rows = min(self.limit_rows + self.limit_rows // 4, self._max_rows)
 
     def _known(self, cell: int) -> bool:
         return self._runs[cell] >= _TRUSTED_RUNS or self._warm[cell]

@@ -103,6 +103,7 @@ class Runs:
             # Stopped the last run, perhaps as it ended by itself.
             options = version.run_options = version.session.new_run_options()
         batch.run_options = options
+        batch.timed = version.times()
         last = batch.inferences[-1].deadline_ns
         self.watchdog.inline = (options, last, version.model, version.version)
         self.run(version, batch)
@@ -181,13 +182,15 @@ class Runs:
                     shape = (batch.rows, *shape[1:])
                 batch.joined.append(data)
                 feeds[spec.name] = tensors.to_array(spec.datatype, data, shape, spec.name)
-            cpu_ns = time.thread_time_ns()
+            timed = batch.timed
+            cpu_ns = time.thread_time_ns() if timed else 0
             batch.started_ns = _now()
             try:
                 batch.outputs = version.session.run(feeds, None, batch.run_options)
             finally:
                 batch.ended_ns = _now()
-                batch.cpu_ns = time.thread_time_ns() - cpu_ns
+                if timed:
+                    batch.cpu_ns = time.thread_time_ns() - cpu_ns
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
             batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns

@@ -111,10 +111,17 @@ class Version:
         self._demotions += 1
         self.free_rows = -1
 
+    def times(self) -> bool:
+        """Whether the next run on the loop is timed and learnt: of cheap ones that are well known every fourth, since
+        that costs as they do."""
+        return not (self._runs + 1) & 3 or not self.cost.settled or self.on_lane
+
     def learn(self, batch: Batch) -> None:
-        """Take a run's cost in; of cheap runs that are well known every fourth, since learning costs as they do."""
+        """Take a run's cost in, where it was timed; after one that was not and took long by the clock the next is."""
         self._runs += 1
-        if self._runs & 3 and self.cost.settled and not self.on_lane:
+        if not batch.timed:
+            if batch.ended_ns - batch.started_ns > 2 * self.inline_ns:
+                self._runs |= 3
             return
         self.cost.learn(batch.rows, batch.cpu_ns, batch.ended_ns - batch.started_ns)
         if self._lane_runs:

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from gateway.batching import CUT_REASONS, Inference, VersionQueue, order_ns
 
-IDLE = SimpleNamespace(limit_rows=8, limit_ns=0)
+IDLE = SimpleNamespace(limit_rows=8, whole_rows=8, limit_ns=0)
 
 
 def cost(limit_rows: int, ns_per_row: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
         limit_rows=limit_rows,
+        whole_rows=limit_rows,
         limit_ns=limit_rows * ns_per_row,
         rows_within=lambda ns: min(ns // max(ns_per_row, 1), limit_rows),
     )
