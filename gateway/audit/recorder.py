@@ -40,11 +40,13 @@ log = logging.getLogger("tidegate.recorder")
 
 IDLE_S = 0.004
 """Between passes when nothing came."""
-PACE_S = 0.002
+PACE_S = 0.004
 PACE_BYTES = 1024 * 1024
 """A pass that moved less than this waits, so that syncs carry more: at most 4 ms from append to disk's turn."""
 MTIME_GRAIN_NS = 50_000_000
 """The ring directory's mtime is trusted once it is older than the clock's grain."""
+LOOK_NS = 20_000_000
+"""Between two looks whether the owners of rings live, and two signs of life to them."""
 LOCK_POLL_S = 0.02
 RETRY_S = (0.05, 2.0)
 """After a failed write: first and longest wait."""
@@ -85,6 +87,10 @@ class Recorder:
         self._target = Target(places.spool, segment_bytes, storage or Disk())
         self._drains: dict[str, Drain] = {}
         self._listed_ns = 0
+        self.look_ns = 0
+        """Between two looks at the owners; 0: with each pass."""
+        self._looked_ns = 0
+        self._looks = True
         self._failing = False
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
@@ -98,8 +104,11 @@ class Recorder:
         """One pass over all rings; returns the bytes moved to disk."""
         self._discover()
         now_ns = time.monotonic_ns()
-        for drain in self._drains.values():
-            drain.ring.beat(now_ns)
+        self._looks = now_ns - self._looked_ns >= self.look_ns
+        if self._looks:
+            self._looked_ns = now_ns
+            for drain in self._drains.values():
+                drain.ring.beat(now_ns)
         if self._failing and time.monotonic() < self._retry_at:
             return 0
         moved = 0
@@ -189,7 +198,7 @@ class Recorder:
             self._log([drain.gap(first, last, "corrupt", time.time_ns())])
             log.error("records_lost", extra={"epoch": drain.epoch.key, "from_seq": first, "to_seq": last})
             drain.lost = None
-        if moved or drain.path.name == self._own_name or drain.owner_lives():
+        if moved or not self._looks or drain.path.name == self._own_name or drain.owner_lives():
             return moved
         if drain.empty:
             # Empty after the lock was seen free: nothing can be appended any more.
@@ -308,6 +317,7 @@ def run(context: process.Context) -> None:
     # Before anything is written: a full disk may be full of what is over.
     retention.apply()
     recorder = Recorder(places, context.gateway_id, config.audit.segment_bytes)
+    recorder.look_ns = LOOK_NS
     log.info("draining", extra={"spool": "ready"})
     next_retention = time.monotonic() + RETENTION_S
     while not (stop and (recorder.quiet or time.monotonic() > stop[0])):
