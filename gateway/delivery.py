@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from operator import length_hint
 from typing import Any
 
 from gateway.audit.event import Prediction
@@ -69,13 +68,11 @@ class Delivery:
             return
         row0 = 0
         for index, (payload, part, level) in enumerate(frames):
-            made = Appended(version, batch, part, None, "", row0, texts, error)
+            answer = partial(self._answer, (version, batch, part), level, (row0, texts, error))
             if len(frames) > 1:
                 row0 += sum([i.rows for i in part])
             try:
-                self._appender.submit(
-                    payload, len(part), partial(self._answer, made, level), waits=level != "none"
-                )
+                self._appender.submit(payload, len(part), answer, waits=level != "none")
             except FrameTooLarge:
                 log.exception("run_not_recorded", extra={"model": version.model})
                 self._unrecorded(version, part)
@@ -101,19 +98,28 @@ class Delivery:
         for inference in inferences:
             self.drop(version, inference, GatewayError("internal error"))
 
-    def _answer(self, made: Appended, asked: str, seq: int | None, level: str) -> None:
+    def _answer(
+        self,
+        run: tuple[Version, Batch, list[Inference]],
+        asked: str,
+        encoded: tuple[int, list[list[bytes]], GatewayError | None],
+        seq: int | None,
+        level: str,
+    ) -> None:
         """Build and write the replies of one appended frame; `asked` is the highest level among them."""
-        self.answered += len(made.part)
-        made.version.recorded(len(made.part))
+        version, batch, part = run
+        self.answered += len(part)
+        version.recorded(len(part))
         late: list[Reply] | None = [] if asked == "fsync" and level == "spool" else None
-        waiting = iter(made.part)
+        left: list[bool] = []
         try:
-            reply_all(made._replace(seq=seq, level=level), self._prefix, self._problem, late, waiting)
+            made = Appended(version, batch, part, seq, level, *encoded)
+            reply_all(made, self._prefix, self._problem, late, left)
         except Exception:
-            log.exception("reply_not_made", extra={"model": made.version.model})
+            log.exception("reply_not_made", extra={"model": version.model})
             # The one that could not be made, and those behind it; an answer that came twice would be the next one's.
-            for inference in made.part[max(len(made.part) - length_hint(waiting) - 1, 0) :]:
-                if not inference.sink.disconnected:
+            for i, inference in enumerate(part):
+                if (i >= len(left) or left[i]) and not inference.sink.disconnected:
                     inference.sink.reply(*self._problem(GatewayError("internal error")))
         if late:
             self._appender.after_sync(lambda synced: self._answer_late(late, synced))

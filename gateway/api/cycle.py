@@ -41,6 +41,7 @@ class FastCycle:
     message_event = _NoEvent()
     prelude_of: ClassVar[Any] = None
     prelude: ClassVar[bytes] = b""
+    prelude_200: ClassVar[bytes] = b""
     """uvicorn's default headers (the date), joined; made anew when uvicorn makes them anew."""
 
     def __init__(self, door: Any) -> None:
@@ -66,8 +67,7 @@ class FastCycle:
         door = self.door
         default = door.server_state.default_headers
         if default is not FastCycle.prelude_of:
-            FastCycle.prelude_of = default
-            FastCycle.prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
+            FastCycle.make_prelude(default)
         head = self.head
         if type(head) is Head and head.traceparent is not None:
             fields += traceresponse(head.traceparent, fields)
@@ -81,6 +81,33 @@ class FastCycle:
             door.replied += 1
             return
         door.after_reply(self)
+
+    def reply_whole(self, rest: bytes) -> bool:
+        """`reply` of a common 200 whose fields, empty line and body are one piece; False: not like this, nothing is
+        written."""
+        head, door = self.head, self.door
+        if (
+            not self.keep_alive
+            or self.response_complete
+            or len(rest) >= COMPRESS_MIN_BYTES
+            or head.traceparent is not None  # type: ignore[union-attr]
+            or door.pipeline
+        ):
+            return False
+        default = door.server_state.default_headers
+        if default is not FastCycle.prelude_of:
+            FastCycle.make_prelude(default)
+        self.response_complete = True
+        door.replied += 1
+        door.transport.write(FastCycle.prelude_200 + rest)
+        return True
+
+    @classmethod
+    def make_prelude(cls, default: Any) -> None:
+        """Join uvicorn's default headers, which change once a second."""
+        cls.prelude_of = default
+        cls.prelude = b"".join(b"%b: %b\r\n" % pair for pair in default)
+        cls.prelude_200 = STATUS_LINE[200] + cls.prelude
 
     def _compresses(self, status: int, fields: bytes, body: bytes) -> bool:
         """Whether a large reply is compressed first; it is then written from there."""
