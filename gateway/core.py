@@ -35,6 +35,12 @@ from gateway.version import FREE_LEFT_NS, Version
 _now = time.perf_counter_ns
 _bits = random.getrandbits
 
+JOIN_MIN = 4
+"""So many requests since the last look say that more are on their way: a turn begins only after the sockets were read
+once more. What is done once a run is then shared by more; who waits, waits for reads alone."""
+JOINS_MAX = 2
+"""So often at most."""
+
 
 class Core:
     """One worker's request path.
@@ -64,6 +70,7 @@ class Core:
         self.admission = Admission(config, models, appender, problem, self.runs.lanes, self._waiting)
         self._callers: dict[tuple[str, str, str | None], msgspec.Raw] = {}
         self._scheduled = False
+        self._joined = self._joins = 0
         self.turns = 0
         self._level: str = config.audit.level
         self._guarded = appender.fails
@@ -99,31 +106,67 @@ class Core:
     def receive(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """Take a request in; `sink.reply(status, fields, body)` answers, refusals before this returns."""
         inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
+        entry = self._entry_of(head.model)
         try:
-            entry = self._admit(head, body, sink, inference)
-            if entry is None:
+            if (
+                entry is None
+                or entry.single is None
+                or head.version is not None
+                or head.routing_key is not None
+                or head.timeout_ms is not None
+                or head.audit_level is not None
+                or head.dialect != "oip"
+                or received_ns < entry.turn_away_until_ns
+                or self._guarded
+                or self._taken - self.delivery.answered >= self._inflight_max
+            ):
+                self._receive_other(head, body, sink, inference)
                 return
-            if not self._scheduled:
-                # The first of a turn is timed for all: what is measured takes less than to measure it.
+            # The common case, `_receive_other` with what it asks answered: one version has all the traffic, and
+            # the head asks for nothing.
+            assignment, version = entry.single
+            codec = entry.codec or entry.codec_of(None)
+            first = not self._scheduled
+            if first:
                 self.delivery.admit_ns = _now() - received_ns
-            codec = entry.codec if head.version is None else entry.codec_of(head.version)
-            if codec is None:
-                codec = entry.codec_of(None)
-            if head.dialect == "oip":
-                codec.decode(body, head.json_bytes, inference)
-            else:
-                codec.decode_v1(body, head.json_bytes, inference)
-            inference.decoded_ns = _now()
-            version = self._route(entry, head, inference)
-            if not self._scheduled:
-                self.delivery.route_ns = _now() - inference.decoded_ns
-            if version.codec is not codec:
-                # Another signature than the primary's: its own order, names and shapes count.
-                _forget(inference)
-                head.decoder(version.codec)(body, head.json_bytes, inference)
+            codec.decode(body, head.json_bytes, inference)
+            inference.decoded_ns = decoded_ns = _now()
+            if inference.parameters is not None or version.codec is not codec:
+                self._settle(entry, codec, head, body, inference)
+                return
+            inference.assignment = assignment
+            inference.unit = _bits(64)
+            inference.deadline_ns = inference.order_ns = received_ns + self._timeout_ns
+            if first:
+                self.delivery.route_ns = _now() - decoded_ns
             self._queue(entry, version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)
+
+    def _receive_other(self, head: Head, body: bytes, sink: Any, inference: Inference) -> None:
+        entry = self._admit(head, body, sink, inference)
+        if entry is None:
+            return
+        if not self._scheduled:
+            # The first of a turn is timed for all: what is measured takes less than to measure it.
+            self.delivery.admit_ns = _now() - inference.received_ns
+        codec = entry.codec if head.version is None else entry.codec_of(head.version)
+        if codec is None:
+            codec = entry.codec_of(None)
+        head.decoder(codec)(body, head.json_bytes, inference)
+        inference.decoded_ns = _now()
+        self._settle(entry, codec, head, body, inference)
+
+    def _settle(self, entry: Entry, codec: Any, head: Head, body: bytes, inference: Inference) -> None:
+        """Route and queue what was decoded."""
+        version = self._route(entry, head, inference)
+        if not self._scheduled:
+            self.delivery.route_ns = _now() - inference.decoded_ns
+        if version.codec is not codec:
+            # Another signature than the primary's: its own order, names and shapes count.
+            _forget(inference)
+            head.decoder(version.codec)(body, head.json_bytes, inference)
+        self._queue(entry, version, inference)
 
     async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
         """The same for a body whose JSON would hold the loop up: decoded on a thread."""
@@ -225,7 +268,7 @@ class Core:
         if self._scheduled:
             return
         self._scheduled = True
-        self._loop.call_soon(self.turn)
+        self._loop.call_soon(self._look)
 
     def refuse(
         self, head: Head, exc: Exception, sink: Any, received_ns: int, inference: Inference | None = None
@@ -235,6 +278,17 @@ class Core:
             self._schedule()
 
     # --- once per turn ---------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """A turn, now or once the sockets were read again: where several came, more came while they were read."""
+        taken = self._taken
+        if taken - self._joined >= JOIN_MIN and self._joins < JOINS_MAX:
+            self._joined = taken
+            self._joins += 1
+            self._loop.call_soon(self._look)
+            return
+        self._joined, self._joins = taken, 0
+        self.turn()
 
     def turn(self) -> None:
         """Run, encode, append and answer what arrived; called once per turn of the loop."""
