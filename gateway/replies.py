@@ -41,11 +41,7 @@ class Appended(NamedTuple):
 
 
 def reply_all(
-    appended: Appended,
-    prefix: bytes,
-    problem: Problem,
-    late: list[Reply] | None,
-    left: list[bool],
+    appended: Appended, prefix: bytes, problem: Problem, late: list[Reply] | None, left: list[bool]
 ) -> None:
     """Answer each request that still waits.
 
