@@ -15,7 +15,7 @@ def test_who_leaves_while_waiting_is_logged_as_cancelled(strict: Gateway) -> Non
     """Two wait behind a long run, one of them pipelined behind another; both clients leave, the third is answered."""
     patient = {"x_request_timeout_ms": "20000"}
     with Wire(strict.data_url) as wire:
-        turns = _turns_for(wire, 1.5)
+        turns = _turns_for(wire, 3.0)
         worker = strict.pids("worker")[0]
         wire.send(infer("turns", [[turns, 1, 2, 3]], "stays", **patient))
         _await_running(worker)
