@@ -8,10 +8,15 @@ from collections.abc import Iterator
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import pytest
+from hypothesis import settings
 
 from gateway import doctor
 
 pytest_plugins = ["tests.fixtures_flights", "tests.fixtures_kafka"]
+
+# How long one example takes is the machine's business: on a busy one, any may take long.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 TOOLS = ("java", "mvn", "kcat", "strace", "nginx", "wrk")
 
