@@ -102,7 +102,7 @@ def test_a_reply_in_one_piece_is_the_reply(
         part[1].sink.disconnected = True
         batch = Batch(part, 3, "turn")
         texts = [[b"1.0", b"22.0", b"333.0"]]
-        reply_all(Appended(version, batch, part, 17, "spool", 0, texts, None), b"p", None, None)  # type: ignore[arg-type]
+        reply_all(Appended(version, batch, part, 17, "spool", 0, texts, None), b"p", None, None, [])  # type: ignore[arg-type]
         written.append([door.written for door in doors])
     assert written[0] == written[1]
     first, gone, last = written[0]
