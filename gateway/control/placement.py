@@ -39,6 +39,7 @@ class Placement:
         self._failed = Settling(models)
         self._problems: tuple[str, ...] = ()
         self.found = Found({}, ())
+        self._looking = asyncio.Lock()
 
     async def refresh(self, *, settled_only: bool = False) -> Found:
         """Look at the repository now.
@@ -48,6 +49,11 @@ class Placement:
 
         One that is not there (a mount that is away for a moment) says nothing of its versions: those seen last hold.
         """
+        # One after another: an older look must not take away what a newer one has found.
+        async with self._looking:
+            return await self._look(settled_only)
+
+    async def _look(self, settled_only: bool) -> Found:
         missing = False
         try:
             found = await asyncio.to_thread(self._scan, settled_only)

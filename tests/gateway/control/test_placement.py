@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from gateway.control.placement import Placement
 from gateway.control.state import rollback_target
 from gateway.errors import StateConflict
 from gateway.routing import Variant
+from loaders.repository import Found
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
 
@@ -249,4 +251,38 @@ def test_slots_are_never_given_twice(plane: Plane) -> None:
             slot = next(d.slot for d in engine.state.serving.versions if d.version == "2")
             assert slot not in used
 
+    asyncio.run(run())
+
+
+def test_an_older_look_takes_nothing_away(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that began before a version was put there ends before the one that finds it does."""
+    models = tmp_path / "models"
+    put(models, "1")
+    scan, go_on, looks = module.scan, threading.Event(), []
+
+    def slow(root: Path) -> Found:
+        found = scan(root)
+        looks.append(found)
+        if len(looks) == 1:
+            go_on.wait(5)
+        return found
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            placement = Placement(engine, models)
+            older = asyncio.create_task(placement.refresh())
+            while not looks:
+                await asyncio.sleep(0.001)
+            put(models, "2")
+            newer = asyncio.create_task(placement.refresh())
+            await asyncio.wait({newer}, timeout=0.05)
+            go_on.set()
+            await older
+            assert (await newer).models[MODEL] == ("1", "2")
+            assert placement.found.models[MODEL] == ("1", "2")
+            assert "2" in wanted(plane)
+
+    monkeypatch.setattr(module, "scan", slow)
     asyncio.run(run())
