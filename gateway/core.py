@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -77,6 +79,8 @@ class Core:
         self._inflight_max = config.data.inflight_max
         self._timeout_ns = config.data.request_timeout_ms * 1_000_000
         self._taken = 0
+        # One: reading JSON holds the interpreter, and between two of them the loop has its turn.
+        self._decoding = ThreadPoolExecutor(1, "decode")
 
     @property
     def inflight(self) -> int:
@@ -91,6 +95,7 @@ class Core:
     def close(self) -> None:
         """Let lanes and watchdog end. Nothing may be received afterwards."""
         self.runs.close()
+        self._decoding.shutdown(wait=False, cancel_futures=True)
 
     def caller(self, endpoint: str, protocol: str, principal: str | None) -> msgspec.Raw:
         """The encoded caller; one object for equal callers, at most 4,096 kept."""
@@ -169,14 +174,14 @@ class Core:
         self._queue(entry, version, inference)
 
     async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
-        """The same for a body whose JSON would hold the loop up: decoded on a thread."""
+        """The same for a body whose JSON would hold the loop up: decoded on a thread, one after another."""
         inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
         try:
             entry = self._admit(head, body, sink, inference)
             if entry is None:
                 return
             codec = entry.codec_of(head.version)
-            await asyncio.to_thread(head.decoder(codec), body, head.json_bytes, inference)
+            await self._off_loop(head.decoder(codec), body, head.json_bytes, inference)
             inference.decoded_ns = _now()
             entry = self._entry_of(head.model)
             if entry is None:
@@ -184,10 +189,13 @@ class Core:
             version = self._route(entry, head, inference)
             if version.codec is not codec:
                 _forget(inference)
-                await asyncio.to_thread(head.decoder(version.codec), body, head.json_bytes, inference)
+                await self._off_loop(head.decoder(version.codec), body, head.json_bytes, inference)
             self._queue(entry, version, inference)
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)
+
+    def _off_loop(self, work: Callable[..., None], *args: Any) -> asyncio.Future[None]:
+        return self._loop.run_in_executor(self._decoding, work, *args)
 
     def _admit(self, head: Head, body: bytes, sink: Any, inference: Inference) -> Entry | None:
         """The request's model; None when the request was turned away."""
