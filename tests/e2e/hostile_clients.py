@@ -108,6 +108,8 @@ async def _talk(
         except TimeoutError:
             return False
         except ConnectionError:
+            # An answer that came before the reset is one; the reader gives it out no more.
+            data += bytes(reader._buffer)  # type: ignore[attr-defined]
             closed = True
             return False
         closed = not part
