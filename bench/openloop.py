@@ -42,7 +42,31 @@ class Records:
         self.status = np.full(count, UNANSWERED, np.int16)
 
 
-class OpenLoop(Generic[C]):
+class _Outcomes(Generic[C]):
+    """What both kinds of load are told of: answers by number, and which connections are free."""
+
+    _free: list[C]
+    _done: list[int]
+    _status: list[int]
+    answered: int
+
+    def answer(self, number: int, status: int, now_ns: int) -> None:
+        """A reply is whole (or its connection broke: status 0)."""
+        self._done[number] = now_ns
+        self._status[number] = status
+        self.answered += 1
+
+    def release(self, connection: C) -> None:
+        """A connection is free (again)."""
+        self._free.append(connection)
+
+    def forget(self, connection: C) -> None:
+        """A free connection is none any more."""
+        if connection in self._free:
+            self._free.remove(connection)
+
+
+class OpenLoop(_Outcomes[C]):
     """Hands due requests to free connections, first come first served.
 
     Args:
@@ -100,21 +124,6 @@ class OpenLoop(Generic[C]):
             out.append((self._free.pop(), number))
         return out
 
-    def answer(self, number: int, status: int, now_ns: int) -> None:
-        """A reply is whole (or its connection broke: status 0)."""
-        self._done[number] = now_ns
-        self._status[number] = status
-        self.answered += 1
-
-    def release(self, connection: C) -> None:
-        """A connection is free (again)."""
-        self._free.append(connection)
-
-    def forget(self, connection: C) -> None:
-        """A free connection is none any more."""
-        if connection in self._free:
-            self._free.remove(connection)
-
     def records(self) -> Records:
         """All outcomes so far."""
         records = Records(np.array(self._due_ns, np.int64))
@@ -127,7 +136,7 @@ class OpenLoop(Generic[C]):
         return records
 
 
-class ClosedLoop(Generic[C]):
+class ClosedLoop(_Outcomes[C]):
     """The other kind of load, with the same face: a connection sends its next request when it has its answer.
 
     A request is due when it is sent, so that latencies hold nothing of what a slow server kept from being asked.
@@ -173,21 +182,6 @@ class ClosedLoop(Generic[C]):
             self._status.append(UNANSWERED)
         self._free.clear()
         return out
-
-    def answer(self, number: int, status: int, now_ns: int) -> None:
-        """A reply is whole (or its connection broke: status 0)."""
-        self._done[number] = now_ns
-        self._status[number] = status
-        self.answered += 1
-
-    def release(self, connection: C) -> None:
-        """A connection is free (again)."""
-        self._free.append(connection)
-
-    def forget(self, connection: C) -> None:
-        """A free connection is none any more."""
-        if connection in self._free:
-            self._free.remove(connection)
 
     def records(self) -> Records:
         """All outcomes so far."""
