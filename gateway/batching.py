@@ -73,6 +73,8 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     """The routing.Assignment, from route on."""
     inputs: Any = ()
     shapes: Any = ()
+    digests: Any = ()
+    """SHA-256 of each input, where the lane made them: of megabytes that is not for the loop."""
 
 
 def _place(inference: Inference) -> int:

@@ -27,7 +27,7 @@ from gateway.batching import Inference
 from gateway.config import Config
 from gateway.delivery import Delivery
 from gateway.entry import Entry
-from gateway.errors import ModelNotReady, UnknownModel
+from gateway.errors import GatewayError, ModelNotReady, UnknownModel
 from gateway.head import Head
 from gateway.replies import Problem
 from gateway.runs import Runs
@@ -81,6 +81,7 @@ class Core:
         self._taken = 0
         # One: reading JSON holds the interpreter, and between two of them the loop has its turn.
         self._decoding = ThreadPoolExecutor(1, "decode")
+        self._large: set[asyncio.Task[None]] = set()
 
     @property
     def inflight(self) -> int:
@@ -108,7 +109,7 @@ class Core:
 
     # --- on arrival ------------------------------------------------------------------------
 
-    def receive(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
+    def receive(self, head: Head, body: bytes | memoryview, sink: Any, received_ns: int) -> None:
         """Take a request in; `sink.reply(status, fields, body)` answers, refusals before this returns."""
         inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
         entry = self._entry_of(head.model)
@@ -148,7 +149,7 @@ class Core:
         except Exception as exc:  # noqa: BLE001  whatever it is, the request gets an answer
             self.refuse(head, exc, sink, received_ns, inference)
 
-    def _receive_other(self, head: Head, body: bytes, sink: Any, inference: Inference) -> None:
+    def _receive_other(self, head: Head, body: bytes | memoryview, sink: Any, inference: Inference) -> None:
         entry = self._admit(head, body, sink, inference)
         if entry is None:
             return
@@ -162,7 +163,9 @@ class Core:
         inference.decoded_ns = _now()
         self._settle(entry, codec, head, body, inference)
 
-    def _settle(self, entry: Entry, codec: Any, head: Head, body: bytes, inference: Inference) -> None:
+    def _settle(
+        self, entry: Entry, codec: Any, head: Head, body: bytes | memoryview, inference: Inference
+    ) -> None:
         """Route and queue what was decoded."""
         version = self._route(entry, head, inference)
         if not self._scheduled:
@@ -173,7 +176,26 @@ class Core:
             head.decoder(version.codec)(body, head.json_bytes, inference)
         self._queue(entry, version, inference)
 
-    async def receive_large(self, head: Head, body: bytes, sink: Any, received_ns: int) -> None:
+    def receive_binary(self, head: Head, body: memoryview, sink: Any, received_ns: int) -> None:
+        """The same for a large body whose JSON is small: on the loop, unless its tensors are to be walked through.
+
+        Args:
+            body: views of it are the inputs, so it stays as it is until the answer.
+        """
+        entry = self._entry_of(head.model)
+        try:
+            walks = entry is not None and entry.codec_of(head.version).walks
+        except GatewayError:
+            # As `receive` will say.
+            walks = False
+        if walks:
+            work = self._loop.create_task(self.receive_large(head, body, sink, received_ns))
+            self._large.add(work)
+            work.add_done_callback(self._large.discard)
+        else:
+            self.receive(head, body, sink, received_ns)
+
+    async def receive_large(self, head: Head, body: bytes | memoryview, sink: Any, received_ns: int) -> None:
         """The same for a body whose JSON would hold the loop up: decoded on a thread, one after another."""
         inference = Inference(sink, received_ns, head.caller, head.traceparent, self._level)
         try:
@@ -197,7 +219,7 @@ class Core:
     def _off_loop(self, work: Callable[..., None], *args: Any) -> asyncio.Future[None]:
         return self._loop.run_in_executor(self._decoding, work, *args)
 
-    def _admit(self, head: Head, body: bytes, sink: Any, inference: Inference) -> Entry | None:
+    def _admit(self, head: Head, body: bytes | memoryview, sink: Any, inference: Inference) -> Entry | None:
         """The request's model; None when the request was turned away."""
         if (
             self._taken - self.delivery.answered >= self._inflight_max
@@ -209,7 +231,7 @@ class Core:
         if entry is None:
             raise UnknownModel(head.model, head.version)
         if inference.received_ns < entry.turn_away_until_ns and self.admission.would_fare_no_better(
-            head, body
+            head, bytes(body[: head.json_bytes])
         ):
             if self.admission.turn_away(head, entry, sink, inference.received_ns):
                 self._schedule()

@@ -32,6 +32,7 @@ class Delivery:
         capture_max_bytes: a request's tensors above this are recorded by hash.
 
     Attributes:
+        capture_max_bytes: as given.
         answered: requests that were taken and are answered, or dropped.
         admit_ns, route_ns: what these stages took for the newest request that was timed; core stores them.
 
@@ -42,6 +43,7 @@ class Delivery:
         self._appender = appender
         self._problem = problem
         self._prefix = prefix
+        self.capture_max_bytes = capture_max_bytes
         self._limits = (appender.max_frame_bytes, capture_max_bytes)
         self._batch_id = 0
         self.answered = 0

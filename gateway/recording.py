@@ -86,6 +86,13 @@ def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
     return sizes
 
 
+def hash_inputs(batch: Batch, capture_max_bytes: int) -> None:
+    """Make the digests of inputs that will be recorded by hash. For the lane's thread; releases the GIL."""
+    for inference in batch.inferences:
+        if sum(map(len, inference.inputs)) > capture_max_bytes:
+            inference.digests = [hashlib.sha256(data).hexdigest() for data in inference.inputs]
+
+
 class Recorded(NamedTuple):
     """A frame's payload, the requests it holds, and the highest level that one of them asked for."""
 
@@ -163,7 +170,11 @@ class RunFacts:
                 end += 1
             part, over = everything[start:end], hashed[start:end]
             rows = sum(i.rows for i in part)
-            joined = [b"".join(i.inputs[k] for i in part) for k in range(len(batch.joined))]
+            joined = (
+                [b"".join(i.inputs[k] for i in part) for k in range(len(batch.joined))]
+                if True not in over
+                else []
+            )
             cut = [a[row0 : row0 + rows] for a in outputs] if version.batchable else outputs
             frames.append(self.payload(part, over if True in over else None, joined, cut, row0))
             start, row0 = end, row0 + rows
@@ -260,7 +271,7 @@ class RunFacts:
             shape = part[0].shapes[k]
             pieces = [i.inputs[k] for i in part]
             tensor = RunTensor(spec.name, spec.datatype, shape[1:] if batched else shape, b"", batched)
-            _fill(tensor, pieces, over)
+            _fill(tensor, pieces, over, [i.digests[k] if i.digests else None for i in part])
             run.inputs.append(tensor)
         for spec, array in zip(self.version.signature.outputs, outputs, strict=False):
             if batched:
@@ -272,7 +283,7 @@ class RunFacts:
                 pieces = [tensors.to_bytes(array)]
             tail = array.shape[1:] if batched else array.shape
             tensor = RunTensor(spec.name, spec.datatype, tail, b"", batched)
-            _fill(tensor, pieces, over)
+            _fill(tensor, pieces, over, [None] * len(part))
             run.outputs.append(tensor)
 
 
@@ -282,10 +293,11 @@ def _all_finite(array: Any) -> bool:
     return isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
-def _fill(tensor: RunTensor, pieces: list[bytes], over: list[bool]) -> None:
+def _fill(tensor: RunTensor, pieces: list[bytes], over: list[bool], known: list[str | None]) -> None:
     tensor.data = b"".join(p for p, big in zip(pieces, over, strict=True) if not big)
     tensor.sha256 = [
-        hashlib.sha256(p).hexdigest() if big else None for p, big in zip(pieces, over, strict=True)
+        (digest or hashlib.sha256(piece).hexdigest()) if big else None
+        for piece, big, digest in zip(pieces, over, known, strict=True)
     ]
 
 

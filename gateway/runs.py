@@ -16,6 +16,7 @@ from gateway import tensors
 from gateway.batching import Batch, Inference
 from gateway.errors import DeadlineExceeded, GatewayError, RequestCancelled
 from gateway.lanes import Job, Lanes
+from gateway.recording import hash_inputs
 from gateway.version import Version
 from gateway.watchdog import Watchdog, Watched
 
@@ -191,6 +192,8 @@ class Runs:
                 batch.ended_ns = _now()
                 if timed:
                     batch.cpu_ns = time.thread_time_ns() - cpu_ns
+            if batch.watched is not None:
+                hash_inputs(batch, self._delivery.capture_max_bytes)
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
             batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns

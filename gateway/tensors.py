@@ -114,8 +114,10 @@ def named_bytes(signature: Signature) -> int:
     return sum(len(s.name.encode()) + 9 * len(s.shape) + NAMED_BYTES for s in specs)
 
 
-def checked_binary(spec: TensorSpec, data: bytes, count: int) -> bytes:
+def checked_binary(spec: TensorSpec, data: bytes | memoryview, count: int) -> bytes | memoryview:
     """A binary tensor held against its element count; in a BOOL every byte but 0 is true, and becomes 1.
+
+    Of a view on numbers a view is given; what is looked through is copied.
 
     Raises:
         InvalidRequest: the size does not fit, or BYTES are malformed.
@@ -126,14 +128,17 @@ def checked_binary(spec: TensorSpec, data: bytes, count: int) -> bytes:
                 f"input '{spec.name}' has {len(data)} bytes; {count} BYTES elements take {4 * count} at least"
             )
             raise InvalidRequest(msg)
+        data = bytes(data)
         unpack_strings(data, count, spec.name)
         return data
     expected = count * ITEM_BYTES[spec.datatype]
     if len(data) != expected:
         msg = f"input '{spec.name}' has {len(data)} bytes; its shape takes {expected}"
         raise InvalidRequest(msg)
-    if spec.datatype == "BOOL" and data.translate(None, b"\x00\x01"):
-        return data.translate(_TRUTH)
+    if spec.datatype == "BOOL":
+        data = bytes(data)
+        if data.translate(None, b"\x00\x01"):
+            return data.translate(_TRUTH)
     return data
 
 

@@ -17,14 +17,16 @@ from gateway.errors import InvalidRequest
 from loaders.datatypes import ITEM_BYTES
 from loaders.signature import Signature, TensorSpec
 
+WALKED = frozenset(("BYTES", "BOOL"))
+"""Datatypes whose values are looked at, one by one; of others the size says everything."""
 HEADS_MAX = 64
 """Heads remembered of a signature."""
 HEAD_MAX_BYTES = 4096
 
 
 def take_blob(
-    spec: TensorSpec, size: object, blobs: memoryview | None, offset: int, count: int
-) -> tuple[bytes, int]:
+    spec: TensorSpec, size: object, blobs: bytes | memoryview | None, offset: int, count: int
+) -> tuple[bytes | memoryview, int]:
     """A tensor's bytes and where the next one's start.
 
     Args:
@@ -43,8 +45,18 @@ def take_blob(
     if size > have:
         msg = f"input '{spec.name}': binary_data_size is {size}, {have} bytes are left in the body"
         raise InvalidRequest(msg)
-    blob = b"" if blobs is None else bytes(blobs[offset : offset + size])
+    blob = b"" if blobs is None else _cut(blobs, offset, offset + size, offset)
     return tensors.checked_binary(spec, blob, count), offset + size
+
+
+def _cut(body: bytes | memoryview, start: int, stop: int, offset: int) -> bytes | memoryview:
+    """Part of a body; of a view a view, where numbers of any size stand in line there.
+
+    Args:
+        offset: from the first tensor, which stands in line.
+    """
+    part = body[start:stop]
+    return bytes(part) if offset % 8 and type(part) is memoryview else part
 
 
 class Heads:
@@ -59,17 +71,19 @@ class Heads:
         self._known: dict[bytes, _Head] = {}
         self._strangers = 0
 
-    def take_known(self, body: bytes, json_bytes: int, into: Inference) -> bool:
+    def take_known(self, body: bytes | memoryview, json_bytes: int, into: Inference) -> bool:
         """Take a body whose JSON is known and whose bytes are as many; False for any other.
 
         Raises:
             InvalidRequest: BYTES that are malformed.
         """
-        known = self._known.get(body[:json_bytes])
+        known = self._known.get(bytes(body[:json_bytes]))
         if known is None or known.total_bytes != len(body):
             return False
         into.inputs = [
-            body[start:stop] if count is None else tensors.checked_binary(spec, body[start:stop], count)
+            _cut(body, start, stop, start - json_bytes)
+            if count is None
+            else tensors.checked_binary(spec, body[start:stop], count)
             for spec, (start, stop, count) in zip(self._specs, known.places, strict=True)
         ]
         into.shapes = known.shapes
@@ -77,7 +91,7 @@ class Heads:
             say_again(known.like, into)
         return True
 
-    def learn(self, body: bytes, json_bytes: int, request: Any, taken: Inference) -> None:
+    def learn(self, body: bytes | memoryview, json_bytes: int, request: Any, taken: Inference) -> None:
         """Remember the JSON of a body that was taken, without an id of its own, all of it binary, with rows."""
         self._strangers += 1
         seldom = self._strangers > 4 * HEADS_MAX and self._strangers % 64
@@ -90,12 +104,12 @@ class Heads:
             if size is None:
                 return
             i = self._index[tensor.name]
-            checked = self._specs[i].datatype in {"BYTES", "BOOL"}
+            checked = self._specs[i].datatype in WALKED
             places[i] = (start, start + size, prod(taken.shapes[i]) if checked else None)
             start += size
         if len(self._known) >= HEADS_MAX:
             self._known.clear()
-        self._known[body[:json_bytes]] = _Head(len(body), places, taken.shapes, like_of(taken))
+        self._known[bytes(body[:json_bytes])] = _Head(len(body), places, taken.shapes, like_of(taken))
 
 
 class _Head(NamedTuple):
@@ -106,7 +120,7 @@ class _Head(NamedTuple):
     like: Inference | None
 
 
-def take_raw(signature: Signature, body: bytes, into: Inference, *, batchable: bool) -> None:
+def take_raw(signature: Signature, body: bytes | memoryview, into: Inference, *, batchable: bool) -> None:
     """A request without JSON: the whole body is the one input's data, one row of it if the model takes rows.
 
     A dimension that varies follows from the size; a BYTES input takes the body as its one string, without length.
@@ -127,7 +141,7 @@ def take_raw(signature: Signature, body: bytes, into: Inference, *, batchable: b
         if prod(shape) != 1:
             msg = f"input '{spec.name}' takes {prod(shape)} strings; without JSON there is one"
             raise InvalidRequest(msg)
-        body = len(body).to_bytes(4, "little") + body
+        body = len(body).to_bytes(4, "little") + bytes(body)
     elif -1 in shape:
         each = ITEM_BYTES[spec.datatype] * prod(dim for dim in shape if dim != -1)
         if not each or len(body) % each:

@@ -18,7 +18,7 @@ import msgspec
 
 from gateway import tensors
 from gateway.api import v1
-from gateway.api.binary import Heads, take_blob, take_raw
+from gateway.api.binary import WALKED, Heads, take_blob, take_raw
 from gateway.api.envelope import Parameters, opened, refuse_reserved, wire
 from gateway.api.forms import Asked
 from gateway.api.ladder import kind_of, read, unnested
@@ -73,6 +73,8 @@ class Codec:
         self._most_rows = min(rows_max or ROWS_MAX, ROWS_MAX)
         self.signature = signature
         self.batchable = batchable
+        self.walks = any(spec.datatype in WALKED for spec in signature.inputs)
+        """Whether binary inputs are looked through: of megabytes that is not for the loop."""
         self._inputs = {spec.name: (i, spec) for i, spec in enumerate(signature.inputs)}
         datatypes = tuple(sorted({spec.datatype for spec in signature.inputs}))
         ranks = {len(spec.shape) for spec in signature.inputs}
@@ -87,10 +89,11 @@ class Codec:
 
     # --- decode ----------------------------------------------------------------------------
 
-    def decode(self, body: bytes, json_bytes: int | None, into: Inference) -> None:
+    def decode(self, body: Any, json_bytes: int | None, into: Inference) -> None:
         """Read a body into `into`, a fresh one: inputs, shapes, rows, id, parameters, outputs asked.
 
         Args:
+            body: bytes; or a view of them where a binary part follows JSON, of which inputs are then views.
             json_bytes: the Inference-Header-Content-Length, None when the whole body is JSON; 0 when none is.
 
         Raises:
@@ -130,7 +133,7 @@ class Codec:
             return request, flat
         return None, False
 
-    def _decode_binary(self, body: bytes, json_bytes: int, into: Inference) -> None:
+    def _decode_binary(self, body: bytes | memoryview, json_bytes: int, into: Inference) -> None:
         if json_bytes == 0:
             take_raw(self.signature, body, into, batchable=self.batchable)
             self._set_rows(into.shapes, into)
@@ -141,9 +144,9 @@ class Codec:
             raise InvalidRequest(msg)
         if self._heads.take_known(body, json_bytes, into):
             return
-        request = opened(body[:json_bytes], len(self.signature.inputs))
+        request = opened(bytes(body[:json_bytes]), len(self.signature.inputs))
         self._take_facts(request, into)
-        self._take_inputs(request.inputs, memoryview(body)[json_bytes:], into)
+        self._take_inputs(request.inputs, body[json_bytes:], into)
         self._heads.learn(body, json_bytes, request, into)
 
     def _take_facts(self, request: Any, into: Inference) -> None:
@@ -162,9 +165,9 @@ class Codec:
         v1.decode(self.signature, body, into)
         self._set_rows(into.shapes, into)
 
-    def _take_inputs(self, given: list[Any], blobs: memoryview | None, into: Inference) -> None:
+    def _take_inputs(self, given: list[Any], blobs: bytes | memoryview | None, into: Inference) -> None:
         specs = self.signature.inputs
-        packed: list[bytes | None] = [None] * len(specs)
+        packed: list[bytes | memoryview | None] = [None] * len(specs)
         shapes: list[tuple[int, ...]] = [()] * len(specs)
         offset = 0
         for tensor in given:

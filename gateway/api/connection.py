@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
         self._body_left = 0
         self._active_s = 0.0
         self._sent_bytes = 0
-        self._held_bytes = self._message_bytes = 0
+        self._held_bytes = 0
         self._discarded = 0
         self._chunks = self._chunk_bytes = 0
         self._running: Any = None
@@ -129,7 +129,7 @@ class Connection(HttpToolsProtocol):
         self._feeding = False
         parsed = False
         while (view := self.unfed) is not None and not self._deaf:
-            if self.pipeline or parsed:
+            if self.pipeline or (parsed and self._body_left <= 0):
                 self._feed_paused = True
                 self.flow.pause_reading()
                 if not self.pipeline:
@@ -176,7 +176,7 @@ class Connection(HttpToolsProtocol):
         self._active_s = self.loop.time()
         self._head_bytes = self._sent_bytes = self._discarded = self._chunks = self._chunk_bytes = 0
         self._content_bytes = -1
-        self._body_left = self._message_bytes = 0
+        self._body_left = 0
 
     def begin_scope(self) -> None:
         """What uvicorn makes when a message begins, for a message that goes to the Starlette door."""
@@ -198,15 +198,13 @@ class Connection(HttpToolsProtocol):
             raise Overloaded(msg)
         crowd.held_bytes += size
         self._held_bytes += size
-        self._message_bytes += size
 
     def let_go(self, size: int) -> None:
         """Bodies of so many bytes, of those that this connection held, are answered or given up."""
         self.crowd.held_bytes -= size
         self._held_bytes -= size
-        self._message_bytes = 0
 
-    def on_body(self, body: bytes) -> None:
+    def on_body(self, body: bytes | memoryview) -> None:
         """Part of the body of a Starlette request."""
         if self._dead:
             return
@@ -225,6 +223,7 @@ class Connection(HttpToolsProtocol):
                 self.hang_up()
             return
         self.hold(size)
+        cycle.held_bytes += size  # type: ignore[attr-defined]
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()

@@ -39,6 +39,8 @@ class FastCycle:
         "started",
     )
     message_event = _NoEvent()
+    held_bytes = 0
+    """What it holds of its connection's bodies until it is answered: nothing."""
     prelude_of: ClassVar[Any] = None
     prelude: ClassVar[bytes] = b""
     prelude_200: ClassVar[bytes] = b""

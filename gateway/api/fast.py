@@ -1,7 +1,7 @@
 """The fast door: the common inference POST from parser callback to transport write.
 
 uvicorn takes this protocol class in `http=`. What it recognises (POST …/infer with Content-Length, no
-content or transfer coding, at most 256 KiB) makes no ASGI scope, task or coroutine; everything else goes
+content or transfer coding, at most 256 KiB of it JSON) makes no ASGI scope, task or coroutine; everything else goes
 the way of the parent class, to the Starlette door. One request is in flight per connection: pipelined
 ones wait in the parent's queue with reading paused, so answers keep their order.
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import httptools
+
 from gateway.api.connection import Connection, Ending
 from gateway.api.crowd import Crowd, Limits
 from gateway.api.cycle import FastCycle
@@ -29,9 +31,11 @@ from gateway.api.heads import (
     make_head,
 )
 from gateway.api.kept import KeptHead, keep
+from gateway.api.large import LargeCycle
 from gateway.api.problems import reply_of
 from gateway.core import Core
 from gateway.errors import BodyTooLarge, GatewayError, HeadTooLarge, InvalidRequest, UrlTooLong
+from gateway.head import Head
 
 _MISSES_MAX = 8
 _SLOW_HEADERS = frozenset(
@@ -65,6 +69,10 @@ class FastProtocol(Connection):
         self._began_in: bytes | None = None
         """The buffer in which the message began: a head split over two is never kept."""
         self._received_ns = 0
+        self._split_bytes = 0
+        """Held of a small body that came in several buffers."""
+        self._filling = False
+        """What comes next is the inside of a large body."""
 
     @classmethod
     def bind(
@@ -115,21 +123,41 @@ class FastProtocol(Connection):
                         self._misses = 0
                         self.core.receive(kept.head, data[at:], kept, received_ns)  # type: ignore[arg-type]
                         return
-            self._misses += 1
-            if self._misses >= _MISSES_MAX:
-                self._before = None
-                self._keeps_heads = False
+            if not self._reading:
+                self._misses += 1
+                if self._misses >= _MISSES_MAX:
+                    self._before = None
+                    self._keeps_heads = False
         self._buffer = data
         self._messages = 0
         self._received_ns = received_ns
         self.feed(data)
         self._buffer = b""
 
+    def _parse(self, data: bytes | memoryview) -> None:
+        if not self._filling:
+            super()._parse(data)
+            return
+        size = min(len(data), self._body_left)
+        self._sent_bytes += size
+        try:
+            self.on_body(data if size == len(data) else data[:size])
+        except GatewayError as exc:
+            self.refuse(exc)
+            return
+        if not self._body_left:
+            # The parser before it waits for this body still.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.on_message_complete()
+            if size < len(data) and not self._deaf:
+                super()._parse(data[size:])
+
     def on_message_begin(self) -> None:
         """A message starts somewhere in the buffer."""
         super().on_message_begin()
         self._began_in = self._buffer
-        self._hosts = 0
+        self._hosts = self._split_bytes = 0
         self._slow = self._chunked = False
 
     def on_url(self, url: bytes) -> None:
@@ -176,7 +204,7 @@ class FastProtocol(Connection):
         fast = (
             self.takes_fast
             and not self._slow
-            and 0 <= size <= FAST_BODY_MAX_BYTES
+            and 0 <= size <= self.crowd.limits.body_max_bytes
             and version == "1.1"
             and self.parser.get_method() == b"POST"
             and not self.parser.should_upgrade()
@@ -185,14 +213,23 @@ class FastProtocol(Connection):
         if not fast:
             self._to_starlette(size)
             return
+        head: Head | GatewayError
+        try:
+            head = make_head(self.core.caller, self.url, self.headers)
+        except GatewayError as exc:
+            head = exc
+        if size <= FAST_BODY_MAX_BYTES:
+            cycle = FastCycle(self)
+        elif type(head) is Head and head.json_bytes is not None and head.json_bytes <= FAST_BODY_MAX_BYTES:
+            cycle = LargeCycle(self, head.json_bytes)
+            self._filling = True
+        else:
+            self._to_starlette(size)
+            return
+        cycle.head = head
         self._in_head = False
         self._body_left = size
-        cycle = FastCycle(self)
         cycle.keep_alive = self.parser.should_keep_alive() and not self._draining
-        try:
-            cycle.head = make_head(self.core.caller, self.url, self.headers)
-        except GatewayError as exc:
-            cycle.head = exc
         self._begin(cycle)
 
     def _begin(self, cycle: FastCycle) -> None:
@@ -215,20 +252,26 @@ class FastProtocol(Connection):
         self._body_left = max(size, 0)
         cycle = self.cycle
         cycle.transport = Ending(self)  # type: ignore[assignment]
+        cycle.held_bytes = 0  # type: ignore[attr-defined]
         if self._draining or self.parser.should_upgrade():
             cycle.keep_alive = False
 
-    def on_body(self, body: bytes) -> None:
+    def on_body(self, body: bytes | memoryview) -> None:
         """Part of a body."""
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
             super().on_body(body)
             return
         self._body_left -= len(body)
+        if self._filling:
+            self.hold(len(body))
+            cycle.take(body)  # type: ignore[attr-defined]
+            return
         if self._began_in is self._buffer:
             cycle.body = body if not cycle.body else cycle.body + body
             return
         self.hold(len(body))
+        self._split_bytes += len(body)
         if not isinstance(cycle.body, bytearray):
             cycle.body = bytearray(cycle.body)
         cycle.body += body
@@ -245,9 +288,11 @@ class FastProtocol(Connection):
             return
         cycle.more_body = False
         cycle.received_ns = self._received_ns
-        if self._message_bytes:
+        self._filling = False
+        if self._split_bytes:
             # Its own alone: a large body before it may still be worked on.
-            self.let_go(self._message_bytes)
+            self.let_go(self._split_bytes)
+            self._split_bytes = 0
         if cycle.started:
             self._keep_head(cycle)
             self._submit(cycle)
@@ -259,6 +304,9 @@ class FastProtocol(Connection):
         head = cycle.head
         if isinstance(head, GatewayError):
             cycle.reply(*reply_of(head))
+            return
+        if type(cycle) is LargeCycle:
+            self.core.receive_binary(head, cycle.whole(), cycle, cycle.received_ns)
             return
         self.core.receive(head, bytes(cycle.body), cycle, cycle.received_ns)
 
@@ -300,8 +348,10 @@ class FastProtocol(Connection):
 
     def on_response_complete(self) -> None:
         """An answer is written: the next that waits."""
-        if self._held_bytes and all(type(cycle) is FastCycle for cycle, _ in self.pipeline):
-            self.let_go(self._held_bytes)
+        cycle = self._running
+        if cycle.held_bytes:
+            self.let_go(cycle.held_bytes)
+            cycle.held_bytes = 0
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

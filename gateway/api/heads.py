@@ -19,7 +19,7 @@ URL_MAX_BYTES = 8192
 HEADERS_MAX_BYTES = 32_768
 HEADERS_MAX = 100
 FAST_BODY_MAX_BYTES = 262_144
-"""Larger bodies go through the Starlette door, and JSON among them is decoded off the loop."""
+"""Larger bodies without a binary part go through the Starlette door, and JSON among them is decoded off the loop."""
 
 ANONYMOUS = "anonymous"
 """The principal of a request without a token."""

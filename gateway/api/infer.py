@@ -169,5 +169,6 @@ class DataApi:
 
 
 async def _gone(request: Request) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.05)
+    """Ends when the client goes away; the body is read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

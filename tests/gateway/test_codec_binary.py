@@ -13,6 +13,7 @@ from gateway.api.encode import RunEncoder
 from gateway.batching import Inference
 from gateway.errors import InvalidRequest
 from gateway.tensors import pack_strings
+from loaders.datatypes import NUMPY
 from loaders.signature import Signature, TensorSpec
 
 ROW = [{"name": "X", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]
@@ -230,3 +231,43 @@ def test_random_binary_requests_are_taken_or_refused() -> None:
             spec.datatype == "BYTES" or len(into.inputs[0]) == count * {"FP32": 4, "BOOL": 1}[spec.datatype]
         )
     assert taken > 200
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_views_say_what_bytes_say(known: bool) -> None:
+    """A view of a body is decoded to the same bytes, first and when its head is known; numbers stand in line."""
+    datatypes = ("UINT8", "FP32", "BOOL", "BYTES", "INT64", "FP16")
+    specs = [TensorSpec(name, name, (-1, 3)) for name in datatypes]
+    codec = codec_of(*specs)
+    blobs = {
+        "UINT8": b"abc", "FP32": bytes(range(12)), "BOOL": b"\x00\x07\x01", "BYTES": pack_strings(["a", "é", ""]),
+        "INT64": bytes(range(24)), "FP16": bytes(range(6)),
+    }  # fmt: skip
+    inputs = [
+        {"name": n, "datatype": n, "shape": [1, 3], "parameters": {"binary_data_size": len(blobs[n])}}
+        for n in datatypes
+    ]
+    text = json.dumps({"inputs": inputs}).encode()
+    before = b" " * (-len(text) % 16)
+    text = text + before
+    body = text + b"".join(blobs[n] for n in datatypes)
+    if known:
+        decoded(codec, body, len(text))
+    plain = decoded(codec, body, len(text))
+    viewed = decoded(codec, memoryview(body), len(text))  # type: ignore[arg-type]
+    assert [bytes(data) for data in viewed.inputs] == plain.inputs
+    assert viewed.shapes == plain.shapes
+    for spec, data in zip(specs, viewed.inputs, strict=True):
+        if spec.datatype in {"FP32", "INT64", "FP16"}:
+            assert np.frombuffer(data, NUMPY[spec.datatype]).flags.aligned
+
+
+@pytest.mark.parametrize(
+    ("spec", "blob"), [(X, bytes(36)), (TensorSpec("X", "BYTES", (-1, 1)), "é".encode())]
+)
+def test_a_view_without_json_is_the_one_input(spec: TensorSpec, blob: bytes) -> None:
+    """A large raw request says what a small one says."""
+    codec = codec_of(spec, batchable=False)
+    viewed, plain = decoded(codec, memoryview(blob), 0), decoded(codec, blob, 0)  # type: ignore[arg-type]
+    assert [bytes(data) for data in viewed.inputs] == plain.inputs
+    assert viewed.shapes == plain.shapes
