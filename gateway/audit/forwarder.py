@@ -33,6 +33,7 @@ from gateway.audit.identity import id_prefix
 from gateway.audit.producer import Envelope, Record, TopicProducer, made_ms
 from gateway.audit.spool import EpochPath, EpochReader, closed, epochs, segments, synced_seq
 from gateway.audit.topic import Positions, TopicFacts, ensure_topic
+from gateway.audit.values import values_of
 from gateway.config import Kafka
 
 log = logging.getLogger("tidegate.forwarder")
@@ -269,8 +270,14 @@ class Forwarder:
             self._envelopes[epoch.source] = envelope
         largest = self._largest
         try:
-            events = expand(epoch.source, epoch.epoch, frame)
-            out = [(seq, envelope.record(event)) for seq, event in enumerate(events, frame.first_seq + 1)]
+            made = None
+            if self._kafka.encoding == "msgpack":
+                made = values_of(epoch.source, epoch.epoch, frame)
+            if made is not None:
+                records = envelope.records(made)
+            else:
+                records = [envelope.record(event) for event in expand(epoch.source, epoch.epoch, frame)]
+            out = list(enumerate(records, frame.first_seq + 1))
         except Exception as exc:  # whatever it is that cannot be read, the rest must go on
             gap = self._quarantine(epoch, frame, "corrupt", why=f"{type(exc).__name__}: {str(exc)[:200]}")
             return [(frame.next_seq, envelope.record(gap))]

@@ -114,9 +114,10 @@ STAGE_COLUMNS = tuple(stage for stage in TIMED_STAGES if stage != "infer")
 
 encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Run | Events)
-_model_decoder = msgspec.msgpack.Decoder(ModelFacts)
-_route_decoder = msgspec.msgpack.Decoder(RouteFacts)
-_caller_decoder = msgspec.msgpack.Decoder(Caller)
+model_of = msgspec.msgpack.Decoder(ModelFacts).decode
+route_of = msgspec.msgpack.Decoder(RouteFacts).decode
+caller_of = msgspec.msgpack.Decoder(Caller).decode
+"""From what a run holds encoded."""
 
 
 class Frame(NamedTuple):
@@ -205,9 +206,9 @@ def expand(source: int, epoch: int, frame: Frame) -> list[Event]:
 
 def _expand_run(prefix: str, frame: Frame, run: Run) -> list[Event]:
     count = frame.count
-    model = _model_decoder.decode(run.model)
-    routes = _column([_route_decoder.decode(raw) for raw in run.route], count)
-    callers = _column([_caller_decoder.decode(raw) for raw in run.caller], count)
+    model = model_of(run.model)
+    routes = _column([route_of(raw) for raw in run.route], count)
+    callers = _column([caller_of(raw) for raw in run.caller], count)
     rows = _column(run.rows, count)
     capture = _column(run.capture, count)
     inputs = _split(run.inputs, rows, capture)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from itertools import repeat
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
 
-from gateway.audit.event import Event, encode_event
+from gateway.audit.event import Event, Prediction, encode_event
+from gateway.audit.values import Values
 
 RENEW_RECORDS = 1_000_000_000
 """A producer takes this many, then is renewed: aiokafka's sequence turns negative at 2^31 in a partition."""
@@ -52,18 +54,39 @@ class Envelope:
 
     def record(self, event: Event) -> Record:
         """One event as it goes to the topic, stamped with its own time."""
-        kind = type(event)
-        type_header = self._types.get(kind)
-        if type_header is None:
-            type_header = ("ce_type", f"tidegate.{kind.__struct_config__.tag}".encode())
-            self._types[kind] = type_header
         key = event.id.encode()
-        headers = [self._version, ("ce_id", key), type_header, self._source, self._content]
-        trace = getattr(event, "traceparent", None)
+        headers = self._headers(key, self._type(type(event)), getattr(event, "traceparent", None))
+        return Record(key, encode_event(event, self._encoding), made_ms(event), headers)
+
+    def records(self, made: Values) -> list[Record]:
+        """The same for a run's values."""
+        kind, count = self._type(Prediction), len(made.ids)
+        times = [done_ns // 1_000_000 for done_ns in made.done_ns]
+        traces = made.traceparents
+        return [
+            Record(key, value, at_ms, self._headers(key, kind, trace))
+            for key, value, at_ms, trace in zip(
+                made.ids,
+                made.values,
+                times if len(times) == count else times * count,
+                traces if len(traces) == count else repeat(traces[0]),
+                strict=False,
+            )
+        ]
+
+    def _type(self, kind: type) -> tuple[str, bytes]:
+        header = self._types.get(kind)
+        if header is None:
+            tag = kind.__struct_config__.tag  # type: ignore[attr-defined]
+            header = self._types[kind] = ("ce_type", f"tidegate.{tag}".encode())
+        return header
+
+    def _headers(self, key: bytes, kind: tuple[str, bytes], trace: str | None) -> list[tuple[str, bytes]]:
+        headers = [self._version, ("ce_id", key), kind, self._source, self._content]
         if trace is not None:
             # CloudEvents' distributed tracing extension: who reads the topic goes on in the client's trace.
             headers.append(("ce_traceparent", trace.encode()))
-        return Record(key, encode_event(event, self._encoding), made_ms(event), headers)
+        return headers
 
 
 class TopicProducer:
