@@ -48,7 +48,7 @@ train: $(VENV)/.dev
 # too, since tests retrain; it comes first and binds the other, so that what is tested is what runs (protobuf 6).
 LOCK := uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 pyproject.toml
 lock:
-	$(LOCK) --extra dev --extra train --extra fast-json --extra plots -o requirements-dev.lock
+	$(LOCK) --extra dev --extra train --extra fast-json --extra plots --extra parquet -o requirements-dev.lock
 	$(LOCK) --constraint requirements-dev.lock -o requirements.lock
 
 # pip, not python: a virtual environment that was only half made has the one without the other.

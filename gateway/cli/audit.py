@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
-from gateway.audit.event import KINDS, Event, encode_event
+from gateway.audit.event import Event, encode_event
 from gateway.audit.feed import Feed, Positions
 from gateway.audit.identity import EventId, parse_event_id
 from gateway.audit.spool_feed import SpoolFeed, find
@@ -24,7 +24,9 @@ from gateway.audit.verify import status as spool_status
 from gateway.audit.verify import verify as verify_spool
 from gateway.cli import records
 from gateway.cli.client import state_dir_option, state_directory
+from gateway.cli.export import bar, opened, suffix_format
 from gateway.cli.failures import NO, Stop
+from gateway.cli.filters import Filter, filter_options
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
 from gateway.cli.tailing import last
 
@@ -90,18 +92,12 @@ def command() -> None:
 @command.command("tail")
 @click.option("-n", "count", type=click.IntRange(0), default=10, show_default=True, help="How many.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends.")
-@click.option("--model", help="Only records about this model.")
-@click.option("--type", "kind", type=click.Choice(sorted(KINDS)), help="Only this type.")
+@filter_options
 @place_options
 @json_option
-def tail(count: int, follow: bool, model: str | None, kind: str | None, place: Place, as_json: bool) -> None:
+def tail(count: int, follow: bool, wanted: Filter, place: Place, as_json: bool) -> None:
     """Print the last records, one a line. Heartbeats only with --type heartbeat."""
-
-    def keep(event: Event) -> bool:
-        named = records.type_of(event)
-        wanted = named != "heartbeat" if kind is None else named == kind
-        return wanted and (model is None or records.model_of(event) == model)
-
+    keep = wanted.keeps
     feed: Feed | None = None
     if place.kafka is not None:
         feed = place.feed()
@@ -143,6 +139,37 @@ def get(prediction_id: str, wait_ms: int, place: Place, as_json: bool) -> None:
         print_json(msgspec.Raw(encode_event(found, "json")))
     else:
         records.show(found)
+
+
+@command.command("export")
+@click.argument("path", metavar="[FILE]", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--format", "form", type=click.Choice(("jsonl", "parquet")), help="[default: by FILE's name, else jsonl]"
+)
+@filter_options
+@place_options
+def export(path: Path | None, form: str | None, wanted: Filter, place: Place) -> None:
+    """Write records to FILE, or as JSON Lines to stdout: all that are there now, each source in its order.
+
+    JSON Lines hold every record whole. Parquet (extra `parquet`) has a row for each prediction. Without Kafka, what
+    retention removed is not there; `tidegate audit verify` tells what is missing beside that.
+    """
+    feed = place.feed()
+    kept = 0
+    try:
+        with (
+            opened(path, suffix_format(path, form)) as take,
+            bar(None if place.kafka else place.spool) as read,
+        ):
+            for event in _whole(feed, KAFKA_QUIET_MS if place.kafka else 0):
+                read(1)
+                if wanted.keeps(event):
+                    kept += 1
+                    take(event)
+    finally:
+        feed.close()
+    if path is not None:
+        say(f"{kept} records in {path}")
 
 
 @command.command("verify")
@@ -220,11 +247,11 @@ def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool]) -> list[Even
     return list(found)
 
 
-def _whole(feed: Feed) -> Iterator[Event]:
+def _whole(feed: Feed, quiet_ms: int = KAFKA_QUIET_MS) -> Iterator[Event]:
     """Everything that the feed has now. A read may move on without events: all seen before."""
     while True:
         before = feed.positions
-        yield from feed.read(READ_EVENTS, KAFKA_QUIET_MS).events
+        yield from feed.read(READ_EVENTS, quiet_ms).events
         if feed.positions == before:
             return
 

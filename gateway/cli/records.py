@@ -28,6 +28,12 @@ def model_of(event: Event) -> str | None:
     return model if isinstance(model, str) or model is None else str(model.name)
 
 
+def version_of(event: Event) -> str | None:
+    """The version that it is about, None for events about none."""
+    found: Any = getattr(event, "version", None) or getattr(getattr(event, "model", None), "version", None)
+    return None if found is None else str(found)
+
+
 def line(event: Event) -> str:
     """One line: time, id, type, model, and what matters of its type."""
     parts = [moment(time_of(event)), event.id, f"{type_of(event)}.{event.kind}"]

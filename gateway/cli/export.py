@@ -1,0 +1,166 @@
+"""`tidegate audit export`: records as a file for people and tools that know nothing of the log.
+
+JSON Lines hold each record whole, as `audit get --json` shows it. Parquet has one row a prediction with its facts in
+columns and the tensors as JSON, for notebooks and warehouses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import rich.console
+import rich.progress
+
+from gateway.audit.event import Event, Prediction, Tensor, encode_event
+from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
+from gateway.cli.failures import Stop
+from gateway.cli.screen import print_json_line
+from gateway.tensors import to_array
+
+ROWS_MAX = 10_000
+"""Rows of a Parquet row group; so many are in memory."""
+
+Sink = Callable[[Event], None]
+
+
+def suffix_format(path: Path | None, given: str | None) -> str:
+    """`jsonl` or `parquet`: as asked, else by the file's name, else `jsonl`."""
+    if given is not None:
+        return given
+    return "parquet" if path is not None and path.suffix == ".parquet" else "jsonl"
+
+
+@contextmanager
+def opened(path: Path | None, form: str) -> Iterator[Sink]:
+    """What takes records, one by one. A file is there under its name only when it is whole.
+
+    Raises:
+        Stop: pyarrow is not installed, Parquet on a terminal, or the file cannot be written.
+    """
+    if path is None:
+        if form == "parquet":
+            msg = "Parquet needs a file: tidegate audit export predictions.parquet"
+            raise Stop(msg)
+        yield lambda event: print_json_line(encode_event(event, "json"))
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        with _parquet(part) if form == "parquet" else _lines(part) as take:
+            yield take
+        part.replace(path)
+    except OSError as exc:
+        msg = f"{path}: {exc.strerror}"
+        raise Stop(msg) from exc
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[Sink]:
+    with open(path, "wb", opener=_private) as file:
+
+        def take(event: Event) -> None:
+            file.write(encode_event(event, "json") + b"\n")
+
+        yield take
+
+
+def _private(path: str, flags: int) -> int:
+    # What people sent is in it: as private as the log.
+    return os.open(path, flags, 0o600)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Sink]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet
+    except ImportError:
+        msg = "Parquet needs pyarrow: install tidegate[parquet], or export JSON Lines"
+        raise Stop(msg) from None
+    text, whole = arrow.string(), arrow.int64()
+    schema = arrow.schema(
+        [
+            ("id", text), ("kind", text), ("received_at", arrow.timestamp("ns", "UTC")),
+            ("done_at", arrow.timestamp("ns", "UTC")), ("model", text), ("version", text), ("tree_sha256", text),
+            ("assigned", text), ("served", text), ("weight_bp", whole), ("reason", text), ("rows", whole),
+            ("status", whole), ("code", text), ("request_id", text), ("principal", text), ("audit", text),
+            ("flags", arrow.list_(text)), ("count", whole), ("inputs", text), ("outputs", text),
+        ]
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    with open(path, "wb", opener=_private) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+
+        def take(event: Event) -> None:
+            if isinstance(event, Prediction):
+                rows.append(_row(event))
+                if len(rows) >= ROWS_MAX:
+                    writer.write_table(arrow.Table.from_pylist(rows, schema))
+                    rows.clear()
+
+        yield take
+        writer.write_table(arrow.Table.from_pylist(rows, schema))
+
+
+def _row(event: Prediction) -> dict[str, Any]:
+    route, model = event.route, event.model
+    return {
+        "id": event.id,
+        "kind": event.kind,
+        "received_at": event.received_ns or None,
+        "done_at": event.done_ns,
+        "model": None if model is None else model.name,
+        "version": None if model is None else model.version,
+        "tree_sha256": None if model is None else model.tree_sha256,
+        "assigned": None if route is None else route.assigned,
+        "served": None if route is None else route.served,
+        "weight_bp": None if route is None else route.weight_bp,
+        "reason": None if route is None else route.reason,
+        "rows": event.rows,
+        "status": event.status,
+        "code": event.code,
+        "request_id": event.request_id,
+        "principal": event.principal,
+        "audit": event.audit,
+        "flags": list(event.flags),
+        "count": event.count,
+        "inputs": _tensors(event.inputs),
+        "outputs": _tensors(event.outputs),
+    }
+
+
+def _tensors(tensors: list[Tensor]) -> str:
+    """By name: the values, or the digest where there are none."""
+    return msgspec.json.encode({tensor.name: _values(tensor) for tensor in tensors}).decode()
+
+
+def _values(tensor: Tensor) -> Any:
+    if tensor.data is None:
+        return {"sha256": tensor.sha256}
+    return to_array(tensor.datatype, tensor.data, tensor.shape, tensor.name).tolist()
+
+
+@contextmanager
+def bar(spool: Path | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where a person looks: how many records were read of those that the spool holds."""
+    console = rich.console.Console(stderr=True)
+    total = None if spool is None else sum(_held(epoch) for epoch in epochs(spool))
+    columns = (
+        rich.progress.TextColumn("reading"), rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task("reading", total=total)
+        yield lambda done: shown.advance(task, done)
+
+
+def _held(epoch: EpochPath) -> int:
+    found = segments(epoch)
+    return max(synced_seq(epoch) - found[0][0], 0) if found else 0
