@@ -23,7 +23,7 @@ from gateway.audit.spool_feed import SpoolFeed, find
 from gateway.audit.verify import status as spool_status
 from gateway.audit.verify import verify as verify_spool
 from gateway.cli import records
-from gateway.cli.client import state_dir_option, state_directory
+from gateway.cli.client import repository, state_dir_option, state_directory
 from gateway.cli.export import bar, opened, suffix_format
 from gateway.cli.failures import NO, Stop
 from gateway.cli.filters import Filter, filter_options
@@ -127,18 +127,44 @@ def tail(count: int, follow: bool, wanted: Filter, place: Place, as_json: bool) 
 @json_option
 def get(prediction_id: str, wait_ms: int, place: Place, as_json: bool) -> None:
     """Print the record of ID, as in a reply's x-prediction-id; exit 1 when there is none."""
-    try:
-        wanted = parse_event_id(prediction_id)
-    except ValueError as exc:
-        raise Stop(str(exc)) from exc
-    found = _from_topic(place, wanted) if place.kafka else _from_spool(place.spool, wanted, wait_ms)
-    if found is None:
-        msg = f"no record {prediction_id} here: another gateway's, or older than what is kept"
-        raise Stop(msg, NO)
+    found = _found(place, prediction_id, wait_ms)
     if as_json:
         print_json(msgspec.Raw(encode_event(found, "json")))
     else:
         records.show(found)
+
+
+@command.command("replay")
+@click.argument("prediction_id", metavar="ID")
+@click.option("--models", metavar="DIR", help="The model repository [default: what the gateway served].")
+@place_options
+@json_option
+@click.pass_context
+def replay(ctx: click.Context, prediction_id: str, models: str | None, place: Place, as_json: bool) -> None:
+    """Run prediction ID again on the inputs in the log; exit 1 when one bit of the answer differs.
+
+    Where bits differ, the facts of then that are not so now are named: files, settings, runtime.
+    """
+    # Here, not above: no other command of this group needs ONNX Runtime.
+    from gateway.cli.replay import replay as run_again  # noqa: PLC0415
+
+    event = _found(place, prediction_id, 1000)
+    made = run_again(event, Path(models) if models is not None else repository(place.spool.parent))
+    if as_json:
+        print_json(made)
+    else:
+        table(
+            ("output", "bits", "largest difference"),
+            [(one.name, "the same" if one.same else "differ", one.differs_by) for one in made.outputs],
+        )
+        for fact in made.facts:
+            say(fact)
+        if made.same:
+            say(f"{made.id}: the same answer, bit for bit")
+        else:
+            say(f"{made.id}: NOT the same answer" + ("" if made.facts else ", and nothing known has changed"))
+    if not made.same:
+        ctx.exit(NO)
 
 
 @command.command("export")
@@ -227,6 +253,18 @@ def status(where: Path, as_json: bool) -> None:
         ],
     )
     say(f"{sum(s.spool_bytes for s in sources) / 2**20:.1f} MiB in {len(sources)} sources")
+
+
+def _found(place: Place, prediction_id: str, wait_ms: int) -> Event:
+    try:
+        wanted = parse_event_id(prediction_id)
+    except ValueError as exc:
+        raise Stop(str(exc)) from exc
+    found = _from_topic(place, wanted) if place.kafka else _from_spool(place.spool, wanted, wait_ms)
+    if found is None:
+        msg = f"no record {prediction_id} here: another gateway's, or older than what is kept"
+        raise Stop(msg, NO)
+    return found
 
 
 def _ranges(ranges: Sequence[tuple[int, int | None]]) -> str:

@@ -21,6 +21,8 @@ from gateway.cli.failures import INPUT, NO, UNREACHABLE, Stop
 
 DEFAULT_DATA_URL = "http://127.0.0.1:8080"
 DEFAULT_ADMIN_URL = "http://127.0.0.1:8081"
+REPOSITORY_FILE = "repository"
+"""In the state directory, written by control: what it serves."""
 TIMEOUT_S = 35.0
 """Above the longest deadline that a request may name (30 s)."""
 
@@ -48,6 +50,14 @@ def state_directory(given: str | None) -> Path:
         ConfigInvalid: the configuration cannot be read.
     """
     return Path(given if given is not None else gateway.config.load()[0].state_dir)
+
+
+def repository(state_dir: Path) -> Path:
+    """What the gateway of this state directory served last, else the configuration's."""
+    try:
+        return Path((state_dir / REPOSITORY_FILE).read_text().strip())
+    except OSError:
+        return Path(gateway.config.load()[0].models)
 
 
 def read_endpoints(state_dir: Path) -> Endpoints | None:

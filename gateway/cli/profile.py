@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from gateway import config as configuration
-from gateway.cli.client import state_dir_option, state_directory
+from gateway.cli.client import repository, state_dir_option, state_directory
 from gateway.cli.failures import Stop
 from gateway.cli.screen import json_option, print_json, say, table
 from loaders.bundle import InputSettings, read_bundle
@@ -20,8 +19,6 @@ from loaders.reference import FeatureProfile, InputProfile, Profile, read_profil
 from loaders.repository import scan, version_directory
 
 _SHOWN = 12
-_REPOSITORY_FILE = "repository"
-"""In the state directory: what its gateway served last."""
 
 
 @click.command("profile")
@@ -34,7 +31,7 @@ def command(
     model: str, version: str | None, models: str | None, state_dir: str | None, as_json: bool
 ) -> None:
     """Show what the reference of VERSION of MODEL [default: the newest] held in each feature."""
-    root = Path(models) if models is not None else _repository(state_dir)
+    root = Path(models) if models is not None else repository(state_directory(state_dir))
     try:
         directory = version_directory(root, model, version or _newest(root, model))
         if not directory.is_dir():
@@ -61,14 +58,6 @@ def command(
         say(
             f"{model} version {directory.name}: its bundle.toml describes no inputs; name their features there"
         )
-
-
-def _repository(state_dir: str | None) -> Path:
-    """What the gateway of this state directory served last, else the configuration's."""
-    try:
-        return Path((state_directory(state_dir) / _REPOSITORY_FILE).read_text().strip())
-    except OSError:
-        return Path(configuration.load()[0].models)
 
 
 def _newest(root: Path, model: str) -> str:

@@ -11,18 +11,14 @@ import click
 import rich.console
 import rich.progress
 
-import gateway.config
 from gateway.audit.event import Verdict
 from gateway.cli.audit import KAFKA_QUIET_MS, Place, place_options
-from gateway.cli.client import state_directory
+from gateway.cli.client import repository, state_directory
 from gateway.errors import LogIncomplete
 from shadow.bundles import Bundles
 from shadow.replay import Replayed, Source, read_verdicts, replay, stored_of
 from shadow.state import WatchState
 from shadow.verdicts import Stored, gateway_sources, spool_verdicts
-
-REPOSITORY_FILE = "repository"
-"""In the state directory, written by control."""
 
 
 class Reading(NamedTuple):
@@ -88,18 +84,10 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(function)
     def wrapped(*args: Any, place: Place, models: str | None, gateway_id: str | None, **rest: Any) -> Any:
-        repository = Path(models) if models is not None else _repository(place)
-        return function(*args, reading=Reading(place, repository, gateway_id), **rest)
+        where = Path(models) if models is not None else repository(place.spool.parent)
+        return function(*args, reading=Reading(place, where, gateway_id), **rest)
 
     return wrapped
-
-
-def _repository(place: Place) -> Path:
-    """What the gateway of this state directory served last, else the configuration's."""
-    try:
-        return Path((place.spool.parent / REPOSITORY_FILE).read_text().strip())
-    except OSError:
-        return Path(gateway.config.load()[0].models)
 
 
 def _gateway_id(spool: Path) -> str:
