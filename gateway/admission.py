@@ -82,7 +82,21 @@ class Admission:
             msg = f"{inflight} requests are in flight; try again shortly"
             raise Overloaded(msg)
         inference.audit_level = raised(self._level, head.audit_level)
-        if self._appender.fails and inference.audit_level != "none" and self._appender.refuses:
+        if self._appender.fails:
+            self._refuse_unlogged(inference)
+
+    def audit(self, version: Version, inference: Inference) -> None:
+        """What a version's own settings ask of the log: they raise the level, and may let nothing leave unlogged.
+
+        Raises:
+            AuditUnavailable: records cannot be kept at present.
+        """
+        inference.audit_level = raised(inference.audit_level, version.least_level)
+        if version.fails:
+            self._refuse_unlogged(inference)
+
+    def _refuse_unlogged(self, inference: Inference) -> None:
+        if inference.audit_level != "none" and self._appender.unavailable:
             msg = "the audit log cannot be written at present; nothing is answered unlogged"
             raise AuditUnavailable(msg)
 

@@ -56,7 +56,7 @@ class Appender:
         self._sync_timeout_ns = audit.sync_timeout_ms * 1_000_000
         self.fails = audit.on_unavailable == "fail"
         """The policy: nothing unlogged leaves."""
-        self._held: deque[tuple[bytes, int, int, Release]] = deque()
+        self._held: deque[tuple[bytes, int, int, bool, Release]] = deque()
         self._held_bytes = 0
         self._syncing: deque[tuple[int, int, Callable[[bool], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -72,14 +72,17 @@ class Appender:
         return len(self._held) + len(self._syncing)
 
     @property
-    def refuses(self) -> bool:
-        """Records cannot be kept at present and the policy is `fail`: refuse at admission."""
-        return self.fails and (self._ring.unavailable or self._held_bytes > self.max_frame_bytes)
+    def unavailable(self) -> bool:
+        """Records cannot be kept at present: where the policy is `fail`, refuse at admission."""
+        return self._ring.unavailable or self._held_bytes > self.max_frame_bytes
 
-    def submit(self, payload: bytes, count: int, release: Release, *, waits: bool = True) -> None:
+    def submit(
+        self, payload: bytes, count: int, release: Release, *, waits: bool = True, fails: bool = False
+    ) -> None:
         """Append a frame and release its replies, now or when there is room, in order.
 
         Args:
+            fails: nothing of these leaves unlogged, whatever the gateway's policy.
             waits: False for a frame that no one asked to be kept (level none): without room it becomes
                 part of a gap and is answered at once, whatever the policy.
 
@@ -98,10 +101,10 @@ class Appender:
             self._lose(count, release)
             return
         if self._held_bytes > self.max_frame_bytes:
-            self._give_up(count, release)
+            self._give_up(count, release, fails=fails)
             return
         deadline_ns = self._clock_ns() + self._append_timeout_ns
-        self._held.append((payload, count, deadline_ns, release))
+        self._held.append((payload, count, deadline_ns, fails, release))
         self._held_bytes += len(payload)
         self._arm()
 
@@ -175,8 +178,8 @@ class Appender:
             )
         self.flush()
 
-    def _give_up(self, count: int, release: Release) -> None:
-        if self.fails:
+    def _give_up(self, count: int, release: Release, *, fails: bool) -> None:
+        if self.fails or fails:
             release(None, "")
             return
         self._lose(count, release)
@@ -193,14 +196,14 @@ class Appender:
         self._timer = None
         now_ns = self._clock_ns()
         while self._held:
-            payload, count, deadline_ns, release = self._held[0]
+            payload, count, deadline_ns, fails, release = self._held[0]
             first_seq = self._writer.append_run(payload, count)
             if first_seq is None and now_ns < deadline_ns:
                 break
             self._held.popleft()
             self._held_bytes -= len(payload)
             if first_seq is None:
-                self._give_up(count, release)
+                self._give_up(count, release, fails=fails)
             else:
                 release(first_seq, "spool")
         synced = self._ring.synced

@@ -73,6 +73,8 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     """The routing.Assignment, from route on."""
     inputs: Any = ()
     shapes: Any = ()
+    redacted: Any = None
+    """What stood in cells that are not recorded, as far as the rules allow."""
     digests: Any = ()
     """SHA-256 of each input, where the lane made them: of megabytes that is not for the loop."""
 
@@ -94,6 +96,7 @@ class Batch:
         "inferences",
         "joined",
         "outputs",
+        "redactions",
         "rows",
         "run_options",
         "same_route",
@@ -108,6 +111,8 @@ class Batch:
         self.cut = cut
         self.outputs: list[Any] = []
         self.joined: list[bytes] = []
+        self.redactions: Any = None
+        """Of each request what is recorded of its inputs, where the lane made it."""
         self.error: Exception | None = None
         self.given_up = False
         """Its run hung, and it was answered without."""

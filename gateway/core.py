@@ -281,6 +281,8 @@ class Core:
             inference.deadline_ns - inference.decoded_ns < FREE_LEFT_NS
         ):
             self.admission.check(entry, version, inference)
+        if version.audited:
+            self.admission.audit(version, inference)
         if version.checks is not None:
             # Last: who is refused for want of time was not looked at, and is not counted as flagged.
             version.checks.check(inference)

@@ -74,7 +74,7 @@ class Delivery:
             if len(frames) > 1:
                 row0 += sum([i.rows for i in part])
             try:
-                self._appender.submit(payload, len(part), answer, waits=level != "none")
+                self._appender.submit(payload, len(part), answer, waits=level != "none", fails=version.fails)
             except FrameTooLarge:
                 log.exception("run_not_recorded", extra={"model": version.model})
                 self._unrecorded(version, part)
@@ -124,15 +124,16 @@ class Delivery:
                 if (i >= len(left) or left[i]) and not inference.sink.disconnected:
                     inference.sink.reply(*self._problem(GatewayError("internal error")))
         if late:
-            self._appender.after_sync(lambda synced: self._answer_late(late, synced))
+            fails = version.fails or self._appender.fails
+            self._appender.after_sync(lambda synced: self._answer_late(late, synced, fails))
 
-    def _answer_late(self, late: list[Reply], synced: bool) -> None:
+    def _answer_late(self, late: list[Reply], synced: bool, fails: bool) -> None:
         for inference, status, fields, body in late:
             if inference.sink.disconnected:
                 continue
             if synced:
                 fields = fields.replace(b"x-tidegate-audit: spool", b"x-tidegate-audit: fsync", 1)
-            elif self._appender.fails:
+            elif fails:
                 pid = fields.partition(b"x-prediction-id: ")[2].partition(b"\r\n")[0]
                 self._appender.log(
                     Prediction(

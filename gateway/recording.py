@@ -86,11 +86,16 @@ def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
     return sizes
 
 
-def hash_inputs(batch: Batch, capture_max_bytes: int) -> None:
-    """Make the digests of inputs that will be recorded by hash. For the lane's thread; releases the GIL."""
-    for inference in batch.inferences:
-        if sum(map(len, inference.inputs)) > capture_max_bytes:
-            inference.digests = [hashlib.sha256(data).hexdigest() for data in inference.inputs]
+def prepare(version: Any, batch: Batch, capture_max_bytes: int) -> None:
+    """What is costly of recording: redaction, and digests of inputs that will be recorded by hash. For the lane's
+    thread; hashing releases the GIL."""
+    redactor = version.redactor
+    if redactor is not None:
+        batch.redactions = [redactor.made(inference) for inference in batch.inferences]
+    for index, inference in enumerate(batch.inferences):
+        inputs = inference.inputs if redactor is None else batch.redactions[index].inputs
+        if sum(map(len, inputs)) > capture_max_bytes:
+            inference.digests = [hashlib.sha256(data).hexdigest() for data in inputs]
 
 
 class Recorded(NamedTuple):
@@ -127,6 +132,16 @@ class RunFacts:
         self.timed_ns = timed_ns
         self.offset_ns = time.time_ns() - time.perf_counter_ns()
         self.outputs = batch.outputs if error is None else []
+        if version.redactor is not None:
+            # Here, where every record of inputs begins, whatever became of the run.
+            self._redact(batch.redactions or list(map(version.redactor.made, batch.inferences)))
+
+    def _redact(self, redactions: list[Any]) -> None:
+        batch = self.batch
+        for inference, made in zip(batch.inferences, redactions, strict=True):
+            inference.inputs, inference.redacted = made.inputs, made.said
+            inference.log_bytes += made.log_bytes
+        batch.joined = [b"".join([i.inputs[k] for i in batch.inferences]) for k in range(self.version.inputs)]
 
     def frames(self, limits: tuple[int, int]) -> list[Recorded]:
         """The run's frames in order.
@@ -224,6 +239,8 @@ class RunFacts:
         run.traceparent = _absent([i.traceparent for i in part])
         if self.version.checks is not None:
             run.flags = [i.flags for i in part]
+        if self.version.redactor is not None:
+            run.redacted = [i.redacted for i in part]
         self._outcome(run, part, outputs)
         if over is not None:
             run.capture = ["hash" if big else "full" for big in over]

@@ -16,7 +16,7 @@ from gateway import tensors
 from gateway.batching import Batch, Inference
 from gateway.errors import DeadlineExceeded, GatewayError, RequestCancelled
 from gateway.lanes import Job, Lanes
-from gateway.recording import hash_inputs
+from gateway.recording import prepare
 from gateway.version import Version
 from gateway.watchdog import Watchdog, Watched
 
@@ -193,7 +193,7 @@ class Runs:
                 if timed:
                     batch.cpu_ns = time.thread_time_ns() - cpu_ns
             if batch.watched is not None:
-                hash_inputs(batch, self._delivery.capture_max_bytes)
+                prepare(version, batch, self._delivery.capture_max_bytes)
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
             batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns

@@ -22,10 +22,14 @@ from gateway.counting import Counting
 from gateway.entry import Entry
 from gateway.errors import GatewayError, SnapshotCorrupt, StateFormatNewer, UnknownModel
 from gateway.fleet import LOAD_STATES, SLOTS, Fleet
+from gateway.redaction import Redactor
 from gateway.version import Version
 from loaders.session import Session
 
 log = logging.getLogger("tidegate.worker")
+
+_BY_TIER = {"high": "fail"}
+"""What becomes of answers that cannot be logged, where bundle.toml does not say."""
 
 CodecMaker = Callable[[str, Session], Any]
 EncoderMaker = Callable[[str, str, Session], Any]
@@ -64,6 +68,7 @@ class Models:
         """The newest snapshot cannot be used; the tables before it stay, and it is tried again."""
         self.registry: Any = None
         self.log_event: Callable[[Any], None] = lambda event: None
+        self.redaction_key = b""
 
     def get(self, model: str) -> Entry | None:
         """A model by name."""
@@ -289,6 +294,12 @@ class Models:
         encoder_ = self._make_encoder(session.model, session.version, session)
         version = Version(session, codec, encoder_, self._batch, words)
         version.status_of = self._status_of
+        settings = session.bundle.settings
+        version.least_level = settings.audit.level
+        version.fails = (settings.audit.on_unavailable or _BY_TIER.get(settings.tier)) == "fail"
+        version.audited = version.fails or version.least_level is not None
+        if session.redacted:
+            version.redactor = Redactor(session.redacted, self.redaction_key)
         return version
 
     def publish_waiting(self) -> None:

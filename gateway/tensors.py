@@ -96,6 +96,15 @@ def unpack_strings(data: bytes, count: int, name: str) -> list[str]:
     return out
 
 
+def string_count(data: bytes) -> int:
+    """Elements of BYTES in binary form."""
+    count = offset = 0
+    while offset < len(data):
+        offset += 4 + int.from_bytes(data[offset : offset + 4], "little")
+        count += 1
+    return count
+
+
 NAMED_BYTES = 128
 """More than a tensor takes in the log beside its name, shape and data."""
 

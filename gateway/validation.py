@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gateway.batching import Inference
 from gateway.errors import InputOutOfProfile
-from gateway.tensors import CODES, unpack_strings
+from gateway.tensors import CODES, string_count, unpack_strings
 from loaders.bundle import BundleSettings, InputSettings
 from loaders.datatypes import NUMPY
 from loaders.reference import InputProfile, Profile
@@ -225,7 +225,7 @@ class TextCheck(InputCheck):
 
     def find(self, data: bytes) -> list[Finding]:
         """What is out of profile: of each feature the first value."""
-        values = unpack_strings(data, _count(data), self.name)
+        values = unpack_strings(data, string_count(data), self.name)
         found: dict[str, Finding] = {}
         for row in range(len(values) // self.width):
             cells = values[row * self.width : (row + 1) * self.width]
@@ -310,15 +310,6 @@ def _picker(features: Sequence[Feature]) -> Callable[[tuple[Any, ...]], tuple[An
         only = columns[0]
         return lambda row: (row[only],)
     return itemgetter(*columns)
-
-
-def _count(data: bytes) -> int:
-    """Elements of BYTES in binary form."""
-    count = offset = 0
-    while offset < len(data):
-        offset += 4 + int.from_bytes(data[offset : offset + 4], "little")
-        count += 1
-    return count
 
 
 def _expected(finding: Finding) -> str:

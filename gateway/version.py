@@ -35,6 +35,15 @@ DEMOTED_RUNS = 64
 class Version:
     """One loaded version as the request path sees it: session, codec, queue, cost, counters."""
 
+    redactor: Any = None
+    """What of its inputs is recorded; None: all."""
+    least_level: str | None = None
+    """What its replies wait for at least; None: what the gateway's do."""
+    fails = False
+    """Nothing of it leaves unlogged, also where the gateway's policy is to degrade."""
+    audited = False
+    """One of the two."""
+
     def __init__(
         self, session: Session, codec: Any, encoder_: Any, batch: BatchConfig, words: memoryview
     ) -> None:

@@ -43,6 +43,7 @@ from gateway.core import Core
 from gateway.errors import GatewayError, Overloaded
 from gateway.fleet import Fleet
 from gateway.memory import memory_plan
+from gateway.redaction import read_key
 from gateway.serving import Models
 from gateway.vitals import Vitals
 from loaders.registry import Registry
@@ -100,6 +101,7 @@ class Worker:
             (_make_codec, _make_encoder, status_of),
         )
         self.models.log_event = self.appender.log
+        self.models.redaction_key = read_key(context.state_path)
         self.intra_op_threads = budget.intra_op_threads(config, budget.effective_cpus())
         self.core = Core(loop, config, self.models, self.appender, reply_of, self.writer.prefix)
         self.trials = Trials(

@@ -55,11 +55,14 @@ class LabelSettings(_Section):
 
 
 class Redaction(_Section):
-    """A cell that must not be recorded in the clear."""
+    """A feature that is not recorded as it came: not at all (drop), as a keyed hash by which equal values can be told,
+    or as the number of its bucket."""
 
     input: Name
     feature: Name
     how: Literal["drop", "hash", "bucket"]
+    edges: Annotated[tuple[float, ...], Meta(max_length=1000)] = ()
+    """Of buckets: below the first is 0, from the last on their number."""
 
 
 Policy = Literal["pass", "flag", "reject"]

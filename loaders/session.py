@@ -21,6 +21,7 @@ from loaders.datatypes import FROM_ORT
 from loaders.errors import ModelInvalid, ProviderUnavailable
 from loaders.material import Material
 from loaders.precheck import check_sizes
+from loaders.redact import Cell, cells
 from loaders.reference import Profile, checked_profile
 from loaders.signature import Signature, TensorSpec
 from loaders.verdicts import Facts, Request, Trials
@@ -52,6 +53,7 @@ class Session:
             the batch's, and no tensor is as large as a request's values say.
         warm_cost_ns: rows to the time of a warm run, as a first guess of cost.
         profile: of its reference, where inputs shall be held against it.
+        redacted: features that are not recorded as they come.
         max_batch_rows: config.pbtxt's max_batch_size; a request of more rows is refused. None: no limit of its own.
         queue_delay_us: config.pbtxt's dynamic_batching.max_queue_delay_microseconds; None where it says nothing.
         label_names: names of classes by output, from label_filename.
@@ -77,6 +79,7 @@ class Session:
         self.load_ms = 0
         self.warm_cost_ns: dict[int, int] = {1: 1_000_000}
         self.profile: Profile | None = None
+        self.redacted: tuple[Cell, ...] = ()
         self.max_batch_rows: int | None = None
         self.queue_delay_us: int | None = None
         self.label_names: dict[str, list[str]] = {}
@@ -235,6 +238,7 @@ def make(
     session.locations = tuple(weights)
     fitted = session.fit(found)
     session.profile = checked_profile(found.reference, found.bundle.settings, session.signature, found.where)
+    session.redacted = cells(found.bundle.settings, session.signature, found.where)
     runs = warm.Runs(session.run, session.new_run_options)
     lines: list[golden.Golden] = []
     if found.golden is not None:

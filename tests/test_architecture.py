@@ -34,6 +34,7 @@ PARTS = {
     "errors",
     "append",
     "recording",
+    "redaction",
     "entry",
     "serving",
     "replies",

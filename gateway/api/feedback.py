@@ -144,7 +144,7 @@ class FeedbackIntake:
         """
         appender = self._appender
         level = raised(self._audit_level, asked_level)
-        if level != "none" and appender.refuses:
+        if level != "none" and appender.fails and appender.unavailable:
             msg = "the audit log cannot be written at present; no label is accepted unlogged"
             raise AuditUnavailable(msg)
         now_ns, kind = self._clock_ns(), _label_kind(entry)

@@ -52,6 +52,7 @@ class SumSession:
             settings=BundleSettings(), tree_sha256="aa", config_sha256="bb", reference_sha256=None
         )
         self.profile: Any = None
+        self.redacted: Any = ()
         self.label_names: dict[str, list[str]] = {}
         self.config: dict[str, Any] = {}
         self.runs: list[int] = []
