@@ -19,8 +19,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.api.crowd import Crowd
 from gateway.api.cycle import FastCycle
+from gateway.api.flow import Flow
 from gateway.api.heads import HEADERS_MAX_BYTES, URL_MAX_BYTES
-from gateway.api.problems import reply_of
+from gateway.api.problems import raised_in, reply_of
 from gateway.errors import GatewayError, HeadTooLarge, InvalidRequest, Overloaded, RequestTimeout
 
 PIECE_BYTES = 16_384
@@ -34,19 +35,6 @@ CHUNKS_FREE, CHUNK_MIN_BYTES = 1024, 16
 """A chunked body may have so many chunks of any size; beyond, they must have so many bytes on average."""
 DISCARD_MAX_BYTES = 262_144
 """A body that was answered before it was here is read on for so long, to keep the connection."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's, but reading goes on only when nothing waits on this connection: the ASGI cycle asks too early."""
-
-    def __init__(self, door: Connection) -> None:
-        super().__init__(door.transport)
-        self._door = door
-
-    def resume_reading(self) -> None:
-        door = self._door
-        if self.read_paused and not door.pipeline and door.unfed is None and not self.write_paused:
-            super().resume_reading()
 
 
 class Ending:
@@ -99,7 +87,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client; where there are too many, an idle one makes room or this one is told so and left."""
         super().connection_made(transport)
-        self.flow = _Flow(self)
+        self.flow = Flow(self)
         self._active_s = now_s = self.loop.time()
         crowd = self.crowd
         if len(self.connections) > crowd.connections_max and not crowd.make_room(self.connections, now_s):
@@ -109,14 +97,24 @@ class Connection(HttpToolsProtocol):
     # --- bytes in --------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Parse a buffer; what is left of a long one, in later turns of the loop."""
+        """Parse a buffer; what is left of a long one, or of a turn that was long enough, in later turns of the loop."""
         if self._deaf:
             self._discard(len(data))
+            if self._leaving_s and self.crowd.is_spent(self.loop):
+                self._put_off()
+        elif self.crowd.is_spent(self.loop):
+            self.unfed = memoryview(data)
+            self._put_off()
         elif len(data) <= PIECE_BYTES:
             self._parse(data)
         else:
             self.unfed = memoryview(data)
             self.feed_on()
+
+    def _put_off(self) -> None:
+        self._feed_paused = True
+        self.flow.pause_reading()
+        self.feed_soon()
 
     def feed_soon(self) -> None:
         """Go on with a long buffer in a later turn of the loop, when it is this connection's."""
@@ -142,9 +140,13 @@ class Connection(HttpToolsProtocol):
             self.unfed = view[size:] if len(view) > size else None
             self._parse(view[:size])
         self.unfed = None
-        if self._feed_paused and not self._deaf:
-            self._feed_paused = False
-            self.flow.resume_reading()
+        if self._feed_paused and not self.transport.is_closing():
+            if self._leaving_s:
+                self._feed_paused = False
+                FlowControl.resume_reading(self.flow)
+            elif not self._deaf:
+                self._feed_paused = False
+                self.flow.resume_reading()
 
     def _parse(self, data: bytes | memoryview) -> None:
         if self._reading:
@@ -161,9 +163,7 @@ class Connection(HttpToolsProtocol):
             # Not to be had here: answered as if it had not been asked, and then closed.
             self._deaf = True
         except httptools.HttpParserCallbackError as exc:
-            cause = exc.__context__ if exc.__context__ is not None else exc.__cause__
-            known = isinstance(cause, GatewayError)
-            self.refuse(cause if known else InvalidRequest("malformed HTTP request: unreadable target"))  # type: ignore[arg-type]
+            self.refuse(raised_in(exc, InvalidRequest("malformed HTTP request: unreadable target")))
         except httptools.HttpParserError as exc:
             self.refuse(InvalidRequest(f"malformed HTTP request: {exc}"))
 
@@ -335,7 +335,7 @@ class Connection(HttpToolsProtocol):
         """When it was last used; `now_s` for one that is in use."""
         cycle = self.cycle
         busy = cycle is not None and not cycle.response_complete
-        if self._reading or busy or self.replied != self._reaped or self._deaf:
+        if self._reading or busy or self.replied != self._reaped or self._deaf or self.unfed is not None:
             return now_s
         return self._active_s
 

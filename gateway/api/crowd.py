@@ -5,8 +5,10 @@ Apart from the admission of requests: an idle connection costs memory and a desc
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -15,6 +17,8 @@ LOOK_AGAIN_S = 0.25
 """Connections are looked through for idle ones once in so long at most: a flood must not make us look all the time."""
 IDLE_MIN_S = 1.0
 """A connection that was used within this time makes no room."""
+TURN_MAX_NS = 10_000_000
+"""So long one turn of the loop may parse what came, all connections together; the rest waits for the next."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -36,11 +40,14 @@ class Crowd:
     Args:
         limits: what each may take.
         connections_max: how many there may be.
+        clock_ns: processor time of the loop's thread.
 
     Threading: the loop thread alone.
     """
 
-    def __init__(self, limits: Limits, connections_max: int) -> None:
+    def __init__(
+        self, limits: Limits, connections_max: int, clock_ns: Callable[[], int] = time.thread_time_ns
+    ) -> None:
         self.limits = limits
         self.connections_max = connections_max
         self.held_bytes = 0
@@ -54,24 +61,55 @@ class Crowd:
         self._looked_s = -LOOK_AGAIN_S
         self._unfed: deque[Any] = deque()
         self._idle: list[Any] = []
+        self._clock_ns = clock_ns
+        self._turn_ends_ns = 0
+        """When the turn is spent; 0: nothing was parsed in it yet."""
 
     def cut(self, code: str) -> None:
         """Count a connection that was cut off."""
         self.cut_off[code] = self.cut_off.get(code, 0) + 1
 
+    def is_spent(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this turn of the loop parsed for so long that the rest of what came is for the next.
+
+        Hundreds of sockets may be ready at once, and all of them are read before anything else has its turn.
+        """
+        now_ns = self._clock_ns()
+        if not self._turn_ends_ns:
+            self._turn_ends_ns = now_ns + TURN_MAX_NS
+            loop.call_soon(self._end_turn)
+        return now_ns >= self._turn_ends_ns
+
+    def spend(self, more_ns: int) -> None:
+        """Count work of this turn that is still to come."""
+        if self._turn_ends_ns:
+            self._turn_ends_ns -= more_ns
+
+    def _end_turn(self) -> None:
+        self._turn_ends_ns = 0
+
     def feed_soon(self, connection: Any) -> None:
-        """Let a connection go on with a long buffer: one of them a turn of the loop, whoever is first."""
+        """Let a connection go on with its buffer in a turn to come, whoever is first."""
         self._unfed.append(connection)
         if len(self._unfed) == 1:
             connection.loop.call_soon(self._feed)
 
     def _feed(self) -> None:
+        """Those that wait, each once: one, and more while the turn is not spent."""
+        unfed = self._unfed
+        loop = unfed[0].loop
+        self.is_spent(loop)
         try:
-            self._unfed[0].feed_on()
+            for _ in range(len(unfed)):
+                try:
+                    unfed[0].feed_on()
+                finally:
+                    unfed.popleft()
+                if self.is_spent(loop):
+                    break
         finally:
-            self._unfed.popleft()
-            if self._unfed:
-                self._unfed[0].loop.call_soon(self._feed)
+            if unfed:
+                loop.call_soon(self._feed)
 
     def make_room(self, connections: Iterable[Any], now_s: float) -> bool:
         """Close the connection that has been idle longest; False: none has been for long enough.

@@ -19,7 +19,7 @@ from typing import Any
 
 import httptools
 
-from gateway.api.connection import Connection, Ending
+from gateway.api.connection import PIECE_BYTES, Connection, Ending
 from gateway.api.crowd import Crowd, Limits
 from gateway.api.cycle import FastCycle
 from gateway.api.heads import (
@@ -38,6 +38,8 @@ from gateway.errors import BodyTooLarge, GatewayError, HeadTooLarge, InvalidRequ
 from gateway.head import Head
 
 _MISSES_MAX = 8
+TASK_NS = 300_000
+"""What a request of the Starlette door takes beside its parsing, in a task of the same turn."""
 _SLOW_HEADERS = frozenset(
     (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"authorization")
 )
@@ -99,6 +101,7 @@ class FastProtocol(Connection):
                 and (cycle is None or cycle.response_complete)
                 and not self._reading
                 and not self._deaf
+                and (len(data) <= PIECE_BYTES or not self.crowd.is_spent(self.loop))
             ):
                 if self._plain:
                     start = self._before_bytes
@@ -217,7 +220,8 @@ class FastProtocol(Connection):
         try:
             head = make_head(self.core.caller, self.url, self.headers)
         except GatewayError as exc:
-            head = exc
+            # Its traceback leads to this frame, which has the cycle.
+            head = exc.with_traceback(None)
         if size <= FAST_BODY_MAX_BYTES:
             cycle = FastCycle(self)
         elif type(head) is Head and head.json_bytes is not None and head.json_bytes <= FAST_BODY_MAX_BYTES:
@@ -246,6 +250,7 @@ class FastProtocol(Connection):
         most = self.crowd.limits.body_max_bytes
         if size > most:
             raise BodyTooLarge(f"body of {size} bytes; at most {most} are taken")
+        self.crowd.spend(TASK_NS)
         self.begin_scope()
         super().on_headers_complete()
         self._in_head = False
@@ -349,7 +354,7 @@ class FastProtocol(Connection):
     def on_response_complete(self) -> None:
         """An answer is written: the next that waits."""
         cycle = self._running
-        if cycle.held_bytes:
+        if cycle is not None and cycle.held_bytes:
             self.let_go(cycle.held_bytes)
             cycle.held_bytes = 0
         super().on_response_complete()
@@ -372,6 +377,18 @@ class FastProtocol(Connection):
             self.loop.call_soon(self._submit, cycle)
 
     # --- life ------------------------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone. A connection and what is on it name each other: cut here, all goes at once, bodies too,
+        and is not left to the garbage collector, which comes late and stops the loop."""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.cycle = self._running = self.flow = self.scope = None  # type: ignore[assignment]
+        self._kept = self._kept_cycle = self._before = None  # type: ignore[assignment]
+        self._feed_paused = False
+        self.pipeline.clear()
+        self._buffer = b""
+        self._began_in = None
 
     def shutdown(self) -> None:
         """Graceful end: idle connections close now, busy ones after their answer."""

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.errors import BodyTooLarge, InvalidRequest, Overloaded, RequestCancelled, UnsupportedCoding
 
+_T = TypeVar("_T")
+
 SMALL_BODY_MAX_BYTES = 65_536
 """Of requests that carry a few words of JSON: repository index, load, unload."""
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """zlib's word for each coding; `deflate` is the zlib format, as the standard says."""
+JOINED_AT_ONCE_BYTES = 262_144
+"""Larger bodies are put together one a turn of the loop."""
 INFLATED_AT_ONCE = 4
 """Bodies that a worker inflates at a time; others wait their turn, small as they came."""
 
@@ -33,6 +38,7 @@ class Room:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._turns = asyncio.Semaphore(INFLATED_AT_ONCE)
+        self._large = asyncio.Lock()
         self.held_bytes = 0
 
     async def inflated(self, body: bytes, coding: str, limit_bytes: int) -> bytes:
@@ -48,6 +54,12 @@ class Room:
         self.held_bytes += len(made)
         return made
 
+    async def in_turn(self, work: Callable[..., _T], *args: Any) -> _T:
+        """Work on a large body that takes milliseconds on the loop: one of them a turn, however many are here."""
+        async with self._large:
+            await asyncio.sleep(0)
+            return work(*args)
+
     def _check(self, more: int) -> None:
         if self.held_bytes + more > self._most_bytes:
             msg = f"inflated bodies of {self.held_bytes} bytes are held, at most {self._most_bytes} are; try again"
@@ -60,6 +72,12 @@ class Held:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._bytes = 0
+
+    async def joined(self, chunks: list[bytes], size: int) -> bytes:
+        """A body from its parts."""
+        if size <= JOINED_AT_ONCE_BYTES:
+            return b"".join(chunks)
+        return await self._room.in_turn(b"".join, chunks)
 
     async def inflated(self, body: bytes, coding: str, limit_bytes: int) -> bytes:
         """See `Room`."""
@@ -106,12 +124,13 @@ async def read_body(request: Request, limit_bytes: int, held: Held | None = None
         # The server ends and waits no longer.
         msg = "the gateway is stopping, and the body was not there in time; try again shortly"
         raise Overloaded(msg) from exc
+    body = b"".join(chunks) if held is None else await held.joined(chunks, size)
     coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
     if coding in {"", "identity"}:
-        return b"".join(chunks)
+        return body
     if held is not None:
-        return await held.inflated(b"".join(chunks), coding, limit_bytes)
-    return await asyncio.to_thread(inflated, b"".join(chunks), coding, limit_bytes)
+        return await held.inflated(body, coding, limit_bytes)
+    return await asyncio.to_thread(inflated, body, coding, limit_bytes)
 
 
 async def read_small_json(request: Request, kind: type[Any]) -> Any:

@@ -114,7 +114,7 @@ class DataApi:
             most = limits.json_max_bytes if head.json_bytes is None else limits.body_max_bytes
             body = await read_body(request, min(most, limits.body_max_bytes), held)
             if len(body) > FAST_BODY_MAX_BYTES:
-                check_json(body, head.json_bytes, self._limits)
+                await self._room.in_turn(check_json, body, head.json_bytes, self._limits)
             # As at the fast door: a request is received when all of it is here; the upload has limits of its own.
             received_ns = time.perf_counter_ns()
         except GatewayError as exc:

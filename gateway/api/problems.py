@@ -76,6 +76,19 @@ def problem(exc: BaseException) -> tuple[int, bytes]:
     return status, orjson.dumps(content)
 
 
+def raised_in(callback: BaseException, otherwise: GatewayError) -> GatewayError:
+    """What a parser's callback raised, `otherwise` where it is no error of ours.
+
+    Without the frames that it went through: they lead to the connection and, each by the one that called it, to whoever
+    holds the error, and such a circle waits for the garbage collector.
+    """
+    cause = callback.__context__ if callback.__context__ is not None else callback.__cause__
+    if cause is None:
+        return otherwise
+    cause.__traceback__ = None
+    return cause if isinstance(cause, GatewayError) else otherwise
+
+
 def retry_after_s(exc: BaseException) -> int | None:
     """When to come again, jittered; None where that does not help."""
     if isinstance(exc, GatewayError) and exc.retryable and row_of(type(exc)) == 503:

@@ -40,6 +40,9 @@ class Transport:
     def resume_reading(self) -> None:
         pass
 
+    def write_eof(self) -> None:
+        pass
+
 
 class Waiting:
     """A core whose requests wait until the test answers them."""
