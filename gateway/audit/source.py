@@ -10,6 +10,7 @@ The ring directory is /dev/shm/tidegate-<gateway_id> or <state_dir>/ring.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -25,6 +26,8 @@ from gateway.errors import RingUnusable, StateInUse
 RING_FLOOR_BYTES = 4 * 1024 * 1024
 SMALL_RING_BYTES = 4 * 1024 * 1024
 """Rings of all roles but workers."""
+_MADV_POPULATE_READ = 22
+"""Map all pages now: they are allocated already, and would else be mapped one by one while requests are answered."""
 
 
 class Source(NamedTuple):
@@ -87,7 +90,10 @@ def make_ring(ring_dir: Path, facts: RingFacts, ring_bytes: int) -> tuple[Ring, 
         )
         raise RingUnusable(msg) from exc
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    ring = Ring.create(memoryview(mmap.mmap(fd, total)), facts)
+    memory = mmap.mmap(fd, total)
+    with contextlib.suppress(OSError):  # Linux before 5.14.
+        memory.madvise(_MADV_POPULATE_READ)
+    ring = Ring.create(memoryview(memory), facts)
     temporary.rename(path)
     return ring, path, fd
 

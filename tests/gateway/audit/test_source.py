@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,17 @@ def test_a_ring_shrinks_to_half_of_what_is_free(log: Log, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "statvfs", lambda _: Stat)
     ring, _, fd = make_ring(log.ring_dir, writer.ring.facts._replace(epoch=1), 32 * 1024 * 1024)
     assert ring.capacity == 6 * 1024 * 1024
+    os.close(fd)
+
+
+def test_a_ring_is_mapped_as_a_whole(log: Log):
+    """Its pages are there before the first request: memory does not grow with the log, and no append waits for one."""
+    writer = log.owner()
+    ring, path, fd = make_ring(log.ring_dir, writer.ring.facts._replace(epoch=1), 4 * 1024 * 1024)
+    maps = Path("/proc/self/smaps").read_text().partition(f" {path}\n")[2]
+    found = dict(line.split(":") for line in maps.splitlines()[:12])
+    assert found["Rss"] == found["Size"]
+    assert int(found["Rss"].split()[0]) * 1024 > ring.capacity
     os.close(fd)
 
 
