@@ -109,9 +109,8 @@ def test_a_ring_is_mapped_as_a_whole(log: Log):
     writer = log.owner()
     ring, path, fd = make_ring(log.ring_dir, writer.ring.facts._replace(epoch=1), 4 * 1024 * 1024)
     maps = Path("/proc/self/smaps").read_text().partition(f" {path}\n")[2]
-    found = dict(line.split(":") for line in maps.splitlines()[:12])
-    assert found["Rss"] == found["Size"]
-    assert int(found["Rss"].split()[0]) * 1024 > ring.capacity
+    rss_kib = int(maps.partition("Rss:")[2].split()[0])
+    assert rss_kib * 1024 > ring.capacity
     os.close(fd)
 
 
