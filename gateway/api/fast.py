@@ -387,8 +387,7 @@ class FastProtocol(Connection):
         self._kept = self._kept_cycle = self._before = None  # type: ignore[assignment]
         self._feed_paused = False
         self.pipeline.clear()
-        self._buffer = b""
-        self._began_in = None
+        self._buffer, self._began_in = b"", None
 
     def shutdown(self) -> None:
         """Graceful end: idle connections close now, busy ones after their answer."""
