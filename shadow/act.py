@@ -7,11 +7,14 @@ log's control events, so that a lost reply does no harm.
 
 from __future__ import annotations
 
+import http.client
+import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 
 log = logging.getLogger("tidegate.sidecar")
@@ -20,8 +23,28 @@ TIMEOUT_S = 5.0
 REASON_CHARS = 1000
 """The gateway takes no longer reason."""
 TOKEN_FILE = "sidecar.token"
-_NO_ANSWER = (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
+_NO_ANSWER = (http.client.HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError)
 """No token or listener yet, or an answer that is none of a gateway's."""
+
+
+class Reply(NamedTuple):
+    """An HTTP reply: status and body."""
+
+    status: int
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it was done."""
+        return 200 <= self.status < 300
+
+    def content(self) -> Any:
+        """The body, which is JSON; raises ValueError when it is not."""
+        return json.loads(self.body)
+
+
+Exchange = Callable[[str, str, Mapping[str, str], bytes | None], Reply]
+"""Sends method, path, headers and body; raises one of `_NO_ANSWER`."""
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -48,18 +71,14 @@ class Actor:
     Args:
         url: the admin listener.
         state_dir: where control keeps the sidecar's token.
-        transport: tests give their own.
+        exchange: what sends a request there; tests give their own.
 
     Threading: one thread; each call takes at most a few seconds.
     """
 
-    def __init__(self, url: str, state_dir: Path, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, state_dir: Path, exchange: Exchange | None = None) -> None:
         self._token_file = state_dir / TOKEN_FILE
-        # Certificates are read at once or never, and a plain listener has none.
-        verify = url.startswith("https:")
-        self._http = httpx.Client(
-            base_url=url, timeout=TIMEOUT_S, trust_env=False, transport=transport, verify=verify
-        )
+        self._exchange = exchange or _exchange_with(url)
 
     def roll_back(self, pending: Pending, at_ns: int) -> Acted:
         """Take a version's traffic away and latch it.
@@ -69,9 +88,9 @@ class Actor:
         """
         try:
             route = self._send("GET", f"/admin/v1/routes/{pending.model}")
-            if route.status_code != 200:
+            if route.status != 200:
                 return _refusal(route)
-            body = route.json()
+            body = route.content()
             variant = next(
                 (
                     v["name"]
@@ -107,10 +126,10 @@ class Actor:
         for model, condemned in models.items():
             try:
                 route = self._send("GET", f"/admin/v1/routes/{model}")
-                if route.status_code != 200:
+                if route.status != 200:
                     found[model] = _refusal(route)
                     continue
-                body = route.json()
+                body = route.content()
                 held = [v for v in body["variants"] if v["role"] == "canary" and v.get("weight_bp")]
                 if not held or any(v["version"] in condemned for v in held):
                     continue
@@ -125,26 +144,41 @@ class Actor:
                 found[model] = Acted("unreachable", f"{type(exc).__name__}: {exc}")
         return found
 
-    def close(self) -> None:
-        """Let go of connections."""
-        self._http.close()
-
     def _send(
         self, method: str, path: str, *, revision: int | None = None, body: dict[str, Any] | None = None
-    ) -> httpx.Response:
+    ) -> Reply:
         headers = {"authorization": f"Bearer {self._token_file.read_text().strip()}"}
         if revision is not None:
             headers["if-match"] = f'"{revision}"'
-        return self._http.request(method, path, headers=headers, json=body)
+        if body is None:
+            return self._exchange(method, path, headers, None)
+        headers["content-type"] = "application/json"
+        return self._exchange(method, path, headers, json.dumps(body).encode())
 
 
-def _refusal(reply: httpx.Response) -> Acted:
+def _exchange_with(url: str) -> Exchange:
+    """A connection for each request: there is one every few seconds. The standard library's, which is there at once."""
+    parts = urlsplit(url)
+
+    def exchange(method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        try:
+            connection.request(method, path, body, dict(headers))
+            reply = connection.getresponse()
+            return Reply(reply.status, reply.read())
+        finally:
+            connection.close()
+
+    return exchange
+
+
+def _refusal(reply: Reply) -> Acted:
     try:
-        says = str(reply.json().get("error", ""))
+        says = str(reply.content().get("error", ""))
     except (ValueError, AttributeError):
         says = ""
-    if reply.status_code == 412:
+    if reply.status == 412:
         return Acted("conflict", says)
-    if reply.status_code >= 500:
-        return Acted("unreachable", says or f"status {reply.status_code}")
-    return Acted("refused", says or f"status {reply.status_code}")
+    if reply.status >= 500:
+        return Acted("unreachable", says or f"status {reply.status}")
+    return Acted("refused", says or f"status {reply.status}")

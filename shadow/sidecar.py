@@ -205,7 +205,6 @@ class Sidecar:
 
     def close(self) -> None:
         """End the epoch; the open tick is not made."""
-        self._parts.actor.close()
         self._feed.close()
         self._writer.close()
         self._parts.store.close()
@@ -362,7 +361,6 @@ def main() -> NoReturn:
     """Entry of the process."""
     context = process.enter()
     logs.setup("sidecar")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     process.lowest_priority()
     try:

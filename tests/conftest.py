@@ -37,6 +37,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.longrepr = f"skipped, which is a failure in CI: {report.longrepr}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where Python is told to write no bytecode, the hundreds of processes of a run would each compile all modules."""
+    with pytest.MonkeyPatch.context() as patched:
+        if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+            patched.delenv("PYTHONDONTWRITEBYTECODE")
+            patched.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_log_outlives_its_test() -> Iterator[None]:
     """Rings and locks that a test's own log holds are let go with it."""

@@ -6,8 +6,9 @@ holds error printing of its own, and a user's mistake never shows a trace.
 
 from __future__ import annotations
 
+import sys
+
 import click
-import httpx
 
 from gateway.errors import GatewayError
 
@@ -46,6 +47,8 @@ class Stop(Exception):
 
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The line and the exit code of an error; None for one that is a defect of ours."""
+    if told := _of_http(error):
+        return told
     match error:
         case click.exceptions.NoArgsIsHelpError():
             return error.ctx.get_help() if error.ctx else "", INPUT
@@ -58,16 +61,24 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             return f"tidegate: {error.format_message()}", error.exit_code
         case click.Abort() | KeyboardInterrupt():
             return "tidegate: interrupted", INTERRUPTED
-        case httpx.InvalidURL() | httpx.UnsupportedProtocol():
-            return f"tidegate: not a URL: {error}; expected http://HOST:PORT", INPUT
-        case httpx.HTTPError():
-            return f"tidegate: no usable answer from the gateway: {_flat(str(error))}", UNREACHABLE
         case GatewayError():
             return f"tidegate: {_flat(str(error))}", _EXIT_CODES.get(error.code, INPUT)
         case ModuleNotFoundError():
             return f"tidegate: this needs the package {error.name}, which is not installed", INPUT
         case _:
             return None
+
+
+def _of_http(error: BaseException) -> tuple[str, int] | None:
+    """As `explain`, of what httpx raises. It is not imported for this: `serve` needs it not and starts sooner."""
+    httpx = sys.modules.get("httpx")
+    if httpx is None:
+        return None
+    if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
+        return f"tidegate: not a URL: {error}; expected http://HOST:PORT", INPUT
+    if isinstance(error, httpx.HTTPError):
+        return f"tidegate: no usable answer from the gateway: {_flat(str(error))}", UNREACHABLE
+    return None
 
 
 def _flat(text: str) -> str:

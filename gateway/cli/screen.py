@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 
 from gateway.cli.plain import lines, one_line
+
+if TYPE_CHECKING:
+    import rich.console
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -35,6 +34,11 @@ def print_json_line(document: bytes) -> None:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
     """A table on stdout; cells are shown as text, None as a dash. Numbers keep to the right."""
+    # Imported by who draws one: `serve` does not, and starts sooner.
+    import rich.box
+    import rich.table
+    import rich.text
+
     rows = [[_cell(value) for value in row] for row in rows]
     made = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for index, header in enumerate(headers):
@@ -80,6 +84,8 @@ def _is_numeric(text: str) -> bool:
 
 
 def _console() -> rich.console.Console:
+    import rich.console
+
     # A pipe has no width; 80 columns would fold identifiers that are meant to be copied.
     console = rich.console.Console(highlight=False)
     if not console.is_terminal:

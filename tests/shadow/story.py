@@ -120,9 +120,6 @@ class FakeActor(Actor):
         self.renewed.append(models)
         return dict.fromkeys(models, self.lease)
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 class Stage:
     """A log with a recorder, a worker, control and a sidecar in this process."""

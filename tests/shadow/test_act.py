@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import httpx
 import msgspec
 import pytest
 
 from gateway.audit.identity import EventId, source_of
 from gateway.config import Policy
-from shadow.act import Acted, Actor, Pending
+from shadow.act import Acted, Actor, Exchange, Pending, Reply
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, Plane
 from tests.gateway.test_admin import ROUTE, SIDECAR_TOKEN, Admin
 from tests.gateway.test_admin import admin as admin  # a fixture
@@ -24,20 +25,19 @@ PENDING = Pending(model=MODEL, rollout=2, variant="canary", version="2", says="v
 
 
 class Bridge:
-    """A transport to the admin API of this process; what happens before a request can be chosen."""
+    """Requests to the admin API of this process; what happens before a request can be chosen."""
 
     def __init__(self, admin: Admin) -> None:
         self.admin = admin
         self.seen: list[tuple[str, str]] = []
         self.before: dict[str, Callable[[], object]] = {}
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        method, path = request.method, request.url.path
+    def __call__(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
         if method in self.before:
             self.before.pop(method)()
         self.seen.append((method, path))
-        reply = self.admin.plain(method, path, content=request.content, headers=dict(request.headers))
-        return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+        reply = self.admin.plain(method, path, content=body or b"", headers=dict(headers))
+        return Reply(reply.status_code, reply.content)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def bridge(admin: Admin) -> Bridge:
 def actor(bridge: Bridge, tmp_path: Path) -> Actor:
     """The sidecar's, with its token."""
     (tmp_path / "sidecar.token").write_text(SIDECAR_TOKEN + "\n")
-    return Actor("http://127.0.0.1:8081", tmp_path, httpx.MockTransport(bridge))
+    return Actor("http://127.0.0.1:8081", tmp_path, bridge)
 
 
 def shown(admin: Admin) -> Any:
@@ -151,37 +151,70 @@ def test_leases_of_a_route_without_canaries(actor: Actor, admin: Admin) -> None:
     assert actor.renew_leases({MODEL: frozenset()}) == {}
 
 
-def away(request: httpx.Request) -> httpx.Response:
+def away(*_request: object) -> Reply:
     """Nobody listens."""
-    raise httpx.ConnectError("refused", request=request)
+    raise ConnectionRefusedError
+
+
+def said(status: int, body: bytes) -> Exchange:
+    """Someone who says this to everything."""
+    return lambda *_request: Reply(status, body)
 
 
 @pytest.mark.parametrize(
-    "transport",
+    "exchange",
     [
         away,
-        lambda request: httpx.Response(503, json={"error": "audit_unavailable"}),
-        lambda request: httpx.Response(502, text="<html>"),
-        lambda request: httpx.Response(200, text="<html>"),
-        lambda request: httpx.Response(200, json={"variants": [{}]}),
-        lambda request: httpx.Response(200, json=[1]),
-        lambda request: httpx.Response(200, json={"variants": 7}),
+        said(503, b'{"error":"audit_unavailable"}'),
+        said(502, b"<html>"),
+        said(200, b"<html>"),
+        said(200, b'{"variants":[{}]}'),
+        said(200, b"[1]"),
+        said(200, b'{"variants":7}'),
     ],
     ids=["away", "503", "502", "html", "no names", "a list", "no variants"],
 )
-def test_what_cannot_be_understood_is_unreachable(
-    tmp_path: Path, transport: Callable[[httpx.Request], httpx.Response]
-) -> None:
+def test_what_cannot_be_understood_is_unreachable(tmp_path: Path, exchange: Exchange) -> None:
     """No listener, one that cannot, one that is none of ours: tried again later, never an accident."""
     (tmp_path / "sidecar.token").write_text(SIDECAR_TOKEN)
-    actor = Actor("http://127.0.0.1:8081", tmp_path, httpx.MockTransport(transport))
+    actor = Actor("http://127.0.0.1:8081", tmp_path, exchange)
     assert actor.roll_back(PENDING, 1).outcome == "unreachable"
     assert actor.renew_leases({MODEL: frozenset()})[MODEL].outcome == "unreachable"
 
 
+class Listener(BaseHTTPRequestHandler):
+    """A listener that has no route, and remembers who asked for one."""
+
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers["authorization"]))
+        body = b'{"error":"no route"}'
+        self.send_response(404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_requests_go_to_the_admin_listener(tmp_path: Path) -> None:
+    """Over a socket, with the sidecar's token; what is said there is told; once nobody listens it is unreachable."""
+    (tmp_path / "sidecar.token").write_text(SIDECAR_TOKEN)
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        actor = Actor(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert actor.roll_back(PENDING, 1) == Acted("refused", "no route")
+        thread.join()
+    assert Listener.asked == [(ROUTE, f"Bearer {SIDECAR_TOKEN}")]
+    assert actor.roll_back(PENDING, 1).outcome == "unreachable"
+
+
 def test_without_a_token_there_is_no_control_yet(tmp_path: Path) -> None:
     """Control makes the token when it first starts; until then it is unreachable."""
-    actor = Actor("http://127.0.0.1:8081", tmp_path, httpx.MockTransport(away))
+    actor = Actor("http://127.0.0.1:8081", tmp_path, away)
     acted = actor.roll_back(PENDING, 1)
     assert acted.outcome == "unreachable"
     assert "sidecar.token" in acted.says
