@@ -34,11 +34,12 @@ from examples.flights.data import DataMissing, Flights, load
 from examples.flights.replay import Answered, Plan, Replay
 from gateway.audit.event import Prediction
 from gateway.audit.feed import Feed
+from gateway.audit.identity import parse_event_id
 from gateway.audit.kafka_feed import KafkaFeed
 from gateway.audit.spool_feed import SpoolFeed
 from shadow.bundles import Bundles
 from shadow.replay import Source, replay, stored_of
-from shadow.verdicts import gateway_sources, spool_verdicts
+from shadow.verdicts import Stored, gateway_sources, spool_verdicts
 
 FROM, UNTIL = date(2013, 7, 29), date(2013, 10, 1)
 LABEL_LAG_NS = 7 * 86_400 * 1_000_000_000
@@ -366,11 +367,16 @@ class Story:
 
     async def _settled(self) -> None:
         """Wait until the sidecar has closed a tick over the last flight."""
-        ticks = len(stored_of(spool_verdicts(self._spool, gateway_sources(self._gateway_id()), {})))
+        ends = await asyncio.to_thread(_ends, SpoolFeed(self._spool))
         for _ in range(100):
-            await asyncio.sleep(0.1)
-            if len(stored_of(spool_verdicts(self._spool, gateway_sources(self._gateway_id()), {}))) > ticks:
+            ticks = await asyncio.to_thread(self._ticks)
+            cut = {key: end for one in ticks for key, (_, end) in one.tick.cuts.items()}
+            if all(cut.get(key, 0) > seq for key, seq in ends.items()):
                 return
+            await asyncio.sleep(0.1)
+
+    def _ticks(self) -> list[Stored]:
+        return stored_of(spool_verdicts(self._spool, gateway_sources(self._gateway_id()), {}))
 
     def _count(self) -> None:
         counts = self.counts
@@ -380,7 +386,7 @@ class Story:
         counts.missing = len(answered - recorded)
         self._expect(not counts.missing, f"{counts.missing} answered flights are not in the log")
         self._expect(self.replay.counters.unknown == 0, "a request's fate is unknown")
-        stored = stored_of(spool_verdicts(self._spool, gateway_sources(self._gateway_id()), {}))
+        stored = self._ticks()
         counts.ticks = len(stored)
         counts.decisions = sum(len(one.decisions) for one in stored)
         self._expect(counts.decisions == 1, f"{counts.decisions} decisions, expected one")
@@ -396,8 +402,7 @@ class Story:
         self._replayed("topic", Source(lambda: KafkaFeed(bootstrap, topic), 3000))
 
     def _replayed(self, name: str, source: Source) -> None:
-        stored = stored_of(spool_verdicts(self._spool, gateway_sources(self._gateway_id()), {}))
-        done = replay(source, self._gateway_id(), stored, Bundles(self.models))
+        done = replay(source, self._gateway_id(), self._ticks(), Bundles(self.models))
         differing = [one.differs for one in done.decisions if one.differs is not None]
         self.counts.replayed[name] = differing[0] if differing else "the same"
         self._expect(not differing, f"replayed from the {name}: {differing[:1]}")
@@ -407,6 +412,17 @@ def _predictions(feed: Feed, wait_ms: int) -> Iterator[Prediction]:
     """Answered predictions of a log, to its end."""
     while events := feed.read(5000, wait_ms).events:
         yield from (event for event in events if isinstance(event, Prediction) and event.kind == "done")
+
+
+def _ends(feed: Feed) -> dict[str, int]:
+    """The last request of each epoch, as the cuts of a tick name them."""
+    last: dict[str, int] = {}
+    while events := feed.read(5000, 0).events:
+        for event in events:
+            if isinstance(event, Prediction):
+                which = parse_event_id(event.id)
+                last[f"{which.source:016x}-{which.epoch:08x}"] = which.seq
+    return last
 
 
 def draw(seed: int) -> Fault:
