@@ -1,4 +1,4 @@
-"""A real Kafka for tests: one for the session, and one of a test's own that it may kill.
+"""A real Kafka for tests: one for the session, and one for those tests that kill it.
 
 KAFKA_BOOTSTRAP_SERVERS names a broker to use instead of the session's. Without Java or Maven these tests are
 skipped and listed; under CI that is a failure.
@@ -47,9 +47,18 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     broker.stop()
 
 
-@pytest.fixture
-def kafka_broker(tmp_path: Path) -> Iterator[Broker]:
-    """A broker of this test's own."""
-    broker = _broker(tmp_path / "kafka")
+@pytest.fixture(scope="session")
+def mortal_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One for all tests that kill it: a start takes seconds."""
+    broker = _broker(tmp_path_factory.mktemp("mortal-kafka"))
     yield broker
     broker.kill9()
+
+
+@pytest.fixture
+def kafka_broker(mortal_broker: Broker) -> Iterator[Broker]:
+    """A broker that a test may kill, stop or freeze; use topics of your own."""
+    yield mortal_broker
+    mortal_broker.thaw()
+    if mortal_broker.pid is None:
+        mortal_broker.restart()

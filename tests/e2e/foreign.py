@@ -142,7 +142,7 @@ def read_topic(bootstrap: str, topic: str, ledger: Ledger, timeout_s: float) -> 
         reader.assign()
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            reader.read_for(5)
+            reader.read_for(0.5)
             if ledger.answered.keys() <= reader.found.ids and not _unclosed(reader.found):
                 break
         return reader.found

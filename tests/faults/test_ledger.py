@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from bench.serving import Gateway
 from tests.e2e.foreign import Topic, problems, read_topic
 from tests.e2e.ledger import Ledger, LedgerClient, Plan
 
-TOPIC = "tidegate.events.v1"
 ALL_ROLES = ("worker", "recorder", "forwarder", "broker")
 
 
@@ -30,7 +30,7 @@ def _kill(gateway: Gateway, broker, role: str) -> None:
 
 def _prove(tmp_path: Path, broker, requests: int, roles: tuple[str, ...]) -> tuple[Ledger, Topic]:
     """Serve, send `requests`, kill `roles` at even distances, compare at the end."""
-    models = tmp_path / "models"
+    models, topic = tmp_path / "models", f"ledger-{uuid.uuid4().hex[:12]}"
     write_mlp(models)
     gateway = Gateway(
         models,
@@ -38,7 +38,7 @@ def _prove(tmp_path: Path, broker, requests: int, roles: tuple[str, ...]) -> tup
         workers=3,
         settings=(
             f"kafka.bootstrap_servers={broker.bootstrap}",
-            f"kafka.topic={TOPIC}",
+            f"kafka.topic={topic}",
             "kafka.partitions=3",
         ),
     )
@@ -52,7 +52,7 @@ def _prove(tmp_path: Path, broker, requests: int, roles: tuple[str, ...]) -> tup
         assert gateway.stop() == 0, gateway.said()
         # What drained after the forwarder's last send is sent by the next life.
         gateway.start()
-        found = read_topic(broker.bootstrap, TOPIC, ledger, timeout_s=90)
+        found = read_topic(broker.bootstrap, topic, ledger, timeout_s=90)
     _report(ledger, found)
     return ledger, found
 
