@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from bench.serving import Gateway
 from gateway.audit.event import Feedback
 from gateway.audit.spool_feed import SpoolFeed
-from tests.e2e.onnx_models import linear_weights, write_linear, write_two_outputs
+from tests.e2e.onnx_models import linear_weights
 from tests.e2e.wire import Wire, get, infer, post
 
 ROW = [1.0, -2.5, 0.125, 3.0]
@@ -92,32 +91,16 @@ CASES: dict[str, tuple[int, bytes]] = {
 """Name -> the status that both doors must give, and the request."""
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the repository and both gateways' state lie."""
-    return tmp_path_factory.mktemp("doors")
-
-
-@pytest.fixture(scope="module")
-def spools(base: Path) -> dict[str, Path]:
+@pytest.fixture
+def spools(both_doors: dict[str, Gateway]) -> dict[str, Path]:
     """Each gateway's log."""
-    return {door: base / door / "spool" for door in ("fast", "starlette")}
+    return {door: gateway.state_dir / "spool" for door, gateway in both_doors.items()}
 
 
-@pytest.fixture(scope="module")
-def doors(base: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture
+def doors(both_doors: dict[str, Gateway]) -> dict[str, str]:
     """Data addresses of two gateways over one repository, one for each door."""
-    write_linear(base / "models")
-    write_two_outputs(base / "models")
-    gateways = {
-        door: Gateway(base / "models", base / door, settings=(f"data.door={door}",))
-        for door in ("fast", "starlette")
-    }
-    try:
-        yield {door: gateway.start().data_url for door, gateway in gateways.items()}
-    finally:
-        for gateway in gateways.values():
-            gateway.stop()
+    return {door: gateway.data_url for door, gateway in both_doors.items()}
 
 
 @pytest.mark.parametrize("case", CASES)

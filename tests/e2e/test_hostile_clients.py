@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import uvloop
@@ -13,7 +11,6 @@ from bench.serving import Gateway
 from tests.e2e.hostile_clients import Beside, Told, play
 from tests.e2e.hostile_exchanges import exchanges, one_of_each
 from tests.e2e.hostile_matrix import GOES_ON, MATRIX
-from tests.e2e.onnx_models import write_linear
 from tests.e2e.wire import Wire, infer
 
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))
@@ -21,20 +18,10 @@ GOOD_RATE = 200
 """Good clients' requests a second."""
 
 
-@pytest.fixture(scope="module", params=["fast", "starlette"])
-def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+@pytest.fixture(params=["fast", "starlette"])
+def gateway(request: pytest.FixtureRequest, both_doors: dict[str, Gateway]) -> Gateway:
     """One worker with short timeouts."""
-    directory: Path = tmp_path_factory.mktemp("hostile")
-    write_linear(directory / "models")
-    settings = (
-        f"data.door={request.param}",
-        "data.header_timeout_s=1",
-        "data.body_timeout_s=1",
-        "data.write_timeout_s=1",
-    )
-    made = Gateway(directory / "models", directory / "state", settings=settings).start()
-    yield made
-    assert made.stop() == 0, made.said()
+    return both_doors[request.param]
 
 
 @pytest.mark.parametrize("case", MATRIX)

@@ -445,17 +445,12 @@ def test_stopped_worker_is_replaced(real: Gateway) -> None:
     assert "worker_stalled" in real.log.read_text()
 
 
-def test_killed_supervisor_leaves_no_orphans(tmp_path: Path) -> None:
+def test_killed_supervisor_leaves_no_orphans(real: Gateway) -> None:
     """kill -9 of the supervisor takes every child along, and the next start takes the state over."""
-    served = Gateway(EXAMPLES, tmp_path / "state")
-    try:
-        served.start(30)
-        children = [pid for role in ("worker", "recorder", "control") for pid in served.pids(role)]
-        assert len(children) == 3
-        os.kill(served.pid, signal.SIGKILL)
-        until("children gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
-        served.kill9_all()
-        served.start(30)
-        assert served.stop() == 0, served.said()
-    finally:
-        served.kill9_all()
+    children = [pid for role in ("worker", "recorder", "control") for pid in real.pids(role)]
+    assert len(children) == 3
+    os.kill(real.pid, signal.SIGKILL)
+    until("children gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    real.kill9_all()
+    real.start(30)
+    assert real.stop() == 0, real.said()
