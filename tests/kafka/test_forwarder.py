@@ -192,8 +192,9 @@ def test_a_damaged_segment_holds_up_nothing_else(lived):
     assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == [1]
 
 
-def test_a_broker_killed_in_the_middle_loses_nothing(tmp_path: Path, kafka_broker: Broker):
+def test_a_broker_killed_in_the_middle_loses_nothing(tmp_path: Path, kafka_broker: Broker, monkeypatch):
     """kill -9 of the broker and a restart while records flow: the topic is contiguous afterwards."""
+    monkeypatch.setattr("gateway.audit.forwarder.BACKOFF_S", (0.1, 1.0))
     one = Lived(tmp_path / "state", kafka_broker.bootstrap, partitions=2, request_timeout_ms=2000)
     forwarder = one.forwarder()
     written = 0
