@@ -34,7 +34,7 @@ def echo() -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Clients may load and unload; whoever does so puts it back."""
     directory = tmp_path_factory.mktemp("clients")

@@ -46,7 +46,7 @@ def _serving_examples(directory: Path) -> Iterator[Gateway]:
         gateway.kill9_all()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def both_doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Gateway]]:
     """Two gateways over one repository, one for each door, one worker with short timeouts; for tests that ask them."""
     base = tmp_path_factory.mktemp("doors")
@@ -67,9 +67,9 @@ def both_doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, G
             gateway.kill9_all()
 
 
-@pytest.fixture(scope="package", params=["fast", "starlette"])
+@pytest.fixture(scope="module", params=["fast", "starlette"])
 def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One worker with short timeouts and room for eight connections, behind either door; shared, since starts cost."""
+    """One worker with short timeouts and room for eight connections, behind either door."""
     directory: Path = tmp_path_factory.mktemp("strict")
     write_linear(directory / "models")
     write_turns(directory / "models")
