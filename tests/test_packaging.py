@@ -68,6 +68,14 @@ def test_image_is_built_from_what_is_here() -> None:
             assert "--require-hashes" in rest
 
 
+def test_image_holds_bytecode_of_every_package() -> None:
+    """It may write none, so what is copied is compiled in the build, to be taken whatever times its files have."""
+    (command,) = [rest for word, rest in instructions() if word == "RUN" and "compileall" in rest]
+    assert "--invalidation-mode unchecked-hash" in command
+    copied = {rest.split()[0] for word, rest in instructions() if word == "COPY"}
+    assert {name for name in copied if (ROOT / name).is_dir()} <= set(command.split())
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks_name_no_place(name: str) -> None:
     """Every requirement is one exact version with hashes; no index address, no path, nothing editable."""
