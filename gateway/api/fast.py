@@ -144,11 +144,10 @@ class FastProtocol(Connection):
         size = min(len(data), self._body_left)
         self._sent_bytes += size
         try:
-            self.on_body(data if size == len(data) else data[:size])
+            self.on_body(data[:size])
         except GatewayError as exc:
             self.refuse(exc)
-            return
-        if not self._body_left:
+        if not self._body_left and not self._deaf:
             # The parser before it waits for this body still.
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
