@@ -88,6 +88,16 @@ def lowest_priority() -> None:
         _nice(LOWEST_NICE)
 
 
+def patient() -> None:
+    """Wait for the processor until whoever has it lets go, at most a time slice: SCHED_BATCH.
+
+    For those that wake all the time to take up what the workers leave: each time they would push one off the processor
+    for a few bytes more. Never raises, and as `lowest_priority` before any other thread is started.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def _nice(value: int) -> None:
     with contextlib.suppress(OSError):
         # Never up: that needs rights, and who started us nicer meant it.

@@ -385,6 +385,7 @@ async def _run(context: process.Context) -> None:
 def main() -> None:
     """Entry of the process."""
     context = process.enter()
+    process.patient()
     logs.setup("forwarder")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

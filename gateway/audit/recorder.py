@@ -350,6 +350,7 @@ def _locked(path: Path, stop: Sequence[float]) -> bool:
 def main() -> None:
     """Entry of the process."""
     context = process.enter()
+    process.patient()
     logs.setup("recorder")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run(context)

@@ -40,13 +40,18 @@ def test_lowest_priority_is_the_idle_class() -> None:
     assert after("process.lowest_priority()")[0] == IDLE
 
 
+def test_who_is_patient_pushes_nobody_off() -> None:
+    """The recorder wakes two hundred times a second, and takes its turn as it comes; its threads, too."""
+    assert after("process.patient()")[0] == getattr(os, "SCHED_BATCH", -1)
+
+
 def test_lowest_priority_is_nice_19_where_the_class_is_refused() -> None:
     """A host that does not let us choose the class."""
     assert after(REFUSE + "process.lowest_priority()") == (os.SCHED_OTHER, 19)
     assert after("del os.sched_setscheduler; process.lowest_priority()") == (os.SCHED_OTHER, 19)
 
 
-@pytest.mark.parametrize("call", ["lowest_priority"])
+@pytest.mark.parametrize("call", ["lowest_priority", "patient"])
 def test_a_host_that_refuses_everything_changes_nothing(call: str) -> None:
     """Priorities are a courtesy: no process fails over them."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
