@@ -22,6 +22,10 @@ WALKED = frozenset(("BYTES", "BOOL"))
 HEADS_MAX = 64
 """Heads remembered of a signature."""
 HEAD_MAX_BYTES = 4096
+ID_MAX_CHARS = 128
+"""A longer id is read with the rest of the JSON."""
+_ID_FIRST = (b'{"id":"', b'{"id": "')
+"""How JSON begins that says its id first, as clients do."""
 
 
 def take_blob(
@@ -77,28 +81,36 @@ class Heads:
         Raises:
             InvalidRequest: BYTES that are malformed.
         """
-        known = self._known.get(bytes(body[:json_bytes]))
-        if known is None or known.total_bytes != len(body):
+        rest, own_id = _without_id(bytes(body[:json_bytes]))
+        known = self._known.get(rest)
+        if known is None or known.behind_bytes != len(body) - json_bytes:
             return False
         into.inputs = [
-            _cut(body, start, stop, start - json_bytes)
+            _cut(body, json_bytes + start, json_bytes + stop, start)
             if count is None
-            else tensors.checked_binary(spec, body[start:stop], count)
+            else tensors.checked_binary(spec, body[json_bytes + start : json_bytes + stop], count)
             for spec, (start, stop, count) in zip(self._specs, known.places, strict=True)
         ]
         into.shapes = known.shapes
         if known.like is not None:
             say_again(known.like, into)
+        if own_id:
+            into.request_id, into.id_json = own_id.decode(), b'"%b"' % own_id
+            into.log_bytes += len(into.id_json)
         return True
 
     def learn(self, body: bytes | memoryview, json_bytes: int, request: Any, taken: Inference) -> None:
-        """Remember the JSON of a body that was taken, without an id of its own, all of it binary, with rows."""
+        """Remember the JSON of a body that was taken, but for its id, all of it binary, with rows."""
         self._strangers += 1
         seldom = self._strangers > 4 * HEADS_MAX and self._strangers % 64
-        if seldom or request.id or json_bytes > HEAD_MAX_BYTES or not taken.rows:
+        if seldom or json_bytes > HEAD_MAX_BYTES or not taken.rows:
+            return
+        rest, own_id = _without_id(bytes(body[:json_bytes]))
+        if own_id.decode() != (request.id or ""):
+            # It stands elsewhere, or is written in another way.
             return
         places: list[tuple[int, int, int | None]] = [(0, 0, None)] * len(self._specs)
-        start = json_bytes
+        start = 0
         for tensor in request.inputs:
             size = (tensor.parameters or {}).get("binary_data_size")
             if size is None:
@@ -109,13 +121,29 @@ class Heads:
             start += size
         if len(self._known) >= HEADS_MAX:
             self._known.clear()
-        self._known[bytes(body[:json_bytes])] = _Head(len(body), places, taken.shapes, like_of(taken))
+        like = like_of(taken)
+        if like is not None and taken.id_json is not None:
+            like.log_bytes -= len(taken.id_json)
+        self._known[rest] = _Head(len(body) - json_bytes, places, taken.shapes, like)
+
+
+def _without_id(text: bytes) -> tuple[bytes, bytes]:
+    """JSON in two: what repeats, and an id that stands first and is plain; empty where there is none."""
+    for first in _ID_FIRST:
+        if text.startswith(first):
+            start = len(first)
+            end = text.find(b'"', start, start + ID_MAX_CHARS + 1)
+            own_id = text[start:end]
+            if end > start and own_id.isascii() and b"\\" not in own_id and own_id.decode().isprintable():
+                return text[end:], own_id
+    return text, b""
 
 
 class _Head(NamedTuple):
-    total_bytes: int
+    behind_bytes: int
+    """Of the tensors together."""
     places: list[tuple[int, int, int | None]]
-    """Of each input: from, to, and its elements where its bytes have to be looked at."""
+    """Of each input: from and to, counted behind the JSON, and its elements where its bytes have to be looked at."""
     shapes: list[tuple[int, ...]]
     like: Inference | None
 

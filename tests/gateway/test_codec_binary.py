@@ -271,3 +271,38 @@ def test_a_view_without_json_is_the_one_input(spec: TensorSpec, blob: bytes) -> 
     viewed, plain = decoded(codec, memoryview(blob), 0), decoded(codec, blob, 0)  # type: ignore[arg-type]
     assert [bytes(data) for data in viewed.inputs] == plain.inputs
     assert viewed.shapes == plain.shapes
+
+
+ID_TEXTS = ["a", "r-000017", "x" * 128, "x" * 129, 'q"', "b\\", "é", "\x7f", "", "tab\t", "{}"]
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_heads_that_differ_in_their_id_are_known(spaced: bool) -> None:
+    """A client's JSON repeats but for its id: what is said of a request is what a codec that knows nothing says."""
+    known = codec_of(X)
+    for text in [*ID_TEXTS, *ID_TEXTS]:
+        for rows in (1, 2):
+            tensor = {
+                "name": "X",
+                "datatype": "FP32",
+                "shape": [rows, 3],
+                "parameters": {"binary_data_size": 12 * rows},
+            }
+            content = {"id": text, "inputs": [tensor], "parameters": {"a": 1}}
+            head = json.dumps(content, ensure_ascii=False, separators=None if spaced else (",", ":")).encode()
+            body = head + np.arange(3 * rows, dtype="<f4").tobytes()
+            fresh, again = decoded(codec_of(X), body, len(head)), decoded(known, body, len(head))
+            for field in ("request_id", "id_json", "log_bytes", "parameters", "inputs", "shapes", "rows"):
+                assert getattr(again, field) == getattr(fresh, field), (text, field)
+
+
+def test_an_id_that_is_said_twice_is_the_last_one() -> None:
+    """As JSON has it, whatever was known before."""
+    codec = codec_of(X)
+    blob = bytes(12)
+    tensor = '"inputs":[{"name":"X","datatype":"FP32","shape":[1,3],"parameters":{"binary_data_size":12}}]}'
+    for first in ("a", "b", "a"):
+        head = f'{{"id":"{first}","id":"last",{tensor}'.encode()
+        assert decoded(codec, head + blob, len(head)).request_id == "last"
+        head = f'{{"id":"{first}",{tensor}'.encode()
+        assert decoded(codec, head + blob, len(head)).request_id == first
