@@ -19,6 +19,7 @@ from pathlib import Path
 CONTEXT_VARIABLE = "TG_CONTEXT"
 _PR_SET_PDEATHSIG = 1
 LOWEST_NICE = 19
+GIVING_NICE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,14 @@ def patient() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def give_way() -> None:
+    """Let this thread, and those that it starts, have a tenth of a processor that others want too: nice 10.
+
+    For work of seconds beside serving. Never raises. Linux keeps it a thread.
+    """
+    _nice(GIVING_NICE)
 
 
 def _nice(value: int) -> None:

@@ -117,6 +117,9 @@ class Worker:
         self.door: type[FastProtocol] | None = None
 
     def _load(self, model: str, version: str) -> Session:
+        # On the loader's thread. A session's own threads would inherit it, and serve with it.
+        if self.intra_op_threads == 1:
+            process.give_way()
         return load(
             Path(self.context.models),
             model,

@@ -49,7 +49,7 @@ def main() -> None:
     out = os.dup(1)
     devnull = os.open(os.devnull, os.O_RDWR)
     os.dup2(devnull, 1)
-    os.nice(5)
+    os.nice(10)
     _rehearse()
     pending = b""
     while True:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway import process
+
 ROOT = Path(__file__).parents[2]
 SHOW = (
     "import threading\n"
@@ -51,7 +53,15 @@ def test_lowest_priority_is_nice_19_where_the_class_is_refused() -> None:
     assert after("del os.sched_setscheduler; process.lowest_priority()") == (os.SCHED_OTHER, 19)
 
 
-@pytest.mark.parametrize("call", ["lowest_priority", "patient"])
+def test_a_thread_that_gives_way_leaves_the_others_as_they_are() -> None:
+    """Loading shares a process with the loop: only its own thread is nicer."""
+    code = "import threading; one = threading.Thread(target=process.give_way); one.start(); one.join()"
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert after(code)[1] == own
+    assert after("process.give_way()")[1] == max(own, process.GIVING_NICE)
+
+
+@pytest.mark.parametrize("call", ["lowest_priority", "patient", "give_way"])
 def test_a_host_that_refuses_everything_changes_nothing(call: str) -> None:
     """Priorities are a courtesy: no process fails over them."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
