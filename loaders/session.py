@@ -19,6 +19,7 @@ from loaders.bundle import NAME_CHARS_MAX, Bundle, is_name
 from loaders.canonical import canonical_sha256
 from loaders.datatypes import FROM_ORT
 from loaders.errors import ModelInvalid, ProviderUnavailable
+from loaders.lighten import LOCATION, lightened
 from loaders.material import Material
 from loaders.precheck import check_sizes
 from loaders.redact import Cell, cells
@@ -273,6 +274,11 @@ def _open(found: Material, weights: Mapping[str, bytes], threads: Threads) -> Se
     options.graph_optimization_level = _LEVELS[config.graph_level]
     options.log_severity_level = _SEVERITY_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    content = lightened(found.content)
+    if content is None:
+        content = found.content
+    else:
+        weights = {**weights, LOCATION: found.content}
     try:
         if weights:
             options.add_external_initializers_from_files_in_memory(
@@ -280,7 +286,7 @@ def _open(found: Material, weights: Mapping[str, bytes], threads: Threads) -> Se
             )
         # No fallback: it prints, and goes on with a provider that was not asked for.
         raw = onnxruntime.InferenceSession(
-            found.content, options, providers=list(threads.providers), enable_fallback=0
+            content, options, providers=list(threads.providers), enable_fallback=0
         )
     except Exception as exc:
         # Texts of foreign errors may hold paths, and this one reaches clients.

@@ -93,3 +93,24 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def spans(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Where a message's fields are: number, start, start of the value's bytes, end.
+
+    Raises:
+        ValueError: the bytes are no protobuf message.
+    """
+    at = 0
+    for number, wire, value in fields(message):
+        start = at
+        _, at = varint(message, at)
+        if wire == VARINT:
+            _, at = varint(message, at)
+            yield number, start, start, at
+            continue
+        if wire == BYTES:
+            _, at = varint(message, at)
+        size = len(value) if isinstance(value, memoryview) else 0
+        yield number, start, at, at + size
+        at += size
