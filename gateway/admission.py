@@ -26,9 +26,10 @@ from gateway.version import Version
 
 log = logging.getLogger("tidegate.worker")
 
-MARGIN = 1.3
-"""Work ahead is counted so many times: neighbours on the machine slow it, and who is taken must not expire. Costs no
-goodput, as long as enough waits to keep the lanes busy."""
+MARGIN, MARGIN_AHEAD = 1.3, 1.6
+"""A request's own run is counted so many times, and so many what runs before it: neighbours on the machine slow them,
+refusing the others does too, and who is taken must not expire. Costs no goodput, as long as enough waits to keep the
+lanes busy."""
 TURN_AWAY_NS = 2_000_000
 """Requests are turned away by their head so long at most, until the next is looked at."""
 PROBE_NS = 1_000_000_000
@@ -166,7 +167,9 @@ class Admission:
         ahead = queue.rows_before(place_ns) // self._lanes.count if queue.rows else 0
         if not ahead and not before_ns:
             return cost.wall_ns(rows)
-        return int((before_ns + cost.work_ns(ahead + rows)) * MARGIN)
+        work_ns = cost.work_ns(ahead + rows)
+        own_ns = min(cost.limit_ns, work_ns)
+        return int((before_ns + work_ns - own_ns) * MARGIN_AHEAD + own_ns * MARGIN)
 
     def _spares_others(self, version: Version, inference: Inference, now_ns: int) -> bool:
         """Whether those whom it would pass still make it; some of them are looked at."""

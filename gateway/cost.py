@@ -28,10 +28,13 @@ _RUN_NS = 250_000_000.0
 of it, and a promise that rests on few long runs is a bad one."""
 _CLIP = 2.0
 """A run counts as at most so many times its mean: a page fault is no news, a slower model is within some runs."""
-_WALL_RUNS = 64
-"""Over about so many runs time by the clock is compared with what was fitted ..."""
+_WALL_RUNS = (8, 64)
+"""Over about so many runs time by the clock is compared with what was fitted, over the fewer the longer they are ..."""
+_WALL_NS = 500_000_000.0
+"""... so that it is over about this time: when the machine gets slower, what was promised already has a second ..."""
 _WALL_CLIP = 20.0
-"""... where a run counts as at most so many times its fit: a process that was stopped is not slow."""
+"""... and a run counts as at most so many times its fit, fewer times where it is one of few: a process that was stopped
+is not slow."""
 _STOPPED = 1.25
 """A batch that was stopped at its deadline counts as so many times longer than it was let to run."""
 
@@ -132,8 +135,11 @@ class CostModel:
             wall_ns: the same by the clock.
         """
         fitted_ns = self.estimate_ns(rows)
-        self._wall_ns += min(wall_ns, _WALL_CLIP * fitted_ns) - self._wall_ns / _WALL_RUNS
-        self._fitted_ns += fitted_ns - self._fitted_ns / _WALL_RUNS
+        few, many = _WALL_RUNS
+        over = min(max(_WALL_NS / max(wall_ns, 1), few), many)
+        clip = max(_WALL_CLIP * over / many, _CLIP)
+        self._wall_ns += min(wall_ns, clip * fitted_ns) - self._wall_ns / over
+        self._fitted_ns += fitted_ns - self._fitted_ns / over
         self.slowdown = max(self._wall_ns / self._fitted_ns, 1.0)
         cell = _cell(rows)
         runs = self._runs[cell]

@@ -185,7 +185,7 @@ def test_who_would_pass_others_must_leave_them_their_time() -> None:
         taken += 1
     assert 60 <= taken <= 100
     assert simulation.arrive(2 + 5 * MS, timeout_ms=500)
-    assert not simulation.arrive(2 + 5 * MS, rows=30, timeout_ms=500)
+    assert not simulation.arrive(2 + 5 * MS, rows=38, timeout_ms=500)
 
 
 def test_a_refusal_stands_for_those_that_come_next() -> None:
