@@ -1,8 +1,8 @@
 """Lighten: a model's file without its large weights, which are then read from where they stand in it.
 
 material -> **lighten** -> session. ONNX Runtime parses a file while it holds the interpreter, a millisecond a megabyte
-in which a worker answers nobody. Weights in another file are read later, with the interpreter free: so the model is given
-without them, and the file itself, in memory, is that other file. Nothing is copied but what is small.
+in which a worker answers nobody. Weights in another file are read later, with the interpreter free: so the model is
+given without them, and the file itself, in memory, is that other file. Nothing is copied but what is small.
 """
 
 from __future__ import annotations
