@@ -16,6 +16,8 @@ from gateway.fleet import Fleet
 
 STATE_FORMAT = 1
 BACKLOG = 2048
+REDACTION_KEY = "redaction.key"
+"""In the state directory. Another key makes other hashes of equal values; its id stands with each."""
 
 
 class StartRefused(Exception):
@@ -48,6 +50,7 @@ def prepare_state(state_dir: Path) -> tuple[str, int]:
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     try:
         _check_format(state_dir / "format")
+        _redaction_key(state_dir / REDACTION_KEY)
         return _gateway_id(state_dir / "gateway_id"), lock
     except OSError as exc:
         msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
@@ -80,6 +83,21 @@ def _gateway_id(path: Path) -> str:
         msg = f"gateway_id in the state directory is {found!r}, expected 16 hex digits: restore that file"
         raise StartRefused(msg)
     return found
+
+
+def _redaction_key(path: Path) -> None:
+    """What `gateway.redaction` hashes with: there before anything is recorded, or refused."""
+    try:
+        found = path.read_text().strip()
+    except FileNotFoundError:
+        _write_once(path, secrets.token_hex(32))
+        return
+    except ValueError:
+        found = ""
+    if len(found) != 64 or not set(found) <= set("0123456789abcdef"):
+        # Another key would make other hashes of equal values, and a short one could be guessed.
+        msg = f"{path.name} in the state directory is not 64 hex digits: restore that file"
+        raise StartRefused(msg)
 
 
 def _write_once(path: Path, text: str) -> None:

@@ -88,7 +88,7 @@ def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
 
 def prepare(version: Any, batch: Batch, capture_max_bytes: int) -> None:
     """What is costly of recording: redaction, and digests of inputs that will be recorded by hash. For the lane's
-    thread; hashing releases the GIL."""
+    thread; of the two, hashing releases the GIL."""
     redactor = version.redactor
     if redactor is not None:
         batch.redactions = [redactor.made(inference) for inference in batch.inferences]

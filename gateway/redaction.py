@@ -8,7 +8,6 @@ bucket. Digests are taken behind it. Done before a frame is made, so no file, ri
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gateway.batching import Inference
+from gateway.claims import REDACTION_KEY
 from gateway.tensors import pack_strings, string_count, unpack_strings
 from loaders.datatypes import NUMPY
 from loaders.redact import Cell
 
-KEY_FILE = "redaction.key"
-"""In the state directory. Another key makes other hashes of equal values; its id stands with each."""
-KEY_BYTES = 32
 DIGEST_BYTES = 16
 _ENTRY_BYTES, _VALUE_BYTES = 96, 2 * DIGEST_BYTES + 2
 """More than a rule and one of its values take in the log."""
@@ -37,28 +34,12 @@ class Redacted(NamedTuple):
 
 
 def read_key(state_dir: Path) -> bytes:
-    """The key of hashes; made at the first start.
+    """The key of hashes, as the supervisor made or found it (`gateway.claims`).
 
     Raises:
-        OSError: the state directory cannot be read or written.
+        OSError, ValueError: it is not there (any more), or is no key.
     """
-    path = state_dir / KEY_FILE
-    made = path.with_name(f"{KEY_FILE}.{os.getpid()}")
-    if not path.exists():
-        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, os.urandom(KEY_BYTES).hex().encode() + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        try:
-            # Whoever is first: workers start together, and all must have the same.
-            os.link(made, path)
-        except FileExistsError:
-            pass
-        finally:
-            made.unlink()
-    return bytes.fromhex(path.read_text().strip())
+    return bytes.fromhex((state_dir / REDACTION_KEY).read_text().strip())
 
 
 class Redactor:
@@ -75,7 +56,7 @@ class Redactor:
         self._by_input: dict[int, list[Cell]] = {}
         for cell in cells:
             self._by_input.setdefault(cell.input_index, []).append(cell)
-        self._key = key[:64]
+        self._key = key
         self._key_id = hashlib.sha256(b"tidegate redaction key\0" + key).hexdigest()[:8]
 
     def made(self, inference: Inference) -> Redacted:

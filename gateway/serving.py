@@ -22,6 +22,7 @@ from gateway.counting import Counting
 from gateway.entry import Entry
 from gateway.errors import GatewayError, SnapshotCorrupt, StateFormatNewer, UnknownModel
 from gateway.fleet import LOAD_STATES, SLOTS, Fleet
+from gateway.head import raised
 from gateway.redaction import Redactor
 from gateway.version import Version
 from loaders.session import Session
@@ -297,6 +298,9 @@ class Models:
         settings = session.bundle.settings
         version.least_level = settings.audit.level
         version.fails = (settings.audit.on_unavailable or _BY_TIER.get(settings.tier)) == "fail"
+        if version.fails:
+            # Without a level nobody waits for the record, and nothing could be told to fail.
+            version.least_level = raised("spool", version.least_level)
         version.audited = version.fails or version.least_level is not None
         if session.redacted:
             version.redactor = Redactor(session.redacted, self.redaction_key)

@@ -117,8 +117,9 @@ class Worker:
         self.door: type[FastProtocol] | None = None
 
     def _load(self, model: str, version: str) -> Session:
-        # On the loader's thread. A session's own threads would inherit it, and serve with it.
-        if self.intra_op_threads == 1:
+        # On the loader's thread. Not before this worker serves: it must be back in time, and gives way to nobody. A
+        # session's own threads would inherit it, and serve with it.
+        if self.intra_op_threads == 1 and self.words[words_of.STATE] == words_of.SERVING:
             process.give_way()
         return load(
             Path(self.context.models),

@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from gateway.cli.export import bar, opened, suffix_format
 from gateway.cli.failures import NO, Stop
 from gateway.cli.filters import Filter, filter_options
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
-from gateway.cli.tailing import last
+from gateway.cli.tailing import last, up_to_now
 
 READ_EVENTS = 1000
 FOLLOW_WAIT_MS = 500
@@ -103,7 +103,7 @@ def tail(count: int, follow: bool, wanted: Filter, place: Place, as_json: bool) 
         feed = place.feed()
         found = _last_of(feed, count, keep)
     else:
-        found, positions = last(place.spool, count, keep)
+        found, positions = last(place.spool, count, keep, wanted.since_ns)
         if follow:
             feed = place.feed(positions)
     try:
@@ -187,7 +187,7 @@ def export(path: Path | None, form: str | None, wanted: Filter, place: Place) ->
             opened(path, suffix_format(path, form)) as take,
             bar(None if place.kafka else place.spool) as read,
         ):
-            for event in _whole(feed, KAFKA_QUIET_MS if place.kafka else 0):
+            for event in up_to_now(feed, KAFKA_QUIET_MS if place.kafka else 0):
                 read(1)
                 if wanted.keeps(event):
                     kept += 1
@@ -281,17 +281,8 @@ def _spool(state_dir: Path) -> Path:
 
 def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool]) -> list[Event]:
     found: deque[Event] = deque(maxlen=count)
-    found.extend(filter(keep, _whole(feed)))
+    found.extend(filter(keep, up_to_now(feed, KAFKA_QUIET_MS)))
     return list(found)
-
-
-def _whole(feed: Feed, quiet_ms: int = KAFKA_QUIET_MS) -> Iterator[Event]:
-    """Everything that the feed has now. A read may move on without events: all seen before."""
-    while True:
-        before = feed.positions
-        yield from feed.read(READ_EVENTS, quiet_ms).events
-        if feed.positions == before:
-            return
 
 
 def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
@@ -306,7 +297,7 @@ def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
 def _from_topic(place: Place, wanted: EventId) -> Event | None:
     feed = place.feed()
     try:
-        return next((event for event in _whole(feed) if event.id == str(wanted)), None)
+        return next((event for event in up_to_now(feed, KAFKA_QUIET_MS) if event.id == str(wanted)), None)
     finally:
         feed.close()
 

@@ -23,8 +23,10 @@ from gateway.cli.screen import print_json_line
 from gateway.tensors import to_array
 
 ROWS_MAX = 10_000
-"""Rows of a Parquet row group; so many are in memory."""
+GROUP_MAX_CHARS = 32_000_000
+"""Rows of a Parquet row group, and characters of their tensors: so much is in memory."""
 
+_PART = ".part"
 Sink = Callable[[Event], None]
 
 
@@ -37,10 +39,10 @@ def suffix_format(path: Path | None, given: str | None) -> str:
 
 @contextmanager
 def opened(path: Path | None, form: str) -> Iterator[Sink]:
-    """What takes records, one by one. A file is there under its name only when it is whole.
+    """What takes records, one by one; None writes to stdout. A file is there under its name only when it is whole.
 
     Raises:
-        Stop: pyarrow is not installed, Parquet on a terminal, or the file cannot be written.
+        Stop: pyarrow is not installed, Parquet on stdout, or the file cannot be written.
     """
     if path is None:
         if form == "parquet":
@@ -48,26 +50,43 @@ def opened(path: Path | None, form: str) -> Iterator[Sink]:
             raise Stop(msg)
         yield lambda event: print_json_line(encode_event(event, "json"))
         return
-    part = path.with_name(path.name + ".part")
+    if path.exists() and not path.is_file():
+        msg = f"{path} is no plain file; expected one, or none for stdout"
+        raise Stop(msg)
+    part = path.with_name(path.name + _PART)
     try:
         with _parquet(part) if form == "parquet" else _lines(part) as take:
             yield take
-        part.replace(path)
-    except OSError as exc:
-        msg = f"{path}: {exc.strerror}"
-        raise Stop(msg) from exc
+        with _told(path):
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def _lines(path: Path) -> Iterator[Sink]:
-    with open(path, "wb", opener=_private) as file:
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong with the file; reading the log has errors of its own."""
+    try:
+        yield
+    except OSError as exc:
+        msg = f"{str(path).removesuffix(_PART)}: {exc.strerror}"
+        raise Stop(msg) from exc
 
-        def take(event: Event) -> None:
+
+@contextmanager
+def _lines(path: Path) -> Iterator[Sink]:
+    with _told(path):
+        file = open(path, "wb", opener=_private)  # noqa: PTH123, SIM115  pathlib has no opener
+
+    def take(event: Event) -> None:
+        with _told(path):
             file.write(encode_event(event, "json") + b"\n")
 
+    try:
         yield take
+    finally:
+        with _told(path):
+            file.close()
 
 
 def _private(path: str, flags: int) -> int:
@@ -90,21 +109,37 @@ def _parquet(path: Path) -> Iterator[Sink]:
             ("done_at", arrow.timestamp("ns", "UTC")), ("model", text), ("version", text), ("tree_sha256", text),
             ("assigned", text), ("served", text), ("weight_bp", whole), ("reason", text), ("rows", whole),
             ("status", whole), ("code", text), ("request_id", text), ("principal", text), ("audit", text),
-            ("flags", arrow.list_(text)), ("count", whole), ("inputs", text), ("outputs", text),
+            ("flags", arrow.list_(text)), ("count", whole), ("capture", text), ("redacted", text),
+            ("degraded", arrow.list_(text)), ("inputs", text), ("outputs", text),
         ]
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
-    with open(path, "wb", opener=_private) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    with _told(path):
+        file = open(path, "wb", opener=_private)  # noqa: PTH123, SIM115  pathlib has no opener
+        writer = pyarrow.parquet.ParquetWriter(file, schema)
+    held = 0
 
-        def take(event: Event) -> None:
-            if isinstance(event, Prediction):
-                rows.append(_row(event))
-                if len(rows) >= ROWS_MAX:
-                    writer.write_table(arrow.Table.from_pylist(rows, schema))
-                    rows.clear()
+    def flush() -> None:
+        with _told(path):
+            writer.write_table(arrow.Table.from_pylist(rows, schema))
+        rows.clear()
 
+    def take(event: Event) -> None:
+        nonlocal held
+        if isinstance(event, Prediction):
+            rows.append(row := _row(event))
+            held += len(row["inputs"]) + len(row["outputs"])
+            if len(rows) >= ROWS_MAX or held >= GROUP_MAX_CHARS:
+                flush()
+                held = 0
+
+    try:
         yield take
-        writer.write_table(arrow.Table.from_pylist(rows, schema))
+        flush()
+    finally:
+        with _told(path):
+            writer.close()
+            file.close()
 
 
 def _row(event: Prediction) -> dict[str, Any]:
@@ -129,6 +164,9 @@ def _row(event: Prediction) -> dict[str, Any]:
         "audit": event.audit,
         "flags": list(event.flags),
         "count": event.count,
+        "capture": event.capture,
+        "redacted": None if not event.redacted else msgspec.json.encode(event.redacted).decode(),
+        "degraded": list(event.degraded),
         "inputs": _tensors(event.inputs),
         "outputs": _tensors(event.outputs),
     }

@@ -63,6 +63,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             return "tidegate: interrupted", INTERRUPTED
         case GatewayError():
             return f"tidegate: {_flat(str(error))}", _EXIT_CODES.get(error.code, INPUT)
+        case OSError() if error.strerror and not isinstance(error, BrokenPipeError):
+            named = f"{error.filename}: " if error.filename else ""
+            return f"tidegate: {named}{error.strerror}", INPUT
         case ModuleNotFoundError():
             return f"tidegate: this needs the package {error.name}, which is not installed", INPUT
         case _:

@@ -71,7 +71,7 @@ class Filter(NamedTuple):
 
 def _codes(event: Event) -> tuple[str | None, ...]:
     if isinstance(event, Prediction):
-        return (event.code, str(event.status))
+        return (event.code, str(event.status), event.kind)
     return (getattr(event, "code", None), getattr(event, "cause", None), event.kind)
 
 

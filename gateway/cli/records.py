@@ -111,6 +111,8 @@ def _prediction(event: Prediction) -> list[tuple[str, Any]]:
     rows.append(("audit", event.audit))
     if event.degraded:
         rows.append(("degraded", ", ".join(event.degraded)))
+    for cell in event.redacted or ():
+        rows.append(("redacted", f"{cell.get('input')}, {cell.get('feature')}: {cell.get('how')}"))
     if event.flags:
         rows.append(("inputs", ", ".join(event.flags)))
     return rows

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 import rich.console
 
-from gateway.audit.event import Event
-from gateway.audit.feed import Feed
 from gateway.cli.audit import KAFKA_QUIET_MS
 from gateway.cli.failures import NO, Stop
 from gateway.cli.screen import json_option, print_json, say, table
-from gateway.cli.tailing import time_of
+from gateway.cli.tailing import up_to_now
 from shadow.bundles import Bundles
 from shadow.cli.reading import Reading, reading_options
 from shadow.compare import Comparison
 from shadow.report import Pair, Report, shown
-
-READ_EVENTS = 2000
-NEWER_READS = 3
-"""A log that grows has been read to its end when so many reads hold only what is younger than the command."""
 
 
 @click.group("shadow")
@@ -65,7 +58,7 @@ def _folded(reading: Reading, model: str | None) -> Report:
     feed = reading.place.feed()
     try:
         with console.status("reading the log") as status:
-            for count, event in enumerate(_whole(feed, KAFKA_QUIET_MS if reading.place.kafka else 0), 1):
+            for count, event in enumerate(up_to_now(feed, KAFKA_QUIET_MS if reading.place.kafka else 0), 1):
                 found.take(event)
                 if count % 50_000 == 0:
                     status.update(f"reading the log: {count:,} records")
@@ -73,19 +66,6 @@ def _folded(reading: Reading, model: str | None) -> Report:
         feed.close()
     found.close()
     return found
-
-
-def _whole(feed: Feed, wait_ms: int) -> Iterator[Event]:
-    """Everything up to now. A running gateway's heartbeats would go on for ever."""
-    started_ns = time.time_ns()
-    newer = 0
-    while newer < NEWER_READS:
-        before = feed.positions
-        events = feed.read(READ_EVENTS, wait_ms).events
-        if feed.positions == before:
-            return
-        yield from events
-        newer = newer + 1 if events and all(time_of(event) > started_ns for event in events) else 0
 
 
 def _document(pair: Pair, comparison: Comparison, unanswered: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from gateway import claims
 from gateway.claims import StartRefused, listen, make_memory, prepare_state, url_of
+from gateway.redaction import read_key
 
 
 @pytest.fixture
@@ -41,6 +42,27 @@ def test_id_is_made_once(tmp_path: Path) -> None:
         os.close(lock)
         found.append(gateway_id)
     assert found[0] == found[1]
+
+
+def test_the_key_of_hashes_is_made_once(locked: tuple[Path, str], tmp_path: Path) -> None:
+    """Equal values hash alike for as long as the state directory lives; every worker reads the same."""
+    first = read_key(locked[0])
+    assert len(first) == 32
+    assert read_key(locked[0]) == first
+    _, lock = prepare_state(tmp_path / "other")
+    os.close(lock)
+    assert read_key(tmp_path / "other") != first
+
+
+@pytest.mark.parametrize("found", [b"", b"ab\n", b"0" * 63, b"g" * 64, b"\xff\xfe", b"00" * 35])
+def test_a_key_that_is_none_refuses_the_start(tmp_path: Path, found: bytes) -> None:
+    """A short one could be guessed, an empty one would be no key at all, and another would hash otherwise."""
+    (tmp_path / claims.REDACTION_KEY).write_bytes(found)
+    with pytest.raises(
+        StartRefused, match=r"redaction\.key in the state directory is not 64 hex digits: restore"
+    ):
+        prepare_state(tmp_path)
+    assert (tmp_path / claims.REDACTION_KEY).read_bytes() == found
 
 
 def test_second_gateway_names_the_holder(locked: tuple[Path, str]) -> None:

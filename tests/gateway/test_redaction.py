@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from path import SIGNATURE, Path_, SumSession, until
 
 from gateway.batching import Inference
-from gateway.redaction import KEY_FILE, Redactor, read_key
+from gateway.redaction import Redactor
 from gateway.tensors import pack_strings, unpack_strings
 from loaders.bundle import BundleSettings, Redaction
 from loaders.datatypes import ITEM_BYTES, NUMPY
@@ -107,15 +106,6 @@ def test_the_reckoning_covers_what_is_said() -> None:
     rows = np.zeros((50, 3), "<f4").tobytes()
     made = redactor(NUMBERS, rule("0", "hash"), rule("1", "bucket", (1.0,)), rule("2")).made(asked(rows))
     assert len(encoder.encode(made.said)) <= made.log_bytes
-
-
-def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
-    """Whoever starts first makes it, all read the same, none but the owner can."""
-    first = read_key(tmp_path)
-    assert len(first) == 32
-    assert read_key(tmp_path) == first
-    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == [KEY_FILE]
 
 
 def session(how: str = "hash") -> SumSession:

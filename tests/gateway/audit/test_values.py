@@ -76,6 +76,9 @@ def runs(draw: Any) -> tuple[Frame, Run]:
         audit=column(st.sampled_from(["none", "spool"])),
         parameters=column(JSON),
         first_try=column(JSON),
+        redacted=column(
+            st.none() | st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=3)), max_size=2)
+        ),
         flags=column(st.lists(st.text(max_size=4), max_size=3).map(tuple)),
         batch_rows=draw(st.integers(0, 4000)),
         batch_row0=draw(st.integers(0, 4000)),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from pathlib import Path
 
 import msgspec
 import pyarrow.parquet
 import pytest
-from test_cli_audit import SOURCE, prediction, write
+from test_cli_audit import PREFIX, SOURCE, prediction, write
 
 from gateway.audit.event import Control, Heartbeat, ModelFacts, Prediction, Tensor, decode_event
+from gateway.audit.feed import Delivery
 from gateway.cli.filters import Filter, Moment
+from gateway.cli.tailing import up_to_now
 
 HOUR_NS = 3600 * 10**9
 DAY_NS = 24 * HOUR_NS
@@ -59,6 +62,7 @@ def test_all_records_go_to_a_pipe_as_they_are(run, at) -> None:
         (("--code", "overloaded"), ["prediction.refused"]),
         (("--code", "503"), ["prediction.refused"]),
         (("--code", "shift"), ["control.shift"]),
+        (("--code", "refused"), ["prediction.refused"]),
         (("--type", "control"), ["control.shift"]),
         (("--type", "heartbeat"), ["heartbeat.heartbeat"]),
         (("--since", "1970-01-01T03:00", "--until", "1970-01-01T04:00Z"), ["prediction.refused"]),
@@ -97,6 +101,41 @@ def test_parquet_has_a_row_for_each_prediction(run, at, tmp_path: Path) -> None:
     assert (rows[0]["served"], rows[0]["weight_bp"], rows[0]["reason"]) == ("canary", 1000, "weight")
 
 
+def test_redacted_cells_say_so(run, state_dir: Path, tmp_path: Path) -> None:
+    """A zero that stands for what must not be kept is told from a zero, in a file and on a screen."""
+    said = [{"input": "X", "feature": "zip", "how": "drop"}]
+    event = msgspec.structs.replace(prediction("r", HOUR_NS), redacted=said)
+    write(state_dir, SOURCE, [[event]])
+    path = tmp_path / "out.parquet"
+    run("audit", "export", str(path), "--state-dir", str(state_dir))
+    (row,) = pyarrow.parquet.read_table(path).to_pylist()
+    assert json.loads(row["redacted"]) == said
+    shown = run("audit", "get", PREFIX + "0" * 16, "--state-dir", str(state_dir)).stdout
+    assert "X, zip: drop" in shown
+
+
+def test_a_log_that_grows_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export beside a running gateway ends: what is younger than the command is not waited for."""
+
+    class Growing:
+        reads = 0
+
+        @property
+        def positions(self) -> dict[str, int]:
+            return {"one": self.reads}
+
+        def read(self, max_events: int, wait_ms: int) -> Delivery:
+            self.reads += 1
+            assert self.reads < 100
+            at_ns = 5 if self.reads < 10 else time.time_ns() + 1
+            return Delivery([Heartbeat(at_ns=at_ns)], [])
+
+        def close(self) -> None:
+            pass
+
+    assert 10 <= len(list(up_to_now(Growing(), 0))) < 20
+
+
 def test_tensors_by_hash_keep_their_digest(run, state_dir: Path, tmp_path: Path) -> None:
     """Where the log has no data the file says which it was."""
     event = msgspec.structs.replace(
@@ -115,6 +154,7 @@ def test_tensors_by_hash_keep_their_digest(run, state_dir: Path, tmp_path: Path)
         (("--format", "parquet"), "Parquet needs a file"),
         (("no/such/dir/out.jsonl",), "no/such/dir/out.jsonl: No such file or directory"),
         (("--since", "yesterday"), "'yesterday'; expected 2026-11-27"),
+        (("/dev/null",), "/dev/null is no plain file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(run, at, args: tuple[str, ...], said: str) -> None:
