@@ -91,7 +91,18 @@ class Admission:
 
         Raises:
             AuditUnavailable: records cannot be kept at present.
+            InvalidRequest: what is to be said of its redacted cells is more than a record takes.
         """
+        redactor = version.redactor
+        if (
+            redactor is not None
+            and redactor.log_bytes(inference.shapes) > self._appender.max_frame_bytes // 4
+        ):
+            msg = (
+                f"features of model '{version.model}' are recorded as hashes or buckets, and this request has more of"
+                " their values than one record takes; send fewer rows"
+            )
+            raise InvalidRequest(msg)
         inference.audit_level = raised(inference.audit_level, version.least_level)
         if version.fails:
             self._refuse_unlogged(inference)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Redactor:
         cells: what they name.
         key: of the hashes, from `read_key`.
 
-    Threading: nothing is kept, any thread. Cost: a copy of each input named, and about a microsecond a hashed cell.
+    Threading: nothing is kept, any thread. Cost: a copy of each input named, and about two microseconds a hashed cell.
     """
 
     def __init__(self, cells: Sequence[Cell], key: bytes) -> None:
@@ -59,11 +60,21 @@ class Redactor:
         self._key = key
         self._key_id = hashlib.sha256(b"tidegate redaction key\0" + key).hexdigest()[:8]
 
+    def log_bytes(self, shapes: Sequence[Sequence[int]]) -> int:
+        """More than what is said of a request with inputs of these shapes takes in the log. Cost: under a microsecond a
+        rule."""
+        taken = 0
+        for index, cells in self._by_input.items():
+            values = prod(shapes[index]) // cells[0].width
+            for cell in cells:
+                taken += _ENTRY_BYTES + len(cell.rule.input.encode()) + len(cell.rule.feature.encode())
+                taken += 0 if cell.rule.how == "drop" else _VALUE_BYTES * values
+        return taken
+
     def made(self, inference: Inference) -> Redacted:
         """What is recorded of a request; the request itself stays as it is."""
         inputs = list(inference.inputs)
         said: list[dict[str, Any]] = []
-        log_bytes = 0
         for index, cells in self._by_input.items():
             text = cells[0].spec.datatype == "BYTES"
             inputs[index], found = (self._of_text if text else self._of_numbers)(inputs[index], cells)
@@ -75,9 +86,7 @@ class Redactor:
                 if rule.how != "drop":
                     entry["values"] = values
                 said.append(entry)
-                log_bytes += _ENTRY_BYTES + len(rule.input.encode()) + len(rule.feature.encode())
-                log_bytes += _VALUE_BYTES * len(values)
-        return Redacted(inputs, said, log_bytes)
+        return Redacted(inputs, said, self.log_bytes(inference.shapes))
 
     def _of_numbers(self, data: bytes, cells: list[Cell]) -> tuple[bytes, list[list[Any]]]:
         array = np.frombuffer(data, NUMPY[cells[0].spec.datatype]).reshape(-1, cells[0].width).copy()

@@ -192,12 +192,13 @@ class Runs:
                 batch.ended_ns = _now()
                 if timed:
                     batch.cpu_ns = time.thread_time_ns() - cpu_ns
-            if batch.watched is not None:
-                prepare(version, batch, self._delivery.capture_max_bytes)
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
             batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns
             batch.error = exc
+        if batch.watched is not None:
+            # Of failed ones too: what is costly of their records is not for the loop either.
+            prepare(version, batch, self._delivery.capture_max_bytes)
 
     def _finish(self, version: Version, batch: Batch) -> None:
         version.ran_ns = batch.ended_ns

@@ -301,9 +301,9 @@ class Models:
         if version.fails:
             # Without a level nobody waits for the record, and nothing could be told to fail.
             version.least_level = raised("spool", version.least_level)
-        version.audited = version.fails or version.least_level is not None
         if session.redacted:
             version.redactor = Redactor(session.redacted, self.redaction_key)
+        version.audited = version.least_level is not None or version.redactor is not None
         return version
 
     def publish_waiting(self) -> None:

@@ -42,7 +42,7 @@ class Version:
     fails = False
     """Nothing of it leaves unlogged, also where the gateway's policy is to degrade."""
     audited = False
-    """One of the two."""
+    """One of these."""
 
     def __init__(
         self, session: Session, codec: Any, encoder_: Any, batch: BatchConfig, words: memoryview

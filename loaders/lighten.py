@@ -13,7 +13,7 @@ LOCATION = "tidegate:model"
 """How the model names its own file: no path of any other."""
 WEIGHT_MIN_BYTES = 65_536
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
-_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
+_NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 8, 9, 13, 14
 _KEY, _VALUE = 1, 2
 _EXTERNAL = 1
 
@@ -40,8 +40,16 @@ def lightened(content: bytes) -> bytes | None:
 def _graph(graph: memoryview, offset: int) -> bytes | None:
     parts: list[bytes | memoryview] = []
     changed, kept = False, 0
+    names: set[bytes] = set()
     for number, start, at, end in spans(graph):
-        if number != _GRAPH_INITIALIZER or end - at < WEIGHT_MIN_BYTES:
+        if number != _GRAPH_INITIALIZER:
+            continue
+        name = b"".join(bytes(graph[at + a : at + b]) for n, _, a, b in spans(graph[at:end]) if n == _NAME)
+        if name in names:
+            # Which of the two it takes is ONNX Runtime's own.
+            return None
+        names.add(name)
+        if end - at < WEIGHT_MIN_BYTES:
             continue
         tensor = _tensor(graph[at:end], offset + at)
         if tensor is not None:

@@ -60,6 +60,9 @@ def _column(rule: Redaction, settings: BundleSettings, width: int, named: str) -
     if len(features) != width:
         msg = f"{named}: bundle.toml names {len(features)} features of an input that has {width}"
         raise BundleInvalid(msg)
+    if features.count(rule.feature) > 1:
+        msg = f"{named}: {features.count(rule.feature)} features have this name; expected names that differ"
+        raise BundleInvalid(msg)
     if rule.feature not in features:
         msg = f"{named}: no such feature; expected one of {', '.join(features[:20])}"
         raise BundleInvalid(msg)

@@ -274,7 +274,7 @@ def _open(found: Material, weights: Mapping[str, bytes], threads: Threads) -> Se
     options.graph_optimization_level = _LEVELS[config.graph_level]
     options.log_severity_level = _SEVERITY_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    content = lightened(found.content)
+    content = None if LOCATION in weights else lightened(found.content)
     if content is None:
         content = found.content
     else:

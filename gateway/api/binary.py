@@ -72,7 +72,8 @@ class Heads:
     def __init__(self, signature: Signature) -> None:
         self._specs = signature.inputs
         self._index = {spec.name: i for i, spec in enumerate(signature.inputs)}
-        self._known: dict[bytes, _Head] = {}
+        self._known: dict[tuple[bool, bytes], _Head] = {}
+        """By whether an id was cut out, and what is left."""
         self._strangers = 0
 
     def take_known(self, body: bytes | memoryview, json_bytes: int, into: Inference) -> bool:
@@ -82,7 +83,7 @@ class Heads:
             InvalidRequest: BYTES that are malformed.
         """
         rest, own_id = _without_id(bytes(body[:json_bytes]))
-        known = self._known.get(rest)
+        known = self._known.get((bool(own_id), rest))
         if known is None or known.behind_bytes != len(body) - json_bytes:
             return False
         into.inputs = [
@@ -109,6 +110,9 @@ class Heads:
         if own_id.decode() != (request.id or ""):
             # It stands elsewhere, or is written in another way.
             return
+        if own_id and b'"id"' in rest:
+            # Perhaps it is said again.
+            return
         places: list[tuple[int, int, int | None]] = [(0, 0, None)] * len(self._specs)
         start = 0
         for tensor in request.inputs:
@@ -124,7 +128,7 @@ class Heads:
         like = like_of(taken)
         if like is not None and taken.id_json is not None:
             like.log_bytes -= len(taken.id_json)
-        self._known[rest] = _Head(len(body) - json_bytes, places, taken.shapes, like)
+        self._known[bool(own_id), rest] = _Head(len(body) - json_bytes, places, taken.shapes, like)
 
 
 def _without_id(text: bytes) -> tuple[bytes, bytes]:

@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
         self._body_left = 0
         self._active_s = 0.0
         self._sent_bytes = 0
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._discarded = 0
         self._chunks = self._chunk_bytes = 0
         self._running: Any = None
@@ -197,12 +197,12 @@ class Connection(HttpToolsProtocol):
             msg = f"bodies of {crowd.held_bytes} bytes are being received, at most {most} are held; try again"
             raise Overloaded(msg)
         crowd.held_bytes += size
-        self._held_bytes += size
+        self.held_bytes += size
 
     def let_go(self, size: int) -> None:
         """Bodies of so many bytes, of those that this connection held, are answered or given up."""
         self.crowd.held_bytes -= size
-        self._held_bytes -= size
+        self.held_bytes -= size
 
     def on_body(self, body: bytes | memoryview) -> None:
         """Part of the body of a Starlette request."""
@@ -313,7 +313,7 @@ class Connection(HttpToolsProtocol):
         self._leave(self.cycle)
         self._deaf = self._dead = True
         self.unfed = None
-        self.let_go(self._held_bytes)
+        self.let_go(self.held_bytes)
         super().connection_lost(exc)
 
     # --- its clock -------------------------------------------------------------------------
@@ -383,13 +383,14 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             if waited_s > limits.header_s:
                 self.crowd.cut("request_timeout")
-                self.refuse(
-                    RequestTimeout(
-                        f"the request's head was not here after {waited_s:.0f} s; expected {limits.header_s:g} s"
-                    )
+                msg = (
+                    f"the request's head was not here after {waited_s:.0f} s; expected {limits.header_s:g} s"
                 )
-        elif waited_s > limits.body_s + self._sent_bytes / BYTES_PER_S:
-            # A body may take longer the more of it has come: the rate counts, not the size.
+                self.refuse(RequestTimeout(msg))
+        elif waited_s > limits.body_s and self._sent_bytes >= BYTES_PER_S * waited_s:
+            # A large body takes its time: that it goes on counts, whatever came before.
+            self._active_s, self._sent_bytes = now_s, 0
+        elif waited_s > limits.body_s:
             self.crowd.cut("request_timeout")
             self.refuse(
                 RequestTimeout(

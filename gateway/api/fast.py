@@ -71,10 +71,8 @@ class FastProtocol(Connection):
         self._began_in: bytes | None = None
         """The buffer in which the message began: a head split over two is never kept."""
         self._received_ns = 0
-        self._split_bytes = 0
-        """Held of a small body that came in several buffers."""
-        self._filling = False
-        """What comes next is the inside of a large body."""
+        self._split_bytes, self._filling = 0, False
+        """Held of a small body that came in several buffers; what comes next is the inside of a large one."""
 
     @classmethod
     def bind(
@@ -380,6 +378,8 @@ class FastProtocol(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone. A connection and what is on it name each other: cut here, all goes at once, bodies too,
         and is not left to the garbage collector, which comes late and stops the loop."""
+        if type(self._running) is LargeCycle:
+            self._running.orphaned()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self.cycle = self._running = self.flow = self.scope = None  # type: ignore[assignment]

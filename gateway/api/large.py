@@ -24,7 +24,7 @@ class LargeCycle(FastCycle):
         json_bytes: what stands before the tensors; known from the head, so that the tensors can be put in line.
     """
 
-    __slots__ = ("_before_bytes", "_parts", "held_bytes")
+    __slots__ = ("_before_bytes", "_crowd", "_parts", "held_bytes")
 
     def __init__(self, door: Any, json_bytes: int) -> None:
         super().__init__(door)
@@ -32,6 +32,8 @@ class LargeCycle(FastCycle):
         # Grows with what comes: a length that is only claimed takes no memory.
         self._parts: list[bytes | memoryview | bytearray] = [bytearray(self._before_bytes)]
         self.held_bytes = 0
+        self._crowd: Any = None
+        """Where its bytes count once the connection is gone."""
 
     def take(self, part: bytes | memoryview) -> None:
         """Part of the body."""
@@ -48,11 +50,21 @@ class LargeCycle(FastCycle):
         parts, self._parts = self._parts, []
         return memoryview(b"".join(parts))[self._before_bytes :]
 
+    def orphaned(self) -> None:
+        """The client is gone: what waits to run keeps the body, and counts until it lets go of it."""
+        if not self.more_body and self.held_bytes:
+            self.door.held_bytes -= self.held_bytes
+            self._crowd = self.door.crowd
+
+    def __del__(self) -> None:
+        if self._crowd is not None:
+            self._crowd.held_bytes -= self.held_bytes
+
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
         """Let go of the body, and answer."""
         if self.held_bytes and not self.disconnected:
             self.door.let_go(self.held_bytes)
-        self.held_bytes = 0
+            self.held_bytes = 0
         super().reply(status, fields, body)
 
     def reply_whole(self, rest: bytes) -> bool:

@@ -306,3 +306,15 @@ def test_an_id_that_is_said_twice_is_the_last_one() -> None:
         assert decoded(codec, head + blob, len(head)).request_id == "last"
         head = f'{{"id":"{first}",{tensor}'.encode()
         assert decoded(codec, head + blob, len(head)).request_id == first
+        head = f'{{"id":"{first}","id":"{first}",{tensor}'.encode()
+        assert decoded(codec, head + blob, len(head)).request_id == first
+
+
+def test_what_is_left_of_a_known_head_is_no_head() -> None:
+    """JSON that lacks the beginning is malformed, also where the rest is known."""
+    codec = codec_of(X)
+    rest = b'","inputs":[{"name":"X","datatype":"FP32","shape":[1,3],"parameters":{"binary_data_size":12}}]}'
+    head = b'{"id":"abc' + rest
+    decoded(codec, head + bytes(12), len(head))
+    with pytest.raises(InvalidRequest):
+        decoded(codec, rest + bytes(12), len(rest))

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from path import Path_, Sink, until
 from test_fast_door import REQUEST, Waiting, connect
 
+from gateway.api.connection import BYTES_PER_S
 from gateway.api.large import ALIGN_BYTES, LargeCycle
 
 LARGE_BYTES = 400_000
@@ -123,7 +125,55 @@ def test_a_client_that_leaves_takes_its_bytes_along() -> None:
         await _turns()
         again.connection_lost(None)
         core.sinks[0].reply(200, b"content-length: 0\r\n", b"")
+        core.sinks.clear()
         assert again.crowd.held_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_what_a_client_left_behind_counts_until_it_is_dropped() -> None:
+    """A body that waits to run is in memory although nobody waits for its answer."""
+
+    async def main() -> None:
+        core = Taking()
+        door = connect(core)
+        door.data_received(_request(BODY))
+        await _turns()
+        crowd = door.crowd
+        door.connection_lost(None)
+        del door
+        assert crowd.held_bytes == len(BODY)
+        core.sinks.clear()
+        assert crowd.held_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_a_body_that_stops_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came fast before does not buy the rest an hour; a body that goes on may take as long as it needs."""
+
+    async def main() -> None:
+        core = Taking()
+        door = connect(core)
+        now_s = door.loop.time()
+        sent = _request(BODY)
+        door.data_received(sent[:-1])
+        await _turns()
+        limits = door.crowd.limits
+        door.reap(now_s + limits.body_s + 1)
+        assert not door._deaf
+        door.reap(now_s + 2 * (limits.body_s + 1) + 1)
+        assert door._deaf
+        assert b"408" in door.transport.written
+        again = connect(core)
+        now_s = again.loop.time()
+        step = int(BYTES_PER_S * (limits.body_s + 2))
+        for start in range(0, len(sent) - 1, step):
+            again.data_received(sent[start : start + step])
+            await _turns()
+            now_s += limits.body_s + 1
+            again.reap(now_s)
+        assert not again._deaf
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ def rule(feature: str, how: Any = "drop", edges: tuple[float, ...] = (), input_:
     return Redaction(input=input_, feature=feature, how=how, edges=edges)
 
 
-def asked(data: bytes) -> Inference:
+def asked(data: bytes, *shape: int) -> Inference:
     """A request with one input."""
     inference = Inference(None, 0)
-    inference.inputs = [data]
+    inference.inputs, inference.shapes = [data], [shape]
     return inference
 
 
@@ -51,7 +52,7 @@ NUMBERS = TensorSpec("X", "FP32", (-1, 3))
 def test_only_named_cells_change(rows: list[tuple[float, ...]]) -> None:
     """Whatever the values, the other columns are recorded bit for bit, and named ones are zeros."""
     data = np.array(rows, "<f4").reshape(-1, 3)
-    made = redactor(NUMBERS, rule("1"), rule("2", "hash")).made(asked(data.tobytes()))
+    made = redactor(NUMBERS, rule("1"), rule("2", "hash")).made(asked(data.tobytes(), len(rows), 3))
     kept = np.frombuffer(made.inputs[0], "<f4").reshape(-1, 3)
     assert kept[:, 0].tobytes() == data[:, 0].tobytes()
     assert not kept[:, 1:].any()
@@ -61,9 +62,9 @@ def test_only_named_cells_change(rows: list[tuple[float, ...]]) -> None:
 def test_hashes_tell_equal_values_and_nothing_else() -> None:
     """Equal values of a feature have equal hashes; those of another feature, or with another key, have others."""
     rows = np.array([[1, 7, 7], [2, 7, 7], [3, 8, 8]], "<f4").tobytes()
-    first = redactor(NUMBERS, rule("1", "hash"), rule("2", "hash")).made(asked(rows)).said
-    again = redactor(NUMBERS, rule("1", "hash")).made(asked(rows)).said
-    other = redactor(NUMBERS, rule("1", "hash"), key=bytes(32)).made(asked(rows)).said
+    first = redactor(NUMBERS, rule("1", "hash"), rule("2", "hash")).made(asked(rows, 3, 3)).said
+    again = redactor(NUMBERS, rule("1", "hash")).made(asked(rows, 3, 3)).said
+    other = redactor(NUMBERS, rule("1", "hash"), key=bytes(32)).made(asked(rows, 3, 3)).said
     values = first[0]["values"]
     assert values[0] == values[1] != values[2]
     assert again[0] == first[0]
@@ -75,14 +76,16 @@ def test_hashes_tell_equal_values_and_nothing_else() -> None:
 def test_buckets_are_counted_from_below() -> None:
     """Below the first edge is 0, at an edge the bucket above it, NaN is none."""
     rows = np.array([[x, 0, 0] for x in (-1, 18, 17.5, 65, 99, np.nan)], "<f4").tobytes()
-    (said,) = redactor(NUMBERS, rule("0", "bucket", (18.0, 65.0))).made(asked(rows)).said
+    (said,) = redactor(NUMBERS, rule("0", "bucket", (18.0, 65.0))).made(asked(rows, 6, 3)).said
     assert said["values"] == [0, 1, 0, 2, 2, None]
 
 
 def test_text_becomes_empty() -> None:
     """Of strings the named column is empty, the others stay."""
     spec = TensorSpec("X", "BYTES", (-1, 2))
-    made = redactor(spec, rule("0", "hash")).made(asked(pack_strings(["anna", "x", "élan", "y", "anna", ""])))
+    made = redactor(spec, rule("0", "hash")).made(
+        asked(pack_strings(["anna", "x", "élan", "y", "anna", ""]), 3, 2)
+    )
     assert unpack_strings(made.inputs[0], 6, "X") == ["", "x", "", "y", "", ""]
     values = made.said[0]["values"]
     assert values[0] == values[2] != values[1]
@@ -95,7 +98,7 @@ def test_numbers_of_any_datatype_are_zeroed() -> None:
         dtype = NUMPY[datatype]
         spec = TensorSpec("X", datatype, (-1, 2))
         data = np.ones((3, 2), dtype).tobytes()
-        made = redactor(spec, rule("1", "hash")).made(asked(data))
+        made = redactor(spec, rule("1", "hash")).made(asked(data, 3, 2))
         assert np.frombuffer(made.inputs[0], dtype).reshape(3, 2).tolist() == [[1, 0]] * 3
 
 
@@ -104,7 +107,9 @@ def test_the_reckoning_covers_what_is_said() -> None:
     from gateway.audit.frame import encoder
 
     rows = np.zeros((50, 3), "<f4").tobytes()
-    made = redactor(NUMBERS, rule("0", "hash"), rule("1", "bucket", (1.0,)), rule("2")).made(asked(rows))
+    made = redactor(NUMBERS, rule("0", "hash"), rule("1", "bucket", (1.0,)), rule("2")).made(
+        asked(rows, 50, 3)
+    )
     assert len(encoder.encode(made.said)) <= made.log_bytes
 
 
@@ -153,6 +158,44 @@ def test_a_run_that_fails_is_redacted_too(tmp_path: Path) -> None:
         events = path.predictions()
         assert {event.kind for event in events} == {"done", "failed"}
         assert all(event.redacted for event in events)
+        path.close()
+
+    asyncio.run(main())
+
+
+def test_more_values_than_a_record_takes_are_refused_before_the_run(tmp_path: Path) -> None:
+    """Each hash stands in the record: a request that has too many is told so, and the model does not see it."""
+
+    async def main() -> None:
+        path = Path_(tmp_path, session=session(), ring_bytes=1 << 18)
+        few, many = path.send([[1, 2, 3, 4]] * 100), path.send([[1, 2, 3, 4]] * 1000)
+        await until(lambda: few.status and many.status)
+        assert (few.status, many.status) == (200, 400)
+        assert "send fewer rows" in many.body["error"]
+        assert path.session.runs == [100]
+        path.close()
+
+    asyncio.run(main())
+
+
+def test_a_failed_run_is_redacted_on_its_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run's record costs is not for the loop, whatever became of the run."""
+
+    async def main() -> None:
+        path = Path_(tmp_path, "batch.inline_us=0", "batch.lanes=1", session=session())
+        threads: list[str] = []
+        redactor = path.models.get("sum").versions["1"].redactor
+        made = redactor.made
+
+        def seen(inference: Inference) -> Any:
+            threads.append(threading.current_thread().name)
+            return made(inference)
+
+        monkeypatch.setattr(redactor, "made", seen)
+        sink = path.send([666, SECRET, 3, 4])
+        await until(lambda: sink.status)
+        assert sink.status == 500
+        assert set(threads) == {"lane-0"}
         path.close()
 
     asyncio.run(main())

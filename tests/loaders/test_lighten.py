@@ -94,6 +94,30 @@ def test_weights_in_other_files_stay_there() -> None:
     assert lightened(model(weight)) is None
 
 
+def test_a_name_that_is_there_twice_leaves_the_model_as_it_is() -> None:
+    """Which of the two counts is ONNX Runtime's own."""
+    assert lightened(model(square("A"), square("A", seed=2))) is None
+
+
+def test_another_file_of_that_name_is_that_file(tmp_path: Path) -> None:
+    """A model that names its weights' file as we would name its own is served with that file's bytes."""
+    inside, outside = square("A"), square("B", seed=2)
+    values = numpy_helper.to_array(outside)
+    path = tmp_path / "m" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    (path.parent / LOCATION).write_bytes(outside.raw_data)
+    outside.ClearField("raw_data")
+    outside.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", LOCATION), ("offset", "0"), ("length", str(values.nbytes))):
+        outside.external_data.add(key=key, value=value)
+    path.write_bytes(model(inside, outside))
+    session: Any = load(tmp_path, "m", "1")
+    rows = np.random.default_rng(4).standard_normal((2, WIDTH)).astype(np.float32)
+    np.testing.assert_allclose(
+        session.run({"X": rows})[0], rows @ numpy_helper.to_array(inside) @ values, rtol=1e-3, atol=1e-2
+    )
+
+
 def test_answers_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     """A loaded version gives what ONNX Runtime gives for the file as it is."""
     import onnxruntime

@@ -59,6 +59,13 @@ def test_a_rule_that_cannot_be_kept_refuses_the_version(rules: list[Redaction], 
     assert "m/1/bundle.toml" in str(refused.value)
 
 
+def test_a_name_of_several_features_is_refused() -> None:
+    """The rule would keep one of them out and record the other."""
+    inputs = {"X": InputSettings(features=("zip", "age", "zip"))}
+    with pytest.raises(BundleInvalid, match="2 features have this name"):
+        cells(BundleSettings(redact=(rule("X", "zip"),), inputs=inputs), SIGNATURE, "m/1")
+
+
 def test_features_must_be_as_many_as_columns() -> None:
     """Names for other columns than there are would hide the wrong one."""
     inputs = {"X": InputSettings(features=("age", "zip"))}
