@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,3 +194,20 @@ def test_no_memory_is_refused_with_the_sum(tmp_path: Path) -> None:
     gc.collect()
     assert load(tmp_path, "other", "1", trials=trials).trial is not None
     trials.close()
+
+
+@pytest.mark.parametrize("given", [0, 10, 15])
+def test_a_trial_gives_way_once(given: int) -> None:
+    """Who asks may be nice already: a trial that were nicer still would get next to nothing, and run out of time."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", "loaders.trial"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(trial.__file__).parents[1])},
+        preexec_fn=lambda: os.setpriority(os.PRIO_PROCESS, 0, max(own, given)),
+    )
+    # It ends at the end of its input; until it is waited for the kernel knows what it had.
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    assert os.getpriority(os.PRIO_PROCESS, server.pid) == max(own, given, 10)
+    assert server.wait() == 0
