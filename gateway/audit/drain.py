@@ -16,7 +16,8 @@ from typing import NamedTuple
 from gateway.audit.event import Gap
 from gateway.audit.recovery import closes, cut
 from gateway.audit.ring import Ring
-from gateway.audit.spool import EpochPath, SegmentWriter, Storage, SyncedMark, epoch_path
+from gateway.audit.spool import EpochPath, SegmentWriter, SyncedMark, epoch_path
+from gateway.audit.storage import Storage
 from gateway.errors import FrameCorrupt, RingUnusable
 
 READ_BYTES = 4 * 1024 * 1024
@@ -115,9 +116,10 @@ class Drain:
         if self._writer is not None:
             self._writer.abandon()
             self._writer = None
-        self.epoch.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced")
-        tail = cut(self.epoch, None)
+        storage = self._target.storage
+        storage.make_directory(self.epoch.path)
+        self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced", storage)
+        tail = cut(self.epoch, None, storage)
         self.next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
         mark.store(self.next_seq)
 
@@ -174,14 +176,15 @@ class Drain:
         self.ring.release()
         os.close(self._fd)
         if unlink:
-            self.path.unlink(missing_ok=True)
+            self._target.storage.unlink(self.path)
 
     def _recover(self) -> tuple[SyncedMark, SegmentWriter]:
         """Cut what is not known to be on disk; go on in a new segment."""
         frames, _, _ = self.ring.read(self.ring.synced, 1)
         writer = SegmentWriter(self.epoch, self._target.segment_bytes, self._target.storage)
-        self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced")
-        tail = cut(self.epoch, frames[0].first_seq if frames else None)
+        storage = self._target.storage
+        self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced", storage)
+        tail = cut(self.epoch, frames[0].first_seq if frames else None, storage)
         if tail.next_seq is None:
             # Nothing was written yet, or retention took all that came before.
             self.next_seq = mark.next_seq

@@ -24,15 +24,8 @@ from gateway.audit.event import EpochClose, Event, Gap
 from gateway.audit.recovery import closes, cut
 from gateway.audit.retention import Retention
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
-from gateway.audit.spool import (
-    Disk,
-    EpochPath,
-    Storage,
-    SyncedMark,
-    closed,
-    epochs,
-    write_closed,
-)
+from gateway.audit.spool import EpochPath, SyncedMark, closed, epochs, write_closed
+from gateway.audit.storage import DISK, Storage
 from gateway.audit.writer import Writer
 from gateway.errors import FrameCorrupt, RingUnusable
 
@@ -80,11 +73,10 @@ class Recorder:
         OSError: the disk refuses already what recovery has to tell.
     """
 
-    def __init__(
-        self, places: Places, gateway_id: str, segment_bytes: int, storage: Storage | None = None
-    ) -> None:
+    def __init__(self, places: Places, gateway_id: str, segment_bytes: int, storage: Storage = DISK) -> None:
         self._places = places
-        self._target = Target(places.spool, segment_bytes, storage or Disk())
+        self._storage = storage
+        self._target = Target(places.spool, segment_bytes, storage)
         self._drains: dict[str, Drain] = {}
         self._listed_ns = 0
         self.look_ns = 0
@@ -94,7 +86,9 @@ class Recorder:
         self._failing = False
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
-        source = claim_source(places.state_dir, gateway_id, "recorder", places.ring_dir, SMALL_RING_BYTES)
+        source = claim_source(
+            places.state_dir, gateway_id, "recorder", places.ring_dir, SMALL_RING_BYTES, storage
+        )
         self._own = Writer(source, gateway_id)
         self._own_name = source.ring_path.name
         self._discover()
@@ -147,7 +141,7 @@ class Recorder:
             try:
                 while not own.empty:
                     own.step()
-                write_closed(own.epoch, own.next_seq, "closed")
+                write_closed(own.epoch, own.next_seq, "closed", self._storage)
                 break
             except OSError as exc:
                 if time.monotonic() > deadline:
@@ -174,10 +168,10 @@ class Recorder:
             except FileNotFoundError:
                 continue
             except RingUnusable as exc:
-                path.rename(path.with_suffix(".bad"))
+                self._storage.rename(path, path.with_suffix(".bad"))
                 log.error("ring_unusable", extra={"ring": name, "why": str(exc)})  # noqa: TRY400
                 continue
-            if closed(drain.epoch) is not None:
+            if closed(drain.epoch, self._storage) is not None:
                 drain.close(unlink=True)
                 continue
             drain.ring.set_unavailable(self._failing)
@@ -231,22 +225,22 @@ class Recorder:
             over = drain.retirement
             if over is None or self._own.ring.synced < over.position:
                 continue
-            write_closed(drain.epoch, over.next_seq, over.cause)
+            write_closed(drain.epoch, over.next_seq, over.cause, self._storage)
             del self._drains[name]
             if over.cause == "corrupt":
-                drain.path.rename(drain.path.with_suffix(".bad"))
+                self._storage.rename(drain.path, drain.path.with_suffix(".bad"))
             drain.close(unlink=over.cause != "corrupt")
 
     def _close_lost(self) -> None:
         """Epochs whose ring is gone (power loss, deleted container): an open gap, and their end."""
         ringed = {d.epoch.key for d in self._drains.values()}
         over: list[tuple[EpochPath, int, str]] = []
-        for epoch in epochs(self._places.spool):
-            if epoch.key in ringed or closed(epoch) is not None:
+        for epoch in epochs(self._places.spool, self._storage):
+            if epoch.key in ringed or closed(epoch, self._storage) is not None:
                 continue
-            tail = cut(epoch, None)
+            tail = cut(epoch, None, self._storage)
             next_seq = tail.next_seq or 0
-            mark = SyncedMark(epoch.path / "synced")
+            mark = SyncedMark(epoch.path / "synced", self._storage)
             mark.store(next_seq)
             mark.close()
             if closes(epoch, tail.payload):
@@ -268,7 +262,7 @@ class Recorder:
         while over and not own.empty:
             own.step()
         for epoch, next_seq, cause in over:
-            write_closed(epoch, next_seq, cause)
+            write_closed(epoch, next_seq, cause, self._storage)
 
     def _log(self, events: Sequence[Event]) -> int:
         """Append to our own ring; returns the position behind it."""

@@ -10,13 +10,13 @@ idempotent; a kill at any point leaves a state from which it cuts the same.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.audit.event import EpochClose
 from gateway.audit.frame import HEADER_BYTES, Events, Frame, decode_payload, padded, scan
 from gateway.audit.spool import EpochPath, segments
+from gateway.audit.storage import DISK, Storage, write_all
 from gateway.errors import FrameCorrupt
 
 
@@ -31,19 +31,19 @@ class Tail(NamedTuple):
     """When its segment was last written; 0 where there is none."""
 
 
-def cut(epoch: EpochPath, from_seq: int | None) -> Tail:
+def cut(epoch: EpochPath, from_seq: int | None, storage: Storage = DISK) -> Tail:
     """Cut the end of an epoch's segments; what stays is on disk afterwards.
 
     Args:
         from_seq: the first number that must not stay; None keeps every whole frame.
     """
-    listed = segments(epoch)
+    listed = segments(epoch, storage)
     while from_seq is not None and listed and listed[-1][0] >= from_seq:
-        listed.pop()[1].unlink()
+        storage.unlink(listed.pop()[1])
     while listed:
         path = listed.pop()[1]
-        mtime_ns = path.stat().st_mtime_ns
-        last = _cut_segment(path, from_seq)
+        mtime_ns = storage.facts(path).mtime_ns
+        last = _cut_segment(path, from_seq, storage)
         if last is not None:
             return Tail(last.next_seq, last.payload, mtime_ns)
     return Tail(None, None, 0)
@@ -66,9 +66,9 @@ def closes(epoch: EpochPath, payload: bytes | None) -> bool:
     return isinstance(last, EpochClose) and f"{last.source}-{last.epoch:08x}" == epoch.key
 
 
-def _cut_segment(path: Path, from_seq: int | None) -> Frame | None:
+def _cut_segment(path: Path, from_seq: int | None, storage: Storage) -> Frame | None:
     """Cut one segment; returns its last frame, or None when none is left (the file is gone then)."""
-    content = path.read_bytes()
+    content = storage.content(path)
     end = 0
     last: Frame | None = None
     again = False
@@ -81,15 +81,23 @@ def _cut_segment(path: Path, from_seq: int | None) -> Frame | None:
     if not again and content[end:].strip(b"\0"):
         # Not to be written again from a ring: kept for a person to look at, out of readers' sight.
         with contextlib.suppress(OSError):
-            path.with_suffix(".cut").write_bytes(content[end:])
+            _keep_aside(path.with_suffix(".cut"), content[end:], storage)
     if last is None:
-        path.unlink()
+        storage.unlink(path)
         return None
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = storage.open(path, write=True)
     try:
         if end < len(content):
-            os.ftruncate(fd, end)
-        os.fsync(fd)
+            storage.truncate(fd, end)
+        storage.sync(fd)
     finally:
-        os.close(fd)
+        storage.close(fd)
     return last
+
+
+def _keep_aside(path: Path, content: bytes, storage: Storage) -> None:
+    fd = storage.create(path)
+    try:
+        write_all(storage, fd, content)
+    finally:
+        storage.close(fd)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from gateway.audit.identity import source_of
 from gateway.audit.ring import HEADER_PAGE_BYTES, Ring, RingFacts
+from gateway.audit.storage import DISK, Storage, replace
 from gateway.errors import RingUnusable, StateInUse
 
 RING_FLOOR_BYTES = 4 * 1024 * 1024
@@ -48,7 +49,9 @@ def source_directory(state_dir: Path, source: int) -> Path:
     return state_dir / "spool" / f"{source:016x}"
 
 
-def claim_source(state_dir: Path, gateway_id: str, role: str, ring_dir: Path, ring_bytes: int) -> Source:
+def claim_source(
+    state_dir: Path, gateway_id: str, role: str, ring_dir: Path, ring_bytes: int, storage: Storage = DISK
+) -> Source:
     """Take the lowest free index of a role, begin a new epoch, make its ring.
 
     Raises:
@@ -57,7 +60,7 @@ def claim_source(state_dir: Path, gateway_id: str, role: str, ring_dir: Path, ri
     """
     index, lock_fd = _lock_lowest(state_dir, role)
     source = source_of(gateway_id, role, index)
-    epoch, prev_epoch = _next_epoch(source_directory(state_dir, source))
+    epoch, prev_epoch = _next_epoch(source_directory(state_dir, source), storage)
     facts = RingFacts(source, epoch, prev_epoch, time.time_ns(), os.getpid())
     ring, path, ring_fd = make_ring(ring_dir, facts, ring_bytes)
     return Source(source, role, index, epoch, prev_epoch, ring, path, (lock_fd, ring_fd))
@@ -113,22 +116,14 @@ def _lock_lowest(state_dir: Path, role: str) -> tuple[int, int]:
     raise StateInUse(msg)
 
 
-def _next_epoch(directory: Path) -> tuple[int, int | None]:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _next_epoch(directory: Path, storage: Storage) -> tuple[int, int | None]:
+    storage.make_directory(directory)
     path = directory / "epoch"
     try:
-        prev_epoch = int(path.read_text())
+        prev_epoch = int(storage.content(path))
     except FileNotFoundError:
         prev_epoch = None
     epoch = max((prev_epoch or 0) + 1, int(time.time()))
-    temporary = directory / "epoch.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    os.write(fd, f"{epoch}\n".encode())
-    os.fsync(fd)
-    os.close(fd)
-    temporary.rename(path)
-    for where in (directory, directory.parent):
-        fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.fsync(fd)
-        os.close(fd)
+    replace(storage, path, f"{epoch}\n".encode())
+    storage.sync_directory(directory.parent)
     return epoch, prev_epoch

@@ -11,43 +11,17 @@ on disk, in its own segments or as gap records of the recorder.
 
 from __future__ import annotations
 
-import errno
 import json
-import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from gateway.audit.frame import HEADER_BYTES, PREFIX_BYTES, Frame, padded, scan
+from gateway.audit.storage import DISK, Storage, replace, write_all
 
 SUFFIX = ".log"
 READ_BYTES = 1024 * 1024
 """A reader takes so much of a segment at once."""
-
-
-class Storage(Protocol):
-    """The disk, as an argument: tests give one that fails."""
-
-    def write(self, fd: int, data: memoryview) -> int:
-        """write(2)."""
-        ...
-
-    def sync(self, fd: int) -> None:
-        """fdatasync(2)."""
-        ...
-
-
-class Disk:
-    """The real one."""
-
-    def write(self, fd: int, data: memoryview) -> int:
-        """write(2)."""
-        return os.write(fd, data)
-
-    def sync(self, fd: int) -> None:
-        """fdatasync(2)."""
-        os.fdatasync(fd)
 
 
 class EpochPath(NamedTuple):
@@ -68,35 +42,36 @@ def epoch_path(spool: Path, source: int, epoch: int) -> EpochPath:
     return EpochPath(source, epoch, spool / f"{source:016x}" / f"{epoch:08x}")
 
 
-def epochs(spool: Path) -> list[EpochPath]:
+def epochs(spool: Path, storage: Storage = DISK) -> list[EpochPath]:
     """Every epoch on disk, by source and in order."""
     found: list[EpochPath] = []
     # Asked ten times a second by every reader, over all that is kept: names first, paths only for what counts.
     try:
-        sources = _directories(spool, 16)
+        sources = _directories(spool, 16, storage)
     except FileNotFoundError:
         return found
     for source in sources:
         directory = spool / source
         number = int(source, 16)
         found.extend(
-            EpochPath(number, int(name, 16), directory / name) for name in _directories(directory, 8)
+            EpochPath(number, int(name, 16), directory / name) for name in _directories(directory, 8, storage)
         )
     return found
 
 
-def _directories(where: Path, name_chars: int) -> list[str]:
-    with os.scandir(where) as entries:
-        return sorted(entry.name for entry in entries if len(entry.name) == name_chars and entry.is_dir())
+def _directories(where: Path, name_chars: int, storage: Storage) -> list[str]:
+    found = storage.entries(where)
+    return sorted(name for name, is_directory in found if len(name) == name_chars and is_directory)
 
 
-def segments(epoch: EpochPath) -> list[tuple[int, Path]]:
+def segments(epoch: EpochPath, storage: Storage = DISK) -> list[tuple[int, Path]]:
     """(first seq, file) of an epoch's segments, in order."""
     try:
-        names = sorted(p for p in epoch.path.iterdir() if p.suffix == SUFFIX)
+        found = storage.entries(epoch.path)
     except FileNotFoundError:
         return []
-    return [(int(path.stem), path) for path in names]
+    names = sorted(name for name, _ in found if name.endswith(SUFFIX))
+    return [(int(name.removesuffix(SUFFIX)), epoch.path / name) for name in names]
 
 
 def segment_name(first_seq: int) -> str:
@@ -104,21 +79,22 @@ def segment_name(first_seq: int) -> str:
     return f"{first_seq:020d}{SUFFIX}"
 
 
-def synced_seq(epoch: EpochPath) -> int:
-    """The next seq of an epoch that is not yet on disk; 0 before the first sync."""
+def synced_seq(epoch: EpochPath, storage: Storage = DISK) -> int:
+    """The next seq of an epoch that is not yet on disk; 0 before the first sync, and where the mark is not whole."""
     try:
-        content = (epoch.path / "synced").read_bytes()
+        content = storage.content(epoch.path / "synced")
     except FileNotFoundError:
         return 0
-    return int.from_bytes(content[:8], "little")
+    return int.from_bytes(content[:8], "little") if len(content) >= 8 else 0
 
 
-def closed(epoch: EpochPath) -> dict[str, object] | None:
-    """What `closed` says, or None while the epoch is open."""
+def closed(epoch: EpochPath, storage: Storage = DISK) -> dict[str, object] | None:
+    """What `closed` says, or None while the epoch is open. One that is not whole says nothing."""
     try:
-        return json.loads((epoch.path / "closed").read_bytes())  # type: ignore[no-any-return]
+        content = json.loads(storage.content(epoch.path / "closed"))
     except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 class EpochReader:
@@ -128,17 +104,18 @@ class EpochReader:
     with, the next one counts: the first was cut and the cut is not on disk.
     """
 
-    def __init__(self, epoch: EpochPath) -> None:
+    def __init__(self, epoch: EpochPath, storage: Storage = DISK) -> None:
         self._epoch = epoch
+        self._storage = storage
         self._place: tuple[int, int, int] | None = None
         """Segment, byte of its next frame, and that frame's number."""
 
     def frames(self, from_seq: int) -> Iterator[Frame]:
         """Frames from the one that holds `from_seq` on. Memory: 1 MiB, or the largest frame."""
-        limit = synced_seq(self._epoch)
+        limit = synced_seq(self._epoch, self._storage)
         if limit <= from_seq:
             return
-        listed = segments(self._epoch)
+        listed = segments(self._epoch, self._storage)
         for index, (first_seq, path) in enumerate(listed):
             end_seq = listed[index + 1][0] if index + 1 < len(listed) else limit
             end_seq = min(end_seq, limit)
@@ -147,7 +124,7 @@ class EpochReader:
             start = 0
             if self._place and self._place[0] == first_seq and self._place[2] <= from_seq:
                 start = self._place[1]
-            for following, frame in _frames_at(path, start):
+            for following, frame in _frames_at(path, start, self._storage):
                 if frame.first_seq >= end_seq:
                     break
                 if frame.next_seq > from_seq:
@@ -155,25 +132,25 @@ class EpochReader:
                     yield frame
 
 
-def read_epoch(epoch: EpochPath, from_seq: int) -> Iterator[Frame]:
+def read_epoch(epoch: EpochPath, from_seq: int, storage: Storage = DISK) -> Iterator[Frame]:
     """Frames of an epoch from the one that holds `from_seq` on, up to the synced mark.
 
     For one look; who follows an epoch keeps an `EpochReader`.
     """
-    return EpochReader(epoch).frames(from_seq)
+    return EpochReader(epoch, storage).frames(from_seq)
 
 
-def _frames_at(path: Path, offset: int) -> Iterator[tuple[int, Frame]]:
+def _frames_at(path: Path, offset: int, storage: Storage) -> Iterator[tuple[int, Frame]]:
     """Frames of a file from a byte on, each with the byte behind it, to the first that is not whole.
 
     Not mapped: a file that is cut while mapped kills its reader.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = storage.open(path)
     except FileNotFoundError:
         return
     try:
-        size = os.fstat(fd).st_size
+        size = storage.size(fd)
         rest = b""
         while offset + len(rest) < size:
             wanted = READ_BYTES
@@ -182,7 +159,7 @@ def _frames_at(path: Path, offset: int) -> Iterator[tuple[int, Frame]]:
                 if needed <= len(rest) or offset + needed > size:
                     return
                 wanted = max(wanted, needed - len(rest))
-            read = os.pread(fd, wanted, offset + len(rest))
+            read = storage.read(fd, wanted, offset + len(rest))
             if not read:
                 return
             rest += read
@@ -193,22 +170,15 @@ def _frames_at(path: Path, offset: int) -> Iterator[tuple[int, Frame]]:
             offset += taken
             rest = rest[taken:]
     finally:
-        os.close(fd)
+        storage.close(fd)
 
 
 class SyncedMark:
     """The recorder's handle on an epoch's `synced` file."""
 
-    def __init__(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(fd).st_size < 8:
-                os.pwrite(fd, b"\0" * 8, 0)
-                os.fsync(fd)
-            self._map = mmap.mmap(fd, 8)
-        finally:
-            os.close(fd)
-        self._word = memoryview(self._map).cast("Q")
+    def __init__(self, path: Path, storage: Storage = DISK) -> None:
+        self._storage = storage
+        self._word = storage.map_word(path)
 
     @property
     def next_seq(self) -> int:
@@ -221,8 +191,7 @@ class SyncedMark:
 
     def close(self) -> None:
         """Unmap."""
-        self._word.release()
-        self._map.close()
+        self._storage.unmap(self._word)
 
 
 class SegmentWriter:
@@ -232,14 +201,14 @@ class SegmentWriter:
     on in a new one; a failed sync is never tried again on the same file.
     """
 
-    def __init__(self, epoch: EpochPath, segment_bytes: int, storage: Storage) -> None:
+    def __init__(self, epoch: EpochPath, segment_bytes: int, storage: Storage = DISK) -> None:
         self._epoch = epoch
         self._segment_bytes = segment_bytes
         self._storage = storage
         self._fd = -1
         self._size = 0
         self._fresh = False
-        epoch.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        storage.make_directory(epoch.path)
 
     def write(self, first_seq: int, data: bytes) -> None:
         """Write frames; not on disk before `sync`.
@@ -249,9 +218,7 @@ class SegmentWriter:
         """
         if self._fd < 0 or self._size >= self._segment_bytes:
             self._roll(first_seq)
-        written = self._storage.write(self._fd, memoryview(data))
-        if written != len(data):
-            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written")
+        write_all(self._storage, self._fd, data)
         self._size += len(data)
 
     def sync(self) -> None:
@@ -264,44 +231,25 @@ class SegmentWriter:
             return
         self._storage.sync(self._fd)
         if self._fresh:
-            sync_directory(self._epoch.path)
-            sync_directory(self._epoch.path.parent)
-            sync_directory(self._epoch.path.parent.parent)
+            path = self._epoch.path
+            for directory in (path, path.parent, path.parent.parent):
+                self._storage.sync_directory(directory)
             self._fresh = False
 
     def abandon(self) -> None:
         """Close the file as it is."""
         if self._fd >= 0:
-            os.close(self._fd)
+            self._storage.close(self._fd)
         self._fd, self._size = -1, 0
 
     def _roll(self, first_seq: int) -> None:
         if self._fd >= 0:
             self._storage.sync(self._fd)
             self.abandon()
-        path = self._epoch.path / segment_name(first_seq)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o600)
+        self._fd = self._storage.create(self._epoch.path / segment_name(first_seq), exclusive=True)
         self._fresh = True
 
 
-def sync_directory(path: Path) -> None:
-    """fsync of a directory: names in it survive power loss."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_closed(epoch: EpochPath, next_seq: int, cause: str) -> None:
-    """Say that an epoch is over (temporary file, fsync, rename, fsync of the directory)."""
-    temporary = epoch.path / "closed.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps({"next_seq": next_seq, "cause": cause}).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.rename(epoch.path / "closed")
-    sync_directory(epoch.path)
+def write_closed(epoch: EpochPath, next_seq: int, cause: str, storage: Storage = DISK) -> None:
+    """Say that an epoch is over, in one step; it is on disk when this returns."""
+    replace(storage, epoch.path / "closed", json.dumps({"next_seq": next_seq, "cause": cause}).encode())

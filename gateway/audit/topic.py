@@ -23,7 +23,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from gateway.audit.spool import sync_directory
+from gateway.audit.storage import DISK
 from gateway.config import Kafka
 
 log = logging.getLogger("tidegate.forwarder")
@@ -168,7 +168,7 @@ class Positions:
             found = {"partition": used.index(min(used)), "next_seq": 0}
             self.entries[key] = found
             self.save()
-            sync_directory(self._path.parent)
+            DISK.sync_directory(self._path.parent)
         return found
 
     def moved(self) -> None:

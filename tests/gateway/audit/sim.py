@@ -13,8 +13,8 @@ from gateway import config
 from gateway.audit.event import Event, Feedback
 from gateway.audit.recorder import Places, Recorder
 from gateway.audit.source import claim_source
-from gateway.audit.spool import Storage
 from gateway.audit.spool_feed import SpoolFeed
+from gateway.audit.storage import DISK, Disk, Storage
 from gateway.audit.verify import Report, verify
 from gateway.audit.writer import Writer
 from gateway.process import Context
@@ -49,7 +49,7 @@ class Log:
         _ALIVE[id(writer)] = writer
         return writer
 
-    def recorder(self, storage: Storage | None = None, segment_bytes: int = 4096) -> Recorder:
+    def recorder(self, storage: Storage = DISK, segment_bytes: int = 4096) -> Recorder:
         """A recorder in this process."""
         return Recorder(self.places, GATEWAY_ID, segment_bytes, storage)
 
@@ -166,7 +166,7 @@ def until(condition: Callable[[], bool], wait_s: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-class FailingDisk:
+class FailingDisk(Disk):
     """A disk that refuses on demand: "write", "short" or "sync"."""
 
     def __init__(self) -> None:
