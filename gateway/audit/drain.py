@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.audit.chain import Chain, Position
 from gateway.audit.event import Gap
 from gateway.audit.recovery import closes, cut
 from gateway.audit.ring import Ring
@@ -67,6 +68,7 @@ class Drain:
         self.retirement: Retirement | None = None
         self._mark: SyncedMark | None = None
         self._writer: SegmentWriter | None = None
+        self._chain: Chain | None = None
         self._last_payload: bytes | None = None
         self._doubt_since_ns = 0
 
@@ -77,8 +79,8 @@ class Drain:
             OSError: the disk refused; the next step recovers and tries in a new segment.
             FrameCorrupt: the next bytes below `committed` are no frame.
         """
-        if self._writer is None or self._mark is None:
-            self._mark, self._writer = self._recover()
+        if self._writer is None or self._mark is None or self._chain is None:
+            self._mark, self._writer, self._chain = self._recover()
         position = self.ring.synced
         if position == self.ring.committed:
             return 0
@@ -98,9 +100,20 @@ class Drain:
                 raise
             self.next_seq = frames[-1].next_seq
             self._last_payload = frames[-1].payload
+            self._chain.extend(frames, data, self._writer.segment_seq)
         self.ring.set_synced(position)
         self._mark.store(self.next_seq)
         return len(data)
+
+    @property
+    def key(self) -> str:
+        """Of its epoch, as in positions."""
+        return self.epoch.key
+
+    @property
+    def position(self) -> Position | None:
+        """The running hash of what is on disk; None before the first step."""
+        return None if self._chain is None else self._chain.position
 
     def corrupt(self, now_ns: int) -> bool:
         """Whether a `FrameCorrupt` has stood for so long that it is not a store still on its way."""
@@ -122,6 +135,7 @@ class Drain:
         tail = cut(self.epoch, None, storage)
         self.next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
         mark.store(self.next_seq)
+        self._chain = self._take_up_chain()
 
     @property
     def empty(self) -> bool:
@@ -178,7 +192,7 @@ class Drain:
         if unlink:
             self._target.storage.unlink(self.path)
 
-    def _recover(self) -> tuple[SyncedMark, SegmentWriter]:
+    def _recover(self) -> tuple[SyncedMark, SegmentWriter, Chain]:
         """Cut what is not known to be on disk; go on in a new segment."""
         frames, _, _ = self.ring.read(self.ring.synced, 1)
         writer = SegmentWriter(self.epoch, self._target.segment_bytes, self._target.storage)
@@ -194,7 +208,13 @@ class Drain:
                 self.lost = (tail.next_seq, mark.next_seq - 1)
         self._last_payload = tail.payload
         mark.store(self.next_seq)
-        return mark, writer
+        return mark, writer, self._take_up_chain()
+
+    def _take_up_chain(self) -> Chain:
+        if self._chain is not None and self._chain.next_seq == self.next_seq:
+            # The cut took only what was not synced.
+            return self._chain
+        return Chain.resume(self.epoch, self._target.storage, self.next_seq)
 
 
 def _attach(fd: int, name: str) -> Ring:

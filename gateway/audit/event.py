@@ -221,12 +221,17 @@ class Gap(msgspec.Struct, tag_field="type", tag="gap"):
 
 
 class Heartbeat(msgspec.Struct, tag_field="type", tag="heartbeat"):
-    """An idle source lives."""
+    """An idle source lives.
+
+    `positions`, in the recorder's own only: {"<source hex>-<epoch hex>": [next seq, running hash in hex]} of epochs
+    that moved (`gateway/audit/chain.py`); not there otherwise.
+    """
 
     kind: str = "heartbeat"
     schema: int = SCHEMA
     id: str = ""
     at_ns: int = 0
+    positions: dict[str, tuple[int, str]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class EpochOpen(msgspec.Struct, tag_field="type", tag="epoch_open"):

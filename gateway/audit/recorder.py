@@ -8,6 +8,7 @@ epoch's `closed` file says that all is told; a kill in between tells it twice, w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -19,12 +20,14 @@ from typing import NamedTuple
 
 from gateway import config as configuration
 from gateway import logs, process
+from gateway.audit.chain import Chain
 from gateway.audit.drain import Drain, Retirement, Target
 from gateway.audit.event import EpochClose, Event, Gap
+from gateway.audit.positions import PositionLog
 from gateway.audit.recovery import closes, cut
 from gateway.audit.retention import Retention
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
-from gateway.audit.spool import EpochPath, SyncedMark, closed, epochs, write_closed
+from gateway.audit.spool import EpochPath, SyncedMark, closed, epoch_path, epochs, synced_seq, write_closed
 from gateway.audit.storage import DISK, Storage
 from gateway.audit.writer import Writer
 from gateway.errors import FrameCorrupt, RingUnusable
@@ -91,6 +94,7 @@ class Recorder:
         )
         self._own = Writer(source, gateway_id)
         self._own_name = source.ring_path.name
+        self._positions = PositionLog()
         self._discover()
         self._close_lost()
 
@@ -121,6 +125,8 @@ class Recorder:
                 blocked.add(drain.source)
         try:
             self._retire()
+            if failure is None and (positions := self._positions.due(self._drains.values(), now_ns)):
+                self._log(positions)
         except OSError as exc:
             failure = exc
         self._judge(failure)
@@ -135,6 +141,8 @@ class Recorder:
     def close(self) -> None:
         """End our own epoch and put it on disk; what the disk refuses waits in the ring."""
         own = self._drains[self._own_name]
+        with contextlib.suppress(OSError):
+            self._log(self._positions.now((d.key, d.position) for d in self._in_order()))
         self._own.close()
         deadline = time.monotonic() + OWN_STOP_S
         while True:
@@ -201,10 +209,11 @@ class Recorder:
 
     def _begin_retirement(self, drain: Drain) -> None:
         assigned = drain.ring.assigned
+        events: list[Event] = [*self._positions.now([(drain.key, drain.position)])]
         if drain.owner_closed:
-            drain.retirement = Retirement(0, "closed", assigned)
+            drain.retirement = Retirement(self._log(events), "closed", assigned)
             return
-        events: list[Event] = [*drain.tail_gaps(time.time_ns())]
+        events += drain.tail_gaps(time.time_ns())
         events.append(_close_event(drain.epoch, assigned, "owner_died"))
         drain.retirement = Retirement(self._log(events), "owner_died", assigned)
         log.warning(
@@ -216,7 +225,8 @@ class Recorder:
         """Bytes below `committed` are no frame: what follows in this ring cannot be told apart."""
         drain.ring.set_unavailable(True)
         drain.settle()
-        position = self._log([drain.gap(drain.next_seq, None, "corrupt", time.time_ns())])
+        events: list[Event] = [*self._positions.now([(drain.key, drain.position)])]
+        position = self._log([*events, drain.gap(drain.next_seq, None, "corrupt", time.time_ns())])
         drain.retirement = Retirement(position, "corrupt", drain.next_seq)
         log.error("ring_corrupt", extra={"ring": drain.path.name, "why": str(exc)})  # noqa: TRY400
 
@@ -227,6 +237,7 @@ class Recorder:
                 continue
             write_closed(drain.epoch, over.next_seq, over.cause, self._storage)
             del self._drains[name]
+            self._positions.forget(drain.key)
             if over.cause == "corrupt":
                 self._storage.rename(drain.path, drain.path.with_suffix(".bad"))
             drain.close(unlink=over.cause != "corrupt")
@@ -234,6 +245,13 @@ class Recorder:
     def _close_lost(self) -> None:
         """Epochs whose ring is gone (power loss, deleted container): an open gap, and their end."""
         ringed = {d.epoch.key for d in self._drains.values()}
+        # The last frames of a recorder that ended by itself: nobody else says what they hash to.
+        before = self._own.source
+        if before.prev_epoch is not None:
+            last = epoch_path(self._places.spool, before.source, before.prev_epoch)
+            if closed(last) is not None:
+                chain = Chain.resume(last, self._target.storage, synced_seq(last))
+                self._log(self._positions.now([(last.key, chain.position)]))
         over: list[tuple[EpochPath, int, str]] = []
         for epoch in epochs(self._places.spool, self._storage):
             if epoch.key in ringed or closed(epoch, self._storage) is not None:
@@ -243,6 +261,8 @@ class Recorder:
             mark = SyncedMark(epoch.path / "synced", self._storage)
             mark.store(next_seq)
             mark.close()
+            chain = Chain.resume(epoch, self._target.storage, next_seq)
+            self._log(self._positions.now([(epoch.key, chain.position)]))
             if closes(epoch, tail.payload):
                 over.append((epoch, next_seq, "closed"))
                 continue
@@ -265,8 +285,8 @@ class Recorder:
             write_closed(epoch, next_seq, cause, self._storage)
 
     def _log(self, events: Sequence[Event]) -> int:
-        """Append to our own ring; returns the position behind it."""
-        while self._own.append_events(events) is None:
+        """Append to our own ring, if there is anything; returns the position behind it."""
+        while events and self._own.append_events(events) is None:
             # Our own ring is full: it is ours to drain.
             self._drains[self._own_name].step()
         return self._own.ring.committed

@@ -68,6 +68,7 @@ class Retention:
             if not segment.sent:
                 log.warning("unsent_records_trimmed", extra={"segment": segment.path.name})
             segment.path.unlink(missing_ok=True)
+            segment.path.with_suffix(".idx").unlink(missing_ok=True)
             total -= segment.size_bytes
             removed.append(segment)
         for path in {segment.path.parent for segment in removed}:

@@ -1,6 +1,8 @@
 """The spool: the log on this host's disk, as the recorder writes it and as readers find it.
 
     spool/<source hex>/<epoch hex>/<first seq, 20 digits>.log    frames, each at a multiple of 8 bytes
+    spool/<source hex>/<epoch hex>/<first seq, 20 digits>.idx    where numbers stand in it (`index.py`)
+    spool/<source hex>/<epoch hex>/chain                         the running hash at each segment's start (`chain.py`)
     spool/<source hex>/<epoch hex>/synced                        u64: the next seq not yet on disk
     spool/<source hex>/<epoch hex>/closed                        JSON: the epoch is over
 
@@ -208,6 +210,8 @@ class SegmentWriter:
         self._fd = -1
         self._size = 0
         self._fresh = False
+        self.segment_seq = 0
+        """The first number of the segment that was written last."""
         storage.make_directory(epoch.path)
 
     def write(self, first_seq: int, data: bytes) -> None:
@@ -246,6 +250,7 @@ class SegmentWriter:
         if self._fd >= 0:
             self._storage.sync(self._fd)
             self.abandon()
+        self.segment_seq = first_seq
         self._fd = self._storage.create(self._epoch.path / segment_name(first_seq), exclusive=True)
         self._fresh = True
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import msgspec
+
 from gateway.audit.event import Control, Event, Gap, Model, Prediction, Tensor
 from gateway.audit.frame import ITEM_BYTES
 from gateway.cli.screen import moment, say, table
@@ -51,7 +53,7 @@ def show(event: Event) -> None:
             (name, str(value))
             for name in event.__struct_fields__
             if name not in {"id", "kind", "schema", "at_ns"}
-            and (value := getattr(event, name)) not in (None, "", [], {})
+            and (value := getattr(event, name)) not in (None, "", [], {}, msgspec.UNSET)
         ]
     table(("field", "value"), rows)
     if isinstance(event, Prediction):

@@ -256,3 +256,22 @@ def test_unknown_keys_are_ignored():
     later = msgspec.msgpack.decode(encode_event(Heartbeat(at_ns=1)))
     later["since_then"] = {"a": 1}
     assert decode_event(msgspec.msgpack.encode(later)) == Heartbeat(at_ns=1)
+
+
+HEARTBEAT = (
+    "a474797065a9686561727462656174a46b696e64a9686561727462656174a6736368656d6101a26964d92a3031303230333034303530363037"
+    "30382d36353433323130662d30303030303030303030303030303035a561745f6e7307"
+)
+POSITIONS = (
+    "a9706f736974696f6e7381b9303130323033303430353036303730382d36353433323130669205d94065656565656565656565656565656565"
+    "656565656565656565656565656565656565656565656565656565656565656565656565656565656565656565656565"
+)
+
+
+def test_a_heartbeat_with_positions():
+    """Positions are one key more, and not there where there are none: other heartbeats are written as ever."""
+    beat = Heartbeat(id=str(EventId(SOURCE, EPOCH, 5)), at_ns=7)
+    assert encode_event(beat) == bytes.fromhex("85" + HEARTBEAT)
+    beat.positions = {f"{SOURCE:016x}-{EPOCH:08x}": (5, "ee" * 32)}
+    assert encode_event(beat) == bytes.fromhex("86" + HEARTBEAT + POSITIONS)
+    assert decode_event(encode_event(beat)) == decode_event(encode_event(beat, "json")) == beat

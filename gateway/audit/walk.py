@@ -1,0 +1,95 @@
+"""A walk over one segment's frames as they stand, each with its place, until the end or the first that is damaged.
+
+For those that check a segment (`chain`, `verify`, `scrub`, `index`); what follows the log reads through
+`EpochReader`, which takes a damaged segment for one that ends there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.audit.frame import HEADER, HEADER_BYTES, PREFIX_BYTES, Frame, padded
+from gateway.audit.storage import DISK, Storage
+
+READ_BYTES = 1024 * 1024
+_LEAST = HEADER_BYTES - PREFIX_BYTES
+
+
+class Piece(NamedTuple):
+    """One frame of a segment."""
+
+    offset: int
+    frame: Frame
+    raw: memoryview
+    """Its bytes, padding included; valid until the next piece is asked for."""
+
+
+class Damage(Exception):
+    """Bytes of a segment that are no frame.
+
+    Attributes:
+        offset: where in the file.
+        found: what stands there, in words.
+    """
+
+    def __init__(self, offset: int, found: str) -> None:
+        super().__init__(f"byte {offset}: {found}")
+        self.offset = offset
+        self.found = found
+
+
+def walk(
+    path: Path, offset: int = 0, read_bytes: int = READ_BYTES, storage: Storage = DISK
+) -> Iterator[Piece]:
+    """Frames of a file from a byte on. Memory: `read_bytes`, or the largest frame.
+
+    Raises:
+        Damage: the bytes at its offset are no whole, valid frame (up to there all were yielded).
+        OSError: the file cannot be read.
+    """
+    fd = storage.open(path)
+    try:
+        size = storage.size(fd)
+        buffer = b""
+        while offset + len(buffer) < size:
+            more = storage.read(fd, max(read_bytes, _needed(buffer) - len(buffer)), offset + len(buffer))
+            if not more:
+                return
+            buffer += more
+            at = 0
+            view = memoryview(buffer)
+            while len(buffer) - at >= HEADER_BYTES:
+                length, crc, first_seq, count = HEADER.unpack_from(buffer, at)
+                end = at + PREFIX_BYTES + length
+                if length < _LEAST or offset + end > size:
+                    raise Damage(offset + at, _bad_length(length, size - offset - at))
+                following = at + padded(PREFIX_BYTES + length)
+                if min(following, size - offset) > len(buffer):
+                    break
+                if zlib.crc32(view[at + PREFIX_BYTES : end]) != crc:
+                    raise Damage(offset + at, f"a frame of {length} bytes whose CRC does not match")
+                frame = Frame(first_seq, count, bytes(view[at + HEADER_BYTES : end]))
+                yield Piece(offset + at, frame, view[at:following])
+                at = following
+            offset += at
+            buffer = buffer[at:]
+        if buffer:
+            raise Damage(offset, f"{len(buffer)} bytes that are no frame's header")
+    finally:
+        storage.close(fd)
+
+
+def _needed(buffer: bytes) -> int:
+    """Bytes of the frame that begins the buffer, as far as that is known."""
+    if len(buffer) < HEADER_BYTES:
+        return HEADER_BYTES
+    return padded(PREFIX_BYTES + int.from_bytes(buffer[:4], "little"))
+
+
+def _bad_length(length: int, left: int) -> str:
+    if not length:
+        return "zeros"
+    return f"a length of {length} where {left} bytes are left"
