@@ -17,6 +17,7 @@ from gateway.audit.chain import Chain, Position
 from gateway.audit.event import Gap
 from gateway.audit.recovery import closes, cut
 from gateway.audit.ring import Ring
+from gateway.audit.source import boot_id
 from gateway.audit.spool import EpochPath, SegmentWriter, SyncedMark, epoch_path
 from gateway.audit.storage import Storage
 from gateway.errors import FrameCorrupt, RingUnusable
@@ -171,6 +172,11 @@ class Drain:
             cause=cause,
             at_ns=at_ns,
         )
+
+    @property
+    def believed(self) -> bool:
+        """The ring is memory of this boot: of another's, and of one that does not say, no mark counts."""
+        return self.ring.facts.boot == boot_id() or self.owner_lives()
 
     def owner_lives(self) -> bool:
         """Whether the owner holds its lock."""

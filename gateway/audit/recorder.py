@@ -26,6 +26,7 @@ from gateway.audit.event import EpochClose, Event, Gap
 from gateway.audit.positions import PositionLog
 from gateway.audit.recovery import closes, cut
 from gateway.audit.retention import Retention
+from gateway.audit.salvage import salvage
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.spool import EpochPath, SyncedMark, closed, epoch_path, epochs, synced_seq, write_closed
 from gateway.audit.storage import DISK, Storage
@@ -95,12 +96,16 @@ class Recorder:
         self._own = Writer(source, gateway_id)
         self._own_name = source.ring_path.name
         self._positions = PositionLog()
+        self._ringless = True
+        """There may be epochs whose ring is gone."""
         self._discover()
         self._close_lost()
 
     def step(self) -> int:
         """One pass over all rings; returns the bytes moved to disk."""
         self._discover()
+        if self._ringless:
+            self._close_lost()
         now_ns = time.monotonic_ns()
         self._looks = now_ns - self._looked_ns >= self.look_ns
         if self._looks:
@@ -178,9 +183,16 @@ class Recorder:
             except RingUnusable as exc:
                 self._storage.rename(path, path.with_suffix(".bad"))
                 log.error("ring_unusable", extra={"ring": name, "why": str(exc)})  # noqa: TRY400
+                self._lose_ring(name)
                 continue
             if closed(drain.epoch, self._storage) is not None:
                 drain.close(unlink=True)
+                continue
+            if not drain.believed:
+                kept = salvage(drain.ring, drain.epoch, self._target.segment_bytes, self._storage)
+                drain.close(unlink=True)
+                log.warning("ring_of_another_boot", extra={"ring": name, **kept._asdict()})
+                self._ringless = True
                 continue
             drain.ring.set_unavailable(self._failing)
             self._drains[name] = drain
@@ -242,26 +254,36 @@ class Recorder:
                 self._storage.rename(drain.path, drain.path.with_suffix(".bad"))
             drain.close(unlink=over.cause != "corrupt")
 
+    def _lose_ring(self, name: str) -> None:
+        """The epoch of a ring that cannot be read is told like one whose ring is gone."""
+        try:
+            source, epoch = (int(part, 16) for part in name.split("-"))
+        except ValueError:
+            return
+        self._storage.make_directory(epoch_path(self._places.spool, source, epoch).path)
+        self._ringless = True
+
     def _close_lost(self) -> None:
         """Epochs whose ring is gone (power loss, deleted container): an open gap, and their end."""
+        self._ringless = False
         ringed = {d.epoch.key for d in self._drains.values()}
         # The last frames of a recorder that ended by itself: nobody else says what they hash to.
         before = self._own.source
         if before.prev_epoch is not None:
             last = epoch_path(self._places.spool, before.source, before.prev_epoch)
-            if closed(last) is not None:
-                chain = Chain.resume(last, self._target.storage, synced_seq(last))
+            if closed(last, self._storage) is not None:
+                chain = Chain.resume(last, self._storage, synced_seq(last, self._storage))
                 self._log(self._positions.now([(last.key, chain.position)]))
         over: list[tuple[EpochPath, int, str]] = []
         for epoch in epochs(self._places.spool, self._storage):
             if epoch.key in ringed or closed(epoch, self._storage) is not None:
                 continue
             tail = cut(epoch, None, self._storage)
-            next_seq = tail.next_seq or 0
             mark = SyncedMark(epoch.path / "synced", self._storage)
+            next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
             mark.store(next_seq)
             mark.close()
-            chain = Chain.resume(epoch, self._target.storage, next_seq)
+            chain = Chain.resume(epoch, self._storage, next_seq)
             self._log(self._positions.now([(epoch.key, chain.position)]))
             if closes(epoch, tail.payload):
                 over.append((epoch, next_seq, "closed"))

@@ -1,6 +1,6 @@
 """Recovery: what a starting recorder finds on disk, and what it cuts.
 
-With a ring: everything from the frame at the ring's `synced` on is cut, torn or not (it may be in the page
+With a ring of this boot: everything from the frame at the ring's `synced` on is cut, torn or not (it may be in the page
 cache and nowhere else), and is written again from the ring. Without one: the log ends at the first bad
 length or CRC. Only the end of an epoch is looked at: what stands before it was on disk before the last
 segment began, and damage there is `audit verify`'s to find, not a reason to drop what follows. Cutting is
@@ -38,12 +38,18 @@ def cut(epoch: EpochPath, from_seq: int | None, storage: Storage = DISK) -> Tail
         from_seq: the first number that must not stay; None keeps every whole frame.
     """
     listed = segments(epoch, storage)
+    removed = False
     while from_seq is not None and listed and listed[-1][0] >= from_seq:
         storage.unlink(listed.pop()[1])
+        removed = True
     while listed:
+        if removed:
+            # A segment that a power loss brings back must not stand behind a hole.
+            storage.sync_directory(epoch.path)
         path = listed.pop()[1]
         mtime_ns = storage.facts(path).mtime_ns
         last = _cut_segment(path, from_seq, storage)
+        removed = last is None
         if last is not None:
             return Tail(last.next_seq, last.payload, mtime_ns)
     return Tail(None, None, 0)

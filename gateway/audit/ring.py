@@ -20,8 +20,12 @@ a CRC mismatch below the mark as not yet visible and reads again.
 Words of the header (u64 each, at these byte offsets; one cache line a writer):
 
     0 magic   8 capacity   16 source   24 epoch   32 prev_epoch (0: none)   40 created_ns   48 pid
+    56 boot (of the machine that made it; 0: not known)
     64 assigned      128 committed   136 pending_gap_from   144 pending_gap_to + 1 (0: none)
     192 synced (recorder)   200 unavailable (recorder: 0 or 1)   208 recorder's heartbeat_ns
+
+`boot` is there because a ring may lie on a disk: after a power loss its pages are of any age, and no mark in it
+is to be believed (`gateway/audit/salvage.py`).
 
 Memory is an argument, so that tests can copy it between any two stores.
 """
@@ -29,6 +33,7 @@ Memory is an argument, so that tests can copy it between any two stores.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from gateway.audit.frame import ALIGN, HEADER, HEADER_BYTES, PREFIX_BYTES, Frame, open_frame, padded
@@ -40,7 +45,7 @@ MAGIC = int.from_bytes(b"TGRING\0" + bytes([FORMAT]), "big")
 MAX_FRAME_SHARE = 8
 """A frame takes at most this fraction (1/8) of the ring."""
 
-_MAGIC, _CAPACITY, _SOURCE, _EPOCH, _PREV, _CREATED, _PID = 0, 1, 2, 3, 4, 5, 6
+_MAGIC, _CAPACITY, _SOURCE, _EPOCH, _PREV, _CREATED, _PID, _BOOT = 0, 1, 2, 3, 4, 5, 6, 7
 _ASSIGNED, _COMMITTED, _GAP_FROM, _GAP_END = 8, 16, 17, 18
 _SYNCED, _UNAVAILABLE, _BEAT = 24, 25, 26
 _WRAP = 0xFFFFFFFF
@@ -55,6 +60,8 @@ class RingFacts(NamedTuple):
     prev_epoch: int | None
     created_ns: int
     pid: int
+    boot: int = 0
+    """`gateway.audit.source.boot_id` when it was made; 0 where it did not say."""
 
 
 class Ring:
@@ -92,6 +99,7 @@ class Ring:
         words[_PREV] = facts.prev_epoch or 0
         words[_CREATED] = facts.created_ns
         words[_PID] = facts.pid
+        words[_BOOT] = facts.boot
         words[_MAGIC] = MAGIC
         return cls(memory)
 
@@ -118,7 +126,7 @@ class Ring:
     def facts(self) -> RingFacts:
         """Who owns it."""
         w = self._words
-        return RingFacts(w[_SOURCE], w[_EPOCH], w[_PREV] or None, w[_CREATED], w[_PID])
+        return RingFacts(w[_SOURCE], w[_EPOCH], w[_PREV] or None, w[_CREATED], w[_PID], w[_BOOT])
 
     @property
     def assigned(self) -> int:
@@ -232,6 +240,25 @@ class Ring:
             taken += following - at
             position += following - at
         return frames, b"".join(chunks), position
+
+    def standing(self, position: int) -> Iterator[tuple[Frame, bytes]]:
+        """Whole frames as they stand from a byte of the ring on, and their bytes, whatever the marks say.
+
+        At most one lap; ends at what is no frame. For memory whose marks cannot be believed.
+        """
+        left = self.capacity
+        while left > 0:
+            if int.from_bytes(self._data[position : position + 4], "little") == _WRAP:
+                left -= self.capacity - position
+                position = 0
+                continue
+            try:
+                frame, following = open_frame(self._data, position, self.capacity)
+            except FrameCorrupt:
+                return
+            left -= following - position
+            yield frame, bytes(self._data[position:following])
+            position = following % self.capacity
 
     def set_synced(self, position: int) -> None:
         """Everything below `position` is on disk; the owner may reuse its room."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import logging
 import mmap
 import os
 import time
@@ -24,11 +26,16 @@ from gateway.audit.ring import HEADER_PAGE_BYTES, Ring, RingFacts
 from gateway.audit.storage import DISK, Storage, replace
 from gateway.errors import RingUnusable, StateInUse
 
+log = logging.getLogger("tidegate.source")
+
 RING_FLOOR_BYTES = 4 * 1024 * 1024
 SMALL_RING_BYTES = 4 * 1024 * 1024
 """Rings of all roles but workers."""
 _MADV_POPULATE_READ = 22
 """Map all pages now: they are allocated already, and would else be mapped one by one while requests are answered."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_EPOCH_NAME_CHARS = 8
+_EPOCH_MAX = 0xFFFFFFFF
 
 
 class Source(NamedTuple):
@@ -42,6 +49,15 @@ class Source(NamedTuple):
     ring: Ring
     ring_path: Path
     lock_fds: tuple[int, int]
+
+
+@functools.cache
+def boot_id() -> int:
+    """The first 64 bits of this machine's boot id; 0 where the system does not tell it."""
+    try:
+        return int(_BOOT_ID.read_text().replace("-", "")[:16], 16)
+    except (OSError, ValueError):
+        return 0
 
 
 def source_directory(state_dir: Path, source: int) -> Path:
@@ -61,7 +77,7 @@ def claim_source(
     index, lock_fd = _lock_lowest(state_dir, role)
     source = source_of(gateway_id, role, index)
     epoch, prev_epoch = _next_epoch(source_directory(state_dir, source), storage)
-    facts = RingFacts(source, epoch, prev_epoch, time.time_ns(), os.getpid())
+    facts = RingFacts(source, epoch, prev_epoch, time.time_ns(), os.getpid(), boot_id())
     ring, path, ring_fd = make_ring(ring_dir, facts, ring_bytes)
     return Source(source, role, index, epoch, prev_epoch, ring, path, (lock_fd, ring_fd))
 
@@ -70,8 +86,10 @@ def make_ring(ring_dir: Path, facts: RingFacts, ring_bytes: int) -> tuple[Ring, 
     """A new ring file: allocated, filled, locked, then renamed into sight.
 
     Shrinks to what is free (all rings take at most half of it), down to 4 MiB or to what was asked
-    when that is less.
+    when that is less. Removes what a process of the same source left that was killed right here.
     """
+    for left in ring_dir.glob(f"{facts.source:016x}-*.new"):
+        left.unlink(missing_ok=True)
     stat = os.statvfs(ring_dir)
     free = stat.f_bavail * stat.f_frsize
     floor = min(RING_FLOOR_BYTES, ring_bytes)
@@ -119,11 +137,27 @@ def _lock_lowest(state_dir: Path, role: str) -> tuple[int, int]:
 def _next_epoch(directory: Path, storage: Storage) -> tuple[int, int | None]:
     storage.make_directory(directory)
     path = directory / "epoch"
-    try:
-        prev_epoch = int(storage.content(path))
-    except FileNotFoundError:
-        prev_epoch = None
+    prev_epoch = _last_epoch(path, storage)
     epoch = max((prev_epoch or 0) + 1, int(time.time()))
     replace(storage, path, f"{epoch}\n".encode())
     storage.sync_directory(directory.parent)
     return epoch, prev_epoch
+
+
+def _last_epoch(path: Path, storage: Storage) -> int | None:
+    """The last epoch of a source by its file or, should that be torn or older, by what lies beside it."""
+    found = storage.entries(path.parent)
+    known = [
+        int(name, 16)
+        for name, is_directory in found
+        if is_directory and len(name) == _EPOCH_NAME_CHARS and not set(name) - set("0123456789abcdef")
+    ]
+    try:
+        content = storage.content(path)
+    except FileNotFoundError:
+        return max(known, default=None)
+    if content.strip().isdigit() and int(content) <= _EPOCH_MAX:
+        known.append(int(content))
+    else:
+        log.error("epoch_file_unreadable", extra={"file": str(path), "found": repr(content[:32])})
+    return max(known, default=None)
