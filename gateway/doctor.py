@@ -18,7 +18,7 @@ _TOOLS = (
     ("mvn", "fetches Kafka's jars once", "the package maven"),
     ("docker", "another way to Kafka", "optional"),
     ("kcat", "an independent reader of the topic", "the package kcat"),
-    ("strace", "proof of what the processes connect to", "the package strace"),
+    ("strace", "proofs: what processes connect to, kills and errors at system calls", "the package strace"),
     ("nginx", "the partner of the benchmark", "the package nginx-light"),
     ("wrk", "the load of the benchmark", "the package wrk"),
     ("chromium", "tests of the console", "the package chromium"),

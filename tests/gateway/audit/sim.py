@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gateway import config
@@ -53,12 +53,12 @@ class Log:
         """A recorder in this process."""
         return Recorder(self.places, GATEWAY_ID, segment_bytes, storage)
 
-    def child(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A real process, killed at the end of the test; `output` is what it wrote."""
+    def child(self, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """A real process, killed at the end of the test; `output` is what it wrote. `prefix`: what it runs under."""
         path = self.state_dir / f"output-{len(self._children)}"
         with path.open("wb") as out:
             child = subprocess.Popen(
-                [sys.executable, "-P", *arguments],
+                [*prefix, sys.executable, "-P", *arguments],
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self.context()},
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -82,9 +82,9 @@ class Log:
         )
         return {"TG_CONTEXT": context.to_env()["TG_CONTEXT"]}
 
-    def real_recorder(self) -> subprocess.Popen[bytes]:
+    def real_recorder(self, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """The recorder's own process."""
-        return self.child("-m", "gateway.audit.recorder")
+        return self.child("-m", "gateway.audit.recorder", prefix=prefix)
 
     def end_children(self) -> None:
         """Kill what a test left."""
