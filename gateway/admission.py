@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from gateway import capture
 from gateway.audit.event import ModelFacts
 from gateway.batching import Inference, order_ns
 from gateway.config import Config
@@ -83,6 +84,8 @@ class Admission:
             msg = f"{inflight} requests are in flight; try again shortly"
             raise Overloaded(msg)
         inference.audit_level = raised(self._level, head.audit_level)
+        if head.captures_full:
+            capture.ask(inference)
         if self._appender.fails:
             self._refuse_unlogged(inference)
 
@@ -113,7 +116,8 @@ class Admission:
             raise AuditUnavailable(msg)
 
     def set_deadline(self, head: Head, inference: Inference) -> None:
-        """By the head, by parameter, or as configured; the place in the queue by priority."""
+        """By the head, by parameter, or as configured; the place in the queue by priority. And what else parameters
+        ask for: that the record has all tensors."""
         timeout_ns = self._timeout_ns if head.timeout_ms is None else head.timeout_ms * 1_000_000
         parameters = inference.parameters
         if parameters is not None:
@@ -123,6 +127,8 @@ class Admission:
             asked = parameters.get("priority")
             if type(asked) is int and 0 < asked < 1 << 32:
                 inference.priority = asked
+            if capture.asked_by(parameters):
+                capture.ask(inference)
         received_ns = inference.received_ns
         inference.deadline_ns = deadline_ns = received_ns + timeout_ns
         inference.order_ns = order_ns(received_ns, deadline_ns, inference.priority)

@@ -138,7 +138,10 @@ class Audit(_Section):
     append_timeout_ms: Annotated[int, Meta(ge=0, description="a reply waits for room at most")] = 50
     sync_timeout_ms: Annotated[int, Meta(ge=1, description="a reply waits for the disk at most")] = 1000
     capture_max_bytes: Annotated[
-        int, Meta(ge=0, description="tensors of a request above this are logged by hash")
+        int,
+        Meta(
+            ge=0, description="tensors of a request above this are logged by hash, unless more is asked for"
+        ),
     ] = 65_536
     max_bytes: (
         Annotated[

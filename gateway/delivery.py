@@ -29,10 +29,10 @@ class Delivery:
         appender: the way into the ring, `gateway.append`.
         problem: turns an error into (status, fields, body); the one table of api.problems.
         prefix: what the ids of this epoch begin with.
-        capture_max_bytes: a request's tensors above this are recorded by hash.
+        capture_max_bytes: a request's tensors above this are recorded by hash, unless more is asked for.
 
     Attributes:
-        capture_max_bytes: as given.
+        limits: bytes of a frame, and `capture_max_bytes`.
         answered: requests that were taken and are answered, or dropped.
         admit_ns, route_ns: what these stages took for the newest request that was timed; core stores them.
 
@@ -43,8 +43,7 @@ class Delivery:
         self._appender = appender
         self._problem = problem
         self._prefix = prefix
-        self.capture_max_bytes = capture_max_bytes
-        self._limits = (appender.max_frame_bytes, capture_max_bytes)
+        self.limits = (appender.max_frame_bytes, capture_max_bytes)
         self._batch_id = 0
         self.answered = 0
         self.admit_ns = 0
@@ -63,7 +62,7 @@ class Delivery:
             texts = [] if error is not None else version.encoder.texts(batch)
             now_ns = _now()
             facts = RunFacts(version, batch, self._batch_id, error, now_ns, (self.admit_ns, self.route_ns))
-            frames = facts.frames(self._limits)
+            frames = facts.frames(self.limits)
         except Exception:
             log.exception("run_not_recorded", extra={"model": version.model})
             self._unrecorded(version, batch.inferences)

@@ -8,6 +8,9 @@ import msgspec
 
 TIMEOUT_MAX_MS = 30_000
 LEVELS = ("none", "spool", "fsync")
+CAPTURES = ("hash", "full")
+CAPTURE_PARAMETER = "audit_capture"
+"""What a body says for the header x-tidegate-audit-capture."""
 
 
 def raised(level: str, asked: str | None) -> str:
@@ -28,6 +31,9 @@ class Head(msgspec.Struct, frozen=True):
     traceparent: str | None = None
     routing_key: str | None = None
     audit_level: str | None = None
+    captures_full: bool = False
+    """Its tensors are to be recorded whole. A head that says so has a level, the lowest where it asked for none: the
+    common way need not look."""
     dialect: str = "oip"
     """Whose words the body is in: "oip", or "v1" of `:predict`."""
 

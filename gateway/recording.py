@@ -1,10 +1,9 @@
 """What a run leaves in the log: its columnar frame, built once per run.
 
 core (encode) -> **recording** -> append. The columns are those of `gateway.audit.frame.Run`. A request whose
-tensors exceed `audit.capture_max_bytes`, or alone a frame, is recorded by hash; a run that exceeds a
-frame is split over several. What a frame takes is reckoned before it is made, never too low: what the
-ring cannot take would leave its requests without a record. A shadow has no input where the record holds
-only its hash: it skips those requests, reason `hash`.
+tensors exceed `audit.capture_max_bytes` is recorded by hash unless somebody asks for more (`gateway.capture`), one that
+alone exceeds a frame always; a run that exceeds a frame is split over several. What a frame takes is reckoned before it
+is made, never too low: what the ring cannot take would leave its requests without a record.
 """
 
 from __future__ import annotations
@@ -17,23 +16,25 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from gateway import tensors
+from gateway import capture, tensors
 from gateway.audit.event import ModelFacts, Prediction, RouteFacts
 from gateway.audit.frame import Run, RunTensor, encoder
 from gateway.batching import Batch, Inference
 from gateway.errors import GatewayError, Overloaded
 from gateway.head import LEVELS
 from gateway.routing import Assignment
+from gateway.sizing import (
+    DIGEST_BYTES,
+    EVENT_BYTES,
+    FRAME_BYTES,
+    held_bytes,
+    out_bytes,
+    room_of,
+    tensor_bytes,
+)
 
 _ONE_ROW = [1]
 _NONE = (None,)
-_EVENT_BYTES = 1024
-"""More than a request takes in a frame beside its tensors, id and parameters: caller, route, stages."""
-_DIGEST_BYTES = 70
-"""A digest, or its absence, in a column."""
-_FRAME_BYTES = 4096
-"""More than a run's own fields take."""
-
 _route_raw: dict[int, tuple[Assignment, msgspec.Raw]] = {}
 
 
@@ -66,35 +67,23 @@ def _route_facts(assignment: Assignment, unit: int | None) -> RouteFacts:
     )
 
 
-def _held_bytes(joined: list[bytes], outputs: list[Any]) -> int:
-    return sum(map(len, joined)) + sum([array.nbytes for array in outputs])
-
-
-def _tensor_bytes(batch: Batch, outputs: list[Any]) -> list[int]:
-    """Each request's inputs and outputs in binary form."""
-    rows = batch.rows or 1
-    per_row = sum([a.nbytes // rows for a in outputs if a.dtype != object])
-    sizes = [sum(map(len, i.inputs)) + per_row * i.rows for i in batch.inferences]
-    for array in outputs:
-        if array.dtype == object:
-            texts = [4 + len(str(value).encode()) for value in array.ravel()]
-            start = 0
-            for k, inference in enumerate(batch.inferences):
-                end = start + len(texts) // rows * inference.rows
-                sizes[k] += sum(texts[start:end])
-                start = end
-    return sizes
-
-
-def prepare(version: Any, batch: Batch, capture_max_bytes: int) -> None:
+def prepare(version: Any, batch: Batch, limits: tuple[int, int]) -> None:
     """What is costly of recording: redaction, and digests of inputs that will be recorded by hash. For the lane's
-    thread; of the two, hashing releases the GIL."""
+    thread; of the two, hashing releases the GIL.
+
+    Args:
+        limits: as `RunFacts.frames`.
+    """
     redactor = version.redactor
     if redactor is not None:
         batch.redactions = [redactor.made(inference) for inference in batch.inferences]
     for index, inference in enumerate(batch.inferences):
         inputs = inference.inputs if redactor is None else batch.redactions[index].inputs
-        if sum(map(len, inputs)) > capture_max_bytes:
+        size = sum(map(len, inputs))
+        if size > limits[1] and (
+            not capture.wanted(version, inference)
+            or size + out_bytes(batch, inference) + EVENT_BYTES > room_of(version, limits[0])
+        ):
             inference.digests = [hashlib.sha256(data).hexdigest() for data in inputs]
 
 
@@ -153,24 +142,25 @@ class RunFacts:
         batch.columns = []
         everything = batch.inferences
         log_bytes = [i.log_bytes for i in everything]
-        room = limits[0] - _FRAME_BYTES - version.named_bytes
+        room = limits[0] - FRAME_BYTES - version.named_bytes
         row_bytes, rows = version.row_bytes, batch.rows
-        if row_bytes is not None and rows * row_bytes == _held_bytes(batch.joined, outputs):
+        if row_bytes is not None and rows * row_bytes == held_bytes(batch.joined, outputs):
             # The rows alone fix the size of all tensors.
             largest = row_bytes
             if rows != len(everything):
                 largest *= max([i.rows for i in everything])
             if largest <= limits[1]:
-                total = rows * row_bytes + sum(log_bytes) + _EVENT_BYTES * len(everything)
+                total = rows * row_bytes + sum(log_bytes) + EVENT_BYTES * len(everything)
                 if total <= room:
                     return [self.payload(everything, None, batch.joined, outputs, 0)]
-        captured = _tensor_bytes(batch, outputs)
-        besides = [more + _EVENT_BYTES for more in log_bytes]
+        captured = tensor_bytes(batch, outputs)
+        besides = [more + EVENT_BYTES for more in log_bytes]
         if max(captured) <= limits[1] and sum(captured) + sum(besides) <= room:
             return [self.payload(everything, None, batch.joined, outputs, 0)]
-        digests = _DIGEST_BYTES * (len(version.signature.inputs) + len(outputs))
+        digests = DIGEST_BYTES * (len(version.signature.inputs) + len(outputs))
         hashed = [
-            size > limits[1] or size + more > room for size, more in zip(captured, besides, strict=True)
+            size + more > room or (size > limits[1] and not capture.wanted(version, inference))
+            for size, more, inference in zip(captured, besides, everything, strict=True)
         ]
         sizes = [
             more + digests + (0 if big else size)
@@ -245,6 +235,9 @@ class RunFacts:
         if over is not None:
             run.capture = ["hash" if big else "full" for big in over]
             self._tensors_hashed(run, part, over, outputs)
+            for inference, big in zip(part, over, strict=True):
+                if big:
+                    capture.told(self.version, inference)
         else:
             self._tensors_full(run, part, joined, outputs)
         level = levels[0] if len(levels) == 1 else max(levels, key=LEVELS.index)

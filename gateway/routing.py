@@ -166,6 +166,8 @@ class Assignment(msgspec.Struct, frozen=True):
     reason: str
     revision: int
     generation: int
+    shadows: tuple[tuple[str, int], ...] = ()
+    """(version, sample_bp) of those that are to answer what it draws, too."""
 
 
 class RouteTable:
@@ -212,6 +214,7 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
     effective_bp = effective_weights_bp(route, now_ns)
     owners: list[Assignment | None] = [None] * TOTAL_BP
     made: dict[str, Assignment] = {}
+    shadows = tuple((v.version, v.sample_bp) for v in route.variants if v.role == "shadow" and v.sample_bp)
     for v in route.variants:
         if v.role == "shadow" or not v.weight_bp:
             continue
@@ -229,6 +232,7 @@ def compile_route(route: Route, generation: int, ready: Container[str], now_ns: 
                 reason="fallback" if fallback else "weight",
                 revision=route.revision,
                 generation=generation,
+                shadows=shadows,
             ),
         )
         for start, end in v.buckets:

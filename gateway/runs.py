@@ -198,7 +198,7 @@ class Runs:
             batch.error = exc
         if batch.watched is not None:
             # Of failed ones too: what is costly of their records is not for the loop either.
-            prepare(version, batch, self._delivery.capture_max_bytes)
+            prepare(version, batch, self._delivery.limits)
 
     def _finish(self, version: Version, batch: Batch) -> None:
         version.ran_ns = batch.ended_ns

@@ -301,6 +301,7 @@ class Models:
         if version.fails:
             # Without a level nobody waits for the record, and nothing could be told to fail.
             version.least_level = raised("spool", version.least_level)
+        version.captures_full = settings.audit.capture == "full"
         if session.redacted:
             version.redactor = Redactor(session.redacted, self.redaction_key)
         version.audited = version.least_level is not None or version.redactor is not None

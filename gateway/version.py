@@ -43,6 +43,8 @@ class Version:
     """Nothing of it leaves unlogged, also where the gateway's policy is to degrade."""
     audited = False
     """One of these."""
+    captures_full = False
+    """Its requests are recorded whole however large they are, as far as a frame takes them."""
 
     def __init__(
         self, session: Session, codec: Any, encoder_: Any, batch: BatchConfig, words: memoryview

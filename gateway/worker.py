@@ -38,6 +38,7 @@ from gateway.api.server import Server
 from gateway.append import Appender
 from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
+from gateway.capture import check_room
 from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError, Overloaded
@@ -46,6 +47,7 @@ from gateway.memory import memory_plan
 from gateway.redaction import read_key
 from gateway.serving import Models
 from gateway.vitals import Vitals
+from loaders.errors import ModelError
 from loaders.registry import Registry
 from loaders.session import Session, load
 from loaders.verdicts import Trials
@@ -121,7 +123,7 @@ class Worker:
         # session's own threads would inherit it, and serve with it.
         if self.intra_op_threads == 1 and self.words[words_of.STATE] == words_of.SERVING:
             process.give_way()
-        return load(
+        session = load(
             Path(self.context.models),
             model,
             version,
@@ -129,6 +131,14 @@ class Worker:
             intra_op_threads=self.intra_op_threads,
             trials=self.trials,
         )
+        try:
+            check_room(session, self.appender.max_frame_bytes)
+        except ModelError:
+            if self.registry.get(model, version) is None:
+                # It may be mended in place: nothing of it was served.
+                self.trials.release(model, version)
+            raise
+        return session
 
     def _changed(self, model: str, version: str, state: str, reason: str | None) -> None:
         # On the loader's thread.

@@ -41,10 +41,12 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class AuditSettings(_Section):
-    """How this version's predictions are recorded; may raise the gateway's level."""
+    """How this version's predictions are recorded; may raise what the gateway's settings say."""
 
     level: Literal["none", "spool", "fsync"] | None = None
     on_unavailable: Literal["fail", "degrade"] | None = None
+    capture: Literal["hash", "full"] = "hash"
+    """Of requests above the gateway's `audit.capture_max_bytes`: by hash, or whole."""
 
 
 class LabelSettings(_Section):

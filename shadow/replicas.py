@@ -247,7 +247,11 @@ def _unreadable(event: Prediction) -> Refusal | None:
     if event.redacted:
         return Refusal("redacted", "cells of the logged inputs are redacted: they are not what was scored")
     if event.capture != "full" or any(tensor.data is None for tensor in event.inputs):
-        return Refusal("hash", "inputs are logged by hash only (audit.capture_max_bytes)")
+        return Refusal(
+            "hash",
+            "inputs are logged by hash only: above audit.capture_max_bytes, and more than a record of the gateway's"
+            " ring takes (audit.ring_bytes)",
+        )
     return None
 
 

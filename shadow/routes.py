@@ -6,16 +6,14 @@ that revision stands in the control event that made it. The two lie in different
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 
 from gateway.audit.event import Control, Prediction
+from gateway.audit.sampling import sampled_by
 from shadow.documents import Document, documents_of
 
 REVISIONS_KEPT = 64
 """A prediction of an older revision than so many is treated by the newest."""
-TOTAL_BP = 10_000
 
 
 class RouteBook(msgspec.Struct):
@@ -55,9 +53,7 @@ class RouteBook(msgspec.Struct):
         found = revisions.get(event.route.revision)
         if found is None:
             found = self._newest(event.model.name)
-        answered = event.model.version
-        unit = event.route.unit_hash
-        return [version for version, bp in found.items() if version != answered and in_sample(unit, bp)]
+        return sampled_by(int(event.route.unit_hash, 16), event.model.version or "", found.items())
 
     def newest_revision(self, model: str) -> int:
         """The newest revision of a model's route; 0 where none is known."""
@@ -86,12 +82,3 @@ class RouteBook(msgspec.Struct):
 def shadows_of(event: Control) -> list[tuple[str, set[str]]]:
     """Each model that a control event is about, and the versions that shadow it from then on."""
     return [(document.model, set(document.shadows)) for document in documents_of(event)]
-
-
-def in_sample(unit_hash: str, sample_bp: int) -> bool:
-    """Whether a unit falls into a share of all units; the same everywhere, and independent of the variant drawn.
-
-    The variant is drawn from the unit itself; hashed again, a shadow sees a like share of every variant.
-    """
-    digest = hashlib.blake2b(int(unit_hash, 16).to_bytes(8, "big"), digest_size=8, person=b"shadow").digest()
-    return int.from_bytes(digest, "big") % TOTAL_BP < sample_bp

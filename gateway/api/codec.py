@@ -25,6 +25,7 @@ from gateway.api.ladder import kind_of, read, unnested
 from gateway.api.single import QUICK_MAX_BYTES, single_of
 from gateway.batching import Inference
 from gateway.errors import InvalidRequest
+from gateway.head import CAPTURE_PARAMETER, CAPTURES
 from loaders.signature import Signature, TensorSpec
 
 ID_MAX_BYTES = 4096
@@ -275,6 +276,7 @@ def take_facts(request: Any, into: Inference) -> None:
         refuse_reserved(request.parameters, "request")
         into.priority = _whole(request.parameters, "priority", PRIORITY_MAX)
         _whole(request.parameters, "timeout", 2**63 - 1)
+        _check_capture(request.parameters)
         into.parameters = request.parameters
         log_bytes += taken
     into.log_bytes = log_bytes
@@ -286,6 +288,13 @@ def _whole(parameters: Parameters, name: str, most: int) -> int:
         msg = f"parameter {name} is {value!r:.40}; expected a whole number from 0 to {most}"
         raise InvalidRequest(msg)
     return value
+
+
+def _check_capture(parameters: Parameters) -> None:
+    capture = parameters.get(CAPTURE_PARAMETER, CAPTURES[0])
+    if capture not in CAPTURES:
+        msg = f"parameter {CAPTURE_PARAMETER} is {capture!r:.40}; expected one of {', '.join(CAPTURES)}"
+        raise InvalidRequest(msg)
 
 
 def _beyond(parameters: Parameters) -> InvalidRequest:

@@ -12,7 +12,7 @@ import msgspec
 from gateway.api.compression import accepted
 from gateway.api.crowd import Limits
 from gateway.errors import BodyTooLarge, InvalidRequest, NotFound
-from gateway.head import LEVELS, TIMEOUT_MAX_MS, Head
+from gateway.head import CAPTURES, LEVELS, TIMEOUT_MAX_MS, Head
 from loaders.repository import is_version
 
 URL_MAX_BYTES = 8192
@@ -44,6 +44,7 @@ _OURS = frozenset(
         b"traceparent",
         b"x-routing-key",
         b"x-tidegate-audit-level",
+        b"x-tidegate-audit-capture",
     )
 )
 
@@ -56,7 +57,7 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         InvalidRequest: a header of ours has a value that cannot be meant.
     """
     model, version, dialect = _asked(path)
-    json_bytes = timeout_ms = traceparent = routing_key = level = accepts = None
+    json_bytes = timeout_ms = traceparent = routing_key = level = capture = accepts = None
     traces = 0
     for name, value in headers:
         if name not in _OURS:
@@ -77,6 +78,9 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
             timeout_ms = min(max(_number(name, value), 1), TIMEOUT_MAX_MS)
         elif name == b"accept-encoding":
             accepts = accepted(value)
+        elif name == b"x-tidegate-audit-capture":
+            _once(name, capture)
+            capture = read_capture(value)
         else:
             _once(name, level)
             level = read_level(value)
@@ -96,7 +100,9 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         timeout_ms=timeout_ms,
         traceparent=traceparent,
         routing_key=routing_key,
-        audit_level=level,
+        # The lowest raises nothing; what asks for nothing goes the common way.
+        audit_level=LEVELS[0] if level is None and capture == "full" else level,
+        captures_full=capture == "full",
         dialect=dialect,
         accepts=accepts,
     )
@@ -181,6 +187,19 @@ def read_level(value: bytes) -> str:
         msg = f"x-tidegate-audit-level is {level!r}; expected one of {', '.join(LEVELS)}"
         raise InvalidRequest(msg)
     return level
+
+
+def read_capture(value: bytes) -> str:
+    """What x-tidegate-audit-capture asks for.
+
+    Raises:
+        InvalidRequest: no such way to record.
+    """
+    capture = value.decode("latin-1").strip().lower()
+    if capture not in CAPTURES:
+        msg = f"x-tidegate-audit-capture is {capture[:40]!r}; expected one of {', '.join(CAPTURES)}"
+        raise InvalidRequest(msg)
+    return capture
 
 
 def _name(raw: bytes) -> str:

@@ -61,8 +61,8 @@ def replay(event: Any, models: Path) -> Replayed:
         raise Stop(msg, NO)
     if any(tensor.data is None for tensor in (*event.inputs, *event.outputs)):
         msg = (
-            f"{event.id}: tensors are logged by hash only; raise audit.capture_max_bytes where predictions are to be"
-            " run again"
+            f"{event.id}: tensors are logged by hash only; where predictions are to be run again raise"
+            " audit.capture_max_bytes, set audit.capture in bundle.toml, or send x-tidegate-audit-capture: full"
         )
         raise Stop(msg, NO)
     session = _loaded(event, models)

@@ -129,8 +129,8 @@ def test_what_no_frame_takes_is_answered_and_logged(tmp_path: Path) -> None:
 
     async def main() -> None:
         path = Path_(tmp_path, ring_bytes=128 * 1024)
-        room, capture = path.core.delivery._limits
-        path.core.delivery._limits = (3 * room, capture)
+        room, capture = path.core.delivery.limits
+        path.core.delivery.limits = (3 * room, capture)
         sinks = [Sink() for _ in range(8)]
         for n, sink in enumerate(sinks):
             path.send_body(body([[n, 0, 0, 0]], parameters={"note": "n" * 12_000 if n < 4 else ""}), sink)
