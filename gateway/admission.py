@@ -21,7 +21,8 @@ from gateway.entry import Entry
 from gateway.errors import AuditUnavailable, GatewayError, InvalidRequest, ModelNotReady, Overloaded
 from gateway.head import TIMEOUT_MAX_MS, Head, raised
 from gateway.lanes import Lanes
-from gateway.recording import refused_event
+from gateway.recording import Wish, refused_event
+from gateway.replies import UNRECORDED
 from gateway.serving import Models
 from gateway.version import Version
 
@@ -80,12 +81,12 @@ class Admission:
         Raises:
             Overloaded, AuditUnavailable: it is not taken.
         """
-        if inflight >= self._inflight_max:
-            msg = f"{inflight} requests are in flight; try again shortly"
-            raise Overloaded(msg)
         inference.audit_level = raised(self._level, head.audit_level)
         if head.captures_full:
             capture.ask(inference)
+        if inflight >= self._inflight_max:
+            msg = f"{inflight} requests are in flight; try again shortly"
+            raise Overloaded(msg)
         if self._appender.fails:
             self._refuse_unlogged(inference)
 
@@ -220,7 +221,9 @@ class Admission:
             if len(self._turned_away) > 1024:
                 self._turned_away.clear()
             # Several, since each has a jittered Retry-After.
-            replies = self._turned_away[head.model] = [self._problem(Overloaded(text)) for _ in range(8)]
+            made = [self._problem(Overloaded(text)) for _ in range(8)]
+            replies = [(status, fields + UNRECORDED, body) for status, fields, body in made]
+            self._turned_away[head.model] = replies
             self.turned_away -= len(replies)
         self.refused += 1
         self.turned_away += 1
@@ -228,7 +231,8 @@ class Admission:
         sink.reply(status, fields, body)
         if self._appender.sums((ModelFacts(head.model, None), None, Overloaded.code, status)):
             return False
-        event = refused_event(head, Overloaded.code, status, entry, received_ns, None)
+        asked = Wish(raised(self._level, head.audit_level))
+        event = refused_event(head, (Overloaded.code, status), entry, received_ns, asked)
         self._appender.log(event)
         return True
 
@@ -241,10 +245,12 @@ class Admission:
             exc = GatewayError("internal error")
         self.refused += 1
         status, fields, body = self._problem(exc)
-        sink.reply(status, fields, body)
+        sink.reply(status, fields + UNRECORDED, body)
         if exc.code == AuditUnavailable.code:
             return False
-        event = refused_event(head, exc.code, status, self._models.get(head.model), received_ns, inference)
+        level = raised(self._level, head.audit_level) if inference is None else inference.audit_level
+        asked, entry = Wish(level, inference), self._models.get(head.model)
+        event = refused_event(head, (exc.code, status), entry, received_ns, asked)
         self._appender.refuse(event)
         return True
 

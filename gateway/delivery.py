@@ -15,7 +15,7 @@ from gateway.audit.event import Prediction
 from gateway.batching import Batch, Inference
 from gateway.errors import AuditTimeout, FrameTooLarge, GatewayError
 from gateway.recording import RunFacts, dropped_event
-from gateway.replies import Appended, Problem, Reply, reply_all
+from gateway.replies import UNRECORDED, Appended, Problem, Reply, reply_all
 from gateway.version import Version
 
 log = logging.getLogger("tidegate.worker")
@@ -90,7 +90,8 @@ class Delivery:
         self.answered += 1
         status = version.status_of(exc)
         if not inference.sink.disconnected:
-            inference.sink.reply(*self._problem(exc))
+            told, fields, body = self._problem(exc)
+            inference.sink.reply(told, fields + UNRECORDED, body)
         self._appender.log(dropped_event(inference, version.facts, exc.code, status))
         version.count_dropped(exc.code)
 
@@ -137,13 +138,15 @@ class Delivery:
                 self._appender.log(
                     Prediction(
                         kind="cancelled",
+                        done_ns=time.time_ns(),
                         code="audit_timeout",
                         status=503,
+                        audit="fsync",
                         parameters={"corrects": pid.decode()},
                     )
                 )
                 exc = AuditTimeout("the record was not on disk in time; see x-prediction-id")
                 status, fields, body = self._problem(exc)
-                fields += b"x-prediction-id: " + pid + b"\r\n"
+                fields += b"x-tidegate-audit: spool\r\nx-prediction-id: " + pid + b"\r\n"
             inference.sink.reply(status, fields, body)
         self._appender.flush()

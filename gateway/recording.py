@@ -21,7 +21,7 @@ from gateway.audit.event import ModelFacts, Prediction, RouteFacts
 from gateway.audit.frame import Run, RunTensor, encoder
 from gateway.batching import Batch, Inference
 from gateway.errors import GatewayError, Overloaded
-from gateway.head import LEVELS
+from gateway.head import LEVELS, raised
 from gateway.routing import Assignment
 from gateway.sizing import (
     DIGEST_BYTES,
@@ -322,8 +322,15 @@ def _absent(values: list[Any]) -> Any:
     return _NONE if values.count(None) == len(values) else values
 
 
+class Wish(NamedTuple):
+    """What a request that was refused had asked for: its level so far, and what was read of it (None: nothing)."""
+
+    level: str
+    inference: Inference | None = None
+
+
 def refused_event(
-    head: Any, code: str, status: int, entry: Any, received_ns: int, inference: Inference | None
+    head: Any, answer: tuple[str, int], entry: Any, received_ns: int, asked: Wish
 ) -> Prediction:
     """The event of a request that was refused.
 
@@ -331,15 +338,20 @@ def refused_event(
     has route and version then. A full queue says nothing about a version.
 
     Args:
+        answer: code and status.
         entry: the model's, None where the model is not known.
-        inference: the request as far as it came, None where nothing was read of it.
     """
+    code, status = answer
+    level, inference = asked
     model, routed = None, None
     if inference is not None and inference.assignment is not None and code != Overloaded.code:
         routed = inference
         version = routed.assignment.version
         found = None if entry is None else entry.versions.get(version)
-        model = ModelFacts(name=head.model, version=version) if found is None else found.facts
+        if found is None:
+            model = ModelFacts(name=head.model, version=version)
+        else:
+            model, level = found.facts, raised(level, found.least_level)
     elif entry is not None:
         # Only versions that exist: a client that counts through others must not make events without end.
         known = head.version if head.version in entry.states else None
@@ -355,6 +367,7 @@ def refused_event(
         model=model,
         status=status,
         code=code,
+        audit=level,
         parameters=None if routed is None else routed.parameters,
         flags=() if routed is None else routed.flags,
     )

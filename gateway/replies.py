@@ -19,6 +19,8 @@ log = logging.getLogger("tidegate.worker")
 
 Problem = Callable[[GatewayError], tuple[int, bytes, bytes]]
 """An error to status, fields and body: the one table of api.problems."""
+UNRECORDED = b"x-tidegate-audit: none\r\n"
+"""Of a reply that waited for no record: a refusal, or one that is told as an error since it has none."""
 Reply = tuple[Inference, int, bytes, bytes]
 """A request, its status, header fields and body."""
 
@@ -53,12 +55,12 @@ def reply_all(
     if appended.seq is None:
         error = AuditUnavailable("the audit log cannot be written at present; try again")
     if error is not None:
-        _reply_error(appended, prefix, error, problem, left)
+        _reply_error(appended, prefix, (error, problem), late, left)
         return
-    version, batch, part, seq, _, row, texts, _ = appended
+    version, batch, part, seq, level, row, texts, _ = appended
     # The ids of a frame's requests follow each other: all are made with one call.
     digits = pack(f">{len(part)}Q", *range(seq, seq + len(part))).hex().encode()  # type: ignore[arg-type,operator]
-    fields_of, id_of = _templates(appended.level, prefix)
+    fields_of, id_of = _templates(level, prefix)
     if late is None and _reply_rows(appended, prefix, digits, left):
         return
     left += [True] * (len(part) - len(left))
@@ -90,9 +92,9 @@ def reply_all(
             status, fields = 200, fields_of % (number, len(body))
         else:
             status, fields, body = _formed(appended, inference, id_json, row, problem)
-            fields += b"x-prediction-id: %b%b\r\n" % (prefix, number)
+            fields += b"x-tidegate-audit: %b\r\nx-prediction-id: %b%b\r\n" % (level.encode(), prefix, number)
         row += rows
-        if late is not None and inference.audit_level == "fsync" and status == 200:
+        if late is not None and inference.audit_level == "fsync":
             late.append((inference, status, fields, body))
         else:
             sink.reply(status, fields, body)
@@ -168,18 +170,30 @@ def _formed(
     except Exception:
         log.exception("reply_not_made", extra={"model": version.model})
         return problem(GatewayError("internal error"))
-    return 200, fields + b"x-tidegate-audit: %b\r\n" % appended.level.encode(), body
+    return 200, fields, body
 
 
 def _reply_error(
-    appended: Appended, prefix: bytes, error: GatewayError, problem: Problem, left: list[bool]
+    appended: Appended,
+    prefix: bytes,
+    told: tuple[GatewayError, Problem],
+    late: list[Reply] | None,
+    left: list[bool],
 ) -> None:
+    error, problem = told
     for i, inference in enumerate(appended.part):
         if inference.sink.disconnected:
             left.append(False)
             continue
         status, fields, body = problem(error)
-        if appended.seq is not None:
-            fields += b"x-prediction-id: %b%016x\r\n" % (prefix, appended.seq + i)
-        inference.sink.reply(status, fields, body)
+        if appended.seq is None:
+            inference.sink.reply(status, fields + UNRECORDED, body)
+            left.append(False)
+            continue
+        fields += b"x-tidegate-audit: %b\r\n" % appended.level.encode()
+        fields += b"x-prediction-id: %b%016x\r\n" % (prefix, appended.seq + i)
+        if late is not None and inference.audit_level == "fsync":
+            late.append((inference, status, fields, body))
+        else:
+            inference.sink.reply(status, fields, body)
         left.append(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -135,6 +136,46 @@ def test_answers_are_the_models(doors: dict[str, str], door: str) -> None:
     np.testing.assert_allclose(np.reshape(output["data"], (2, 3)), expected, rtol=1e-5)
     assert len(reply.fields["x-prediction-id"]) == 16 + 1 + 8 + 1 + 16
     assert reply.fields["x-tidegate-audit"] == "spool"
+
+
+@pytest.mark.parametrize("door", ["fast", "starlette"])
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reached"),
+    [
+        (LINEAR, {"inputs": [_tensor()]}, 200, "fsync"),
+        ("/v2/models/linear/versions/1/infer", {"inputs": [_tensor()]}, 200, "fsync"),
+        ("/v1/models/linear:predict", {"instances": [ROW]}, 200, "fsync"),
+        (LINEAR, {"inputs": []}, 400, "none"),
+        ("/v2/models/nobody/infer", {"inputs": [_tensor()]}, 404, "none"),
+        ("/v1/models/linear:predict", {"instances": []}, 400, "none"),
+        (FEEDBACK, {"labels": [{"id": f"{7:016x}-{9:08x}-{1:016x}", "value": 1}]}, 202, "fsync"),
+    ],
+)
+def test_every_reply_says_which_level_was_reached(  # noqa: PLR0913, PLR0917
+    doors: dict[str, str], door: str, path: str, body: dict[str, object], status: int, reached: str
+) -> None:
+    """On every way through either door: an answer waited for what it asked for, a refusal for nothing."""
+    with Wire(doors[door]) as wire:
+        reply = wire.exchange(post(path, body, x_tidegate_audit_level="fsync"))
+    assert (reply.status, reply.fields["x-tidegate-audit"]) == (status, reached)
+    assert ("x-prediction-id" in reply.fields) == (status == 200)
+
+
+@pytest.mark.parametrize("door", ["fast", "starlette"])
+def test_a_record_may_be_asked_for_whole(doors: dict[str, str], spools: dict[str, Path], door: str) -> None:
+    """By header, 70 KB on disk as they were sent; without, the record has the digest."""
+    rows = [[float(n), *ROW[1:]] for n in range(3000)]
+    sent = np.array(rows, np.float32).tobytes()
+    with Wire(doors[door]) as wire:
+        body = {"inputs": [_tensor(shape=[3000, 4], data=rows)]}
+        level = {"x_tidegate_audit_level": "fsync"}
+        asked = wire.exchange(post(LINEAR, body, x_tidegate_audit_capture="full", **level))
+        plain = wire.exchange(post(LINEAR, body, **level))
+    assert (asked.status, asked.fields["x-tidegate-audit-capture"]) == (200, "full")
+    assert "x-tidegate-audit-capture" not in plain.fields
+    found = {event.id: event for event in SpoolFeed(spools[door]).read(100_000, 0).events}
+    assert found[asked.fields["x-prediction-id"]].inputs[0].data == sent
+    assert found[plain.fields["x-prediction-id"]].inputs[0].sha256 == hashlib.sha256(sent).hexdigest()
 
 
 @pytest.mark.parametrize("door", ["fast", "starlette"])
