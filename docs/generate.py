@@ -73,8 +73,8 @@ format, from shared memory that the workers write: a scrape asks no worker anyth
 kept and carried on by its successor. Workers write once a run and once a second; what is shown is 20 ms old, of the
 `tidegate_worker_*`, waiting times and errors a second.
 
-Counters of versions start at 0 with each start of the gateway. Figures of forwarder and sidecar are what those say of
-themselves; they are missing while such a process never ran.
+Counters of versions start at 0 with each start of the gateway. Figures of recorder, forwarder and sidecar are
+what those say of themselves; they are missing while such a process never ran.
 """
 
 _METRICS_LABELS = f"""## Labels

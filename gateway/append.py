@@ -3,7 +3,9 @@
 core (encode) -> **append** -> ring. Appends come from the loop thread alone. Without room, frames wait here
 in order and are tried again each millisecond, at most `audit.append_timeout_ms`; then the policy decides:
 `degrade` draws numbers whose gap the next frame leads with and lets the answer go, `fail` draws none and
-the answer becomes a 503. Replies of level `fsync` wait here until the recorder's mark covers them.
+the answer becomes a 503. Nobody waits for what will not come: while the recorder says that it cannot write, or since
+a frame waited in vain has moved nothing, the policy applies at once. Replies of level `fsync` wait here until the
+recorder's mark covers them.
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ class Appender:
         self._held: deque[tuple[bytes, int, int, bool, Release]] = deque()
         self._held_bytes = 0
         self._syncing: deque[tuple[int, int, Callable[[bool], None]]] = deque()
+        self._stuck_at = -1
+        """Where the recorder's mark stood when a frame waited in vain for it to move."""
         self._timer: asyncio.TimerHandle | None = None
         self._refused: list[Event] = []
         self._summed: dict[Alike, int] = {}
@@ -74,7 +78,13 @@ class Appender:
     @property
     def unavailable(self) -> bool:
         """Records cannot be kept at present: where the policy is `fail`, refuse at admission."""
-        return self._ring.unavailable or self._held_bytes > self.max_frame_bytes
+        return self._held_bytes > self.max_frame_bytes or self._hopeless
+
+    @property
+    def _hopeless(self) -> bool:
+        """Waiting for room is in vain: the recorder cannot write, or has moved nothing since a frame waited so."""
+        ring = self._ring
+        return ring.unavailable or ring.synced == self._stuck_at
 
     def submit(
         self, payload: bytes, count: int, release: Release, *, waits: bool = True, fails: bool = False
@@ -100,7 +110,9 @@ class Appender:
         if not waits:
             self._lose(count, release)
             return
-        if self._held_bytes > self.max_frame_bytes:
+        if self._held_bytes > self.max_frame_bytes or self._hopeless:
+            # Those who came before draw their numbers before.
+            self._try_held()
             self._give_up(count, release, fails=fails)
             return
         deadline_ns = self._clock_ns() + self._append_timeout_ns
@@ -108,9 +120,16 @@ class Appender:
         self._held_bytes += len(payload)
         self._arm()
 
-    def after_sync(self, done: Callable[[bool], None]) -> None:
+    def after_sync(self, done: Callable[[bool], None], *, fails: bool = True) -> None:
         """Call `done(True)` once all that is appended now is on disk, `done(False)` when it takes
-        longer than `audit.sync_timeout_ms`."""
+        longer than `audit.sync_timeout_ms`.
+
+        Args:
+            fails: the policy; where it is not `fail` nobody waits while the recorder cannot write.
+        """
+        if not fails and self._ring.unavailable:
+            done(self._ring.synced >= self._ring.committed)
+            return
         self._syncing.append((self._ring.committed, self._clock_ns() + self._sync_timeout_ns, done))
         self._arm()
 
@@ -194,21 +213,26 @@ class Appender:
         if self._timer is None:
             self._timer = self._loop.call_later(RETRY_S, self._retry)
 
-    def _retry(self) -> None:
-        self._timer = None
+    def _try_held(self) -> None:
+        """Append what waits, in order; give up what has waited for so long as it may, or waits in vain."""
         now_ns = self._clock_ns()
         while self._held:
             payload, count, deadline_ns, fails, release = self._held[0]
             first_seq = self._writer.append_run(payload, count)
-            if first_seq is None and now_ns < deadline_ns:
+            if first_seq is None and now_ns < deadline_ns and not self._hopeless:
                 break
             self._held.popleft()
             self._held_bytes -= len(payload)
             if first_seq is None:
+                self._stuck_at = self._ring.synced
                 self._give_up(count, release, fails=fails)
             else:
                 release(first_seq, "spool")
-        synced = self._ring.synced
+
+    def _retry(self) -> None:
+        self._timer = None
+        self._try_held()
+        synced, now_ns = self._ring.synced, self._clock_ns()
         while self._syncing and (self._syncing[0][0] <= synced or self._syncing[0][1] <= now_ns):
             mark, _, done = self._syncing.popleft()
             done(mark <= synced)

@@ -125,7 +125,7 @@ class Delivery:
                     inference.sink.reply(*self._problem(GatewayError("internal error")))
         if late:
             fails = version.fails or self._appender.fails
-            self._appender.after_sync(lambda synced: self._answer_late(late, synced, fails))
+            self._appender.after_sync(lambda synced: self._answer_late(late, synced, fails), fails=fails)
 
     def _answer_late(self, late: list[Reply], synced: bool, fails: bool) -> None:
         for inference, status, fields, body in late:

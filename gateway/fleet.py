@@ -55,6 +55,8 @@ LOOP_GAP_NS = 17
 """The longest turn of the loop in the last second, beyond the timer that looks."""
 CONNECTIONS_EVICTED = 18
 """Idle connections closed to make room (counter)."""
+LOG_UNAVAILABLE = 19
+"""1: records cannot be kept at present (the recorder cannot write, or the ring is full and nothing moves)."""
 TIMED_OUT0 = 24
 """Connections cut off for being slow (counters), one a code in TIMEOUTS."""
 ERROR_CODE0 = 32
@@ -70,6 +72,7 @@ GAUGES = (
     GENERATION,
     RSS_BYTES,
     LOOP_GAP_NS,
+    LOG_UNAVAILABLE,
 )
 
 TIMEOUTS = ("request_timeout", "write_timeout")

@@ -254,6 +254,7 @@ class Worker:
         words, ring, vitals = self.words, self.writer.ring, self.vitals
         words[words_of.INFLIGHT] = self.core.inflight
         words[words_of.HELD_REPLIES] = self.appender.held
+        words[words_of.LOG_UNAVAILABLE] = int(self.appender.unavailable)
         words[words_of.RING_USED_BYTES] = ring.committed - ring.synced
         vitals.count(words_of.REFUSED, self.core.refused)
         vitals.count(words_of.GAPS, self.appender.gaps)

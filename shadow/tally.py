@@ -128,6 +128,9 @@ class Tally:
                 self.controls.append(event)
             case Feedback():
                 self._feedback(event)
+            case Gap(cause="retention"):
+                # They had records. Who had not read them yet finds a hole in the feed.
+                pass
             case Gap():
                 self.missing.append(f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq}")
             case Heartbeat() if not self._by_event_time:

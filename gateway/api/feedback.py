@@ -179,7 +179,7 @@ class FeedbackIntake:
                 # A number without a record, or none at all: there is nothing else that an answer could give.
                 tell(None)
             elif level == "fsync":
-                appender.after_sync(lambda synced: tell("fsync" if synced else reached))
+                appender.after_sync(lambda synced: tell("fsync" if synced else reached), fails=appender.fails)
             else:
                 tell(reached)
 

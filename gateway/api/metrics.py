@@ -33,6 +33,7 @@ _GAUGES = (
     ("connections", "open connections", words_of.CONNECTIONS, 1),
     ("held_replies", "frames waiting for the log", words_of.HELD_REPLIES, 1),
     ("ring_used_bytes", "appended and not yet on disk", words_of.RING_USED_BYTES, 1),
+    ("log_unavailable", "1: its records cannot be kept at present", words_of.LOG_UNAVAILABLE, 1),
     ("generation", "generation that the worker runs", words_of.GENERATION, 1),
     ("state", "0 down, 1 starting, 2 serving, 3 draining", words_of.STATE, 1),
     ("resident_memory_bytes", "memory of the process that is in RAM", words_of.RSS_BYTES, 1),
@@ -63,7 +64,31 @@ _FORWARDER = (
 )
 
 
-STATUS_FIGURES = {"forwarder": _FORWARDER, "sidecar": _SIDECAR}
+_RECORDER = (
+    ("failing", "failing", "1: the disk takes no records at present", 1.0),
+    ("failing_s", "failing_seconds", "for how long", 1.0),
+    ("waiting", "waiting", "1: workers' records wait for room, at the spool's limit or on a full disk", 1.0),
+    ("spool_bytes", "spool_bytes", "what the spool takes", 1.0),
+    ("held_bytes", "held_bytes", "of that, what is not in the topic and may not go; 0 without Kafka", 1.0),
+    ("max_bytes", "max_bytes", "the spool's limit", 1.0),
+    ("fill", "spool_fill", "how much of the limit is used; with Kafka by what may not go", 1.0),
+    ("bytes_per_h", "bytes_per_hour", "what comes to the spool, over the last five minutes", 1.0),
+    ("hours_left", "hours_left", "until the limit at this rate; missing while nothing comes", 1.0),
+    ("free_bytes", "free_bytes", "free room where the state directory lies", 1.0),
+    (
+        "reserve_bytes",
+        "reserve_bytes",
+        "room that is held for control's records; 0 once it was given up",
+        1.0,
+    ),
+    ("unsynced_bytes", "unsynced_bytes", "appended and not on disk, at most in the last second", 1.0),
+    ("unsynced_ms", "unsynced_seconds", "how long a ring with such had nothing written, at most", 1e3),
+    ("oldest_age_s", "oldest_seconds", "how old the oldest segment is", 1.0),
+    ("trimmed_segments", "trimmed_segments", "segments that retention removed", 1.0),
+    ("trimmed_bytes", "trimmed_bytes", "bytes of those", 1.0),
+    ("gaps", "logged_gaps", "gap events that the recorder logged", 1.0),
+)
+STATUS_FIGURES = {"forwarder": _FORWARDER, "sidecar": _SIDECAR, "recorder": _RECORDER}
 
 
 class FleetCollector:
@@ -149,6 +174,7 @@ class FleetCollector:
 
     def _forwarder(self) -> Iterator[Metric]:
         yield from self._figures("forwarder", self._status("forwarder"))
+        yield from self._figures("recorder", self._status("recorder"))
 
     def _sidecar(self) -> Iterator[Metric]:
         """What the monitor says of itself; its age is the one thing that a dead one cannot keep young."""

@@ -116,6 +116,32 @@ class Drain:
         """The running hash of what is on disk; None before the first step."""
         return None if self._chain is None else self._chain.position
 
+    def is_removed(self) -> bool:
+        """Whether somebody took the epoch's directory away."""
+        if self._mark is None:
+            return False
+        try:
+            self._target.storage.facts(self.epoch.path / "synced")
+        except FileNotFoundError:
+            return True
+        return False
+
+    def begin_anew(self) -> int:
+        """Make the directory again, behind what was in it; returns the number to go on with.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+        self._target.storage.make_directory(self.epoch.path)
+        before, self._mark = self._mark, SyncedMark(self.epoch.path / "synced", self._target.storage)
+        if before is not None:
+            before.close()
+        self._mark.store(self.next_seq)
+        return self.next_seq
+
     def corrupt(self, now_ns: int) -> bool:
         """Whether a `FrameCorrupt` has stood for so long that it is not a store still on its way."""
         self._doubt_since_ns = self._doubt_since_ns or now_ns

@@ -212,7 +212,8 @@ class Gap(msgspec.Struct, tag_field="type", tag="gap"):
     from_seq: int
     to_seq: int | None
     cause: str
-    """ring_full | owner_died | corrupt | host_loss | oversized | no_room"""
+    """ring_full | owner_died | corrupt | host_loss | oversized | retention (had records, which left the spool that the
+    event's source writes; who has read them, or reads a topic, misses nothing)"""
     kind: str = "gap"
     schema: int = SCHEMA
     id: str = ""

@@ -4,11 +4,15 @@ append (in each process) -> ring -> **drain** -> spool -> forwarder, feeds. The 
 that no other has to. Standard library and msgspec only. It is a source itself and logs what the dead cannot:
 the numbers they drew without a record, and the end of their epochs. Every such event is on disk before the
 epoch's `closed` file says that all is told; a kill in between tells it twice, which readers allow.
+
+Where the disk refuses, `unavailable` in the rings tells their owners, and it is tried again until it goes on; where
+only room is short (`room`), workers' and mirrors' rings wait and the others go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -20,18 +24,20 @@ from typing import NamedTuple
 
 from gateway import config as configuration
 from gateway import logs, process
-from gateway.audit.chain import Chain
 from gateway.audit.drain import Drain, Retirement, Target
-from gateway.audit.event import EpochClose, Event, Gap
+from gateway.audit.event import Event, Gap
+from gateway.audit.identity import source_of
+from gateway.audit.lost import close_event, end_of_own, lost_epochs
 from gateway.audit.positions import PositionLog
-from gateway.audit.recovery import closes, cut
-from gateway.audit.retention import Retention
-from gateway.audit.salvage import salvage
+from gateway.audit.ring import Ring
+from gateway.audit.rings import Rings
+from gateway.audit.room import AT_LIMIT, Room
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
-from gateway.audit.spool import EpochPath, SyncedMark, closed, epoch_path, epochs, synced_seq, write_closed
+from gateway.audit.spool import write_closed
 from gateway.audit.storage import DISK, Storage
+from gateway.audit.upkeep import Upkeep
 from gateway.audit.writer import Writer
-from gateway.errors import FrameCorrupt, RingUnusable
+from gateway.errors import FrameCorrupt
 
 log = logging.getLogger("tidegate.recorder")
 
@@ -40,19 +46,17 @@ IDLE_S = 0.004
 PACE_S = 0.004
 PACE_BYTES = 1024 * 1024
 """A pass that moved less than this waits, so that syncs carry more: at most 4 ms from append to disk's turn."""
-MTIME_GRAIN_NS = 50_000_000
-"""The ring directory's mtime is trusted once it is older than the clock's grain."""
 LOOK_NS = 20_000_000
 """Between two looks whether the owners of rings live, and two signs of life to them."""
 LOCK_POLL_S = 0.02
 RETRY_S = (0.05, 2.0)
 """After a failed write: first and longest wait."""
-RETENTION_S = 10.0
+FIRST_ROLES = ("control", "sidecar", "recorder")
+"""Whose records are written with what room is left: what decides on traffic, and what tells of losses."""
 STOP_S = 5.0
 """After SIGTERM: as long as owners live."""
 OWN_STOP_S = 2.0
 """For our own last events."""
-_RING_NAME_CHARS = 25
 
 
 class Places(NamedTuple):
@@ -72,22 +76,38 @@ class Recorder:
 
     Args:
         storage: the disk; tests give one that fails.
+        room: who may write; None: all.
+
+    Attributes:
+        failing: why records cannot be written at present; empty while they can.
+        gaps: gap events logged here.
 
     Raises:
         OSError: the disk refuses already what recovery has to tell.
     """
 
-    def __init__(self, places: Places, gateway_id: str, segment_bytes: int, storage: Storage = DISK) -> None:
+    def __init__(
+        self,
+        places: Places,
+        gateway_id: str,
+        segment_bytes: int,
+        storage: Storage = DISK,
+        room: Room | None = None,
+    ) -> None:
         self._places = places
         self._storage = storage
+        self._room = room or Room(places.state_dir)
+        self._first = {source_of(gateway_id, role, index) for role in FIRST_ROLES for index in range(4)}
+        self.gaps = 0
+        self.failing = ""
+        self.failing_since_s = 0.0
         self._target = Target(places.spool, segment_bytes, storage)
         self._drains: dict[str, Drain] = {}
-        self._listed_ns = 0
+        self._rings = Rings(places.ring_dir, self._target)
         self.look_ns = 0
         """Between two looks at the owners; 0: with each pass."""
         self._looked_ns = 0
         self._looks = True
-        self._failing = False
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
         source = claim_source(
@@ -96,35 +116,32 @@ class Recorder:
         self._own = Writer(source, gateway_id)
         self._own_name = source.ring_path.name
         self._positions = PositionLog()
-        self._ringless = True
-        """There may be epochs whose ring is gone."""
         self._discover()
-        self._close_lost()
 
     def step(self) -> int:
         """One pass over all rings; returns the bytes moved to disk."""
-        self._discover()
-        if self._ringless:
-            self._close_lost()
+        failure = self._find_rings()
         now_ns = time.monotonic_ns()
         self._looks = now_ns - self._looked_ns >= self.look_ns
         if self._looks:
             self._looked_ns = now_ns
             for drain in self._drains.values():
                 drain.ring.beat(now_ns)
-        if self._failing and time.monotonic() < self._retry_at:
+        if self.failing and time.monotonic() < self._retry_at:
             return 0
         moved = 0
-        failure: OSError | None = None
         blocked: set[int] = set()
         for drain in self._in_order():
             if drain.source in blocked:
                 continue
+            over = False
             try:
-                moved += self._advance(drain, now_ns)
-                over = drain.retirement is not None
+                if not self._waits(drain):
+                    moved += self._advance(drain, now_ns)
+                    over = drain.retirement is not None
             except OSError as exc:
-                failure, over = exc, False
+                if not self._room.refused(exc, can_wait=drain.source not in self._first):
+                    failure = exc
             # An older recorder's epoch is told in our own, so it cannot hold that one up once empty.
             if not over or drain.source != self._own.source.source:
                 blocked.add(drain.source)
@@ -133,7 +150,8 @@ class Recorder:
             if failure is None and (positions := self._positions.due(self._drains.values(), now_ns)):
                 self._log(positions)
         except OSError as exc:
-            failure = exc
+            if not self._room.refused(exc, can_wait=False):
+                failure = exc
         self._judge(failure)
         self._own.heartbeat()
         return moved
@@ -164,38 +182,56 @@ class Recorder:
         del self._drains[self._own_name]
         own.close(unlink=True)
 
+    def rings(self) -> list[tuple[str, Ring]]:
+        """All rings by name."""
+        return [(name, drain.ring) for name, drain in self._drains.items()]
+
+    def tell(self, events: Sequence[Event]) -> bool:
+        """Log events of our own; False when they find no room now."""
+        if self._own.append_events(events) is None:
+            return False
+        self.gaps += sum(isinstance(event, Gap) for event in events)
+        return True
+
+    def look_after(self) -> None:
+        """Begin epochs anew whose directory somebody removed; what was in it is told by a gap."""
+        for drain in self._drains.values():
+            try:
+                if not drain.is_removed():
+                    continue
+                next_seq = drain.begin_anew()
+            except OSError as exc:
+                self._judge(exc)
+                return
+            log.error("spool_removed", extra={"epoch": drain.epoch.key, "numbers_lost": next_seq})
+            if next_seq:
+                self._log([drain.gap(0, next_seq - 1, "corrupt", time.time_ns())])
+
+    def _waits(self, drain: Drain) -> bool:
+        """Whether a ring's records are to stay where they are. At the spool's limit those of the dead do not: they are
+        at most the ring."""
+        waits = self._room.waits
+        if not waits or drain.source in self._first:
+            return False
+        return waits != AT_LIMIT or drain.owner_lives()
+
     def _in_order(self) -> list[Drain]:
         return sorted(self._drains.values(), key=lambda d: (d.source, d.epoch.epoch))
 
+    def _find_rings(self) -> OSError | None:
+        """Look for new rings; what stands in the way is returned, and it is tried again."""
+        try:
+            self._discover()
+        except OSError as exc:
+            return exc
+        return None
+
     def _discover(self) -> None:
-        changed_ns = self._places.ring_dir.stat().st_mtime_ns
-        if changed_ns == self._listed_ns and time.time_ns() - changed_ns > MTIME_GRAIN_NS:
-            return
-        self._listed_ns = changed_ns
-        for path in self._places.ring_dir.iterdir():
-            name = path.name
-            if name in self._drains or len(name) != _RING_NAME_CHARS or name[16] != "-":
-                continue
-            try:
-                drain = Drain(path, self._target)
-            except FileNotFoundError:
-                continue
-            except RingUnusable as exc:
-                self._storage.rename(path, path.with_suffix(".bad"))
-                log.error("ring_unusable", extra={"ring": name, "why": str(exc)})  # noqa: TRY400
-                self._lose_ring(name)
-                continue
-            if closed(drain.epoch, self._storage) is not None:
-                drain.close(unlink=True)
-                continue
-            if not drain.believed:
-                kept = salvage(drain.ring, drain.epoch, self._target.segment_bytes, self._storage)
-                drain.close(unlink=True)
-                log.warning("ring_of_another_boot", extra={"ring": name, **kept._asdict()})
-                self._ringless = True
-                continue
-            drain.ring.set_unavailable(self._failing)
-            self._drains[name] = drain
+        for drain in self._rings.new(self._drains.keys()):
+            self._drains[drain.path.name] = drain
+            self._tell_owner(drain)
+        if self._rings.ringless:
+            self._close_lost()
 
     def _advance(self, drain: Drain, now_ns: int) -> int:
         """Drain one ring; begin its retirement when it is empty and its owner gone."""
@@ -226,7 +262,7 @@ class Recorder:
             drain.retirement = Retirement(self._log(events), "closed", assigned)
             return
         events += drain.tail_gaps(time.time_ns())
-        events.append(_close_event(drain.epoch, assigned, "owner_died"))
+        events.append(close_event(drain.epoch, assigned, "owner_died"))
         drain.retirement = Retirement(self._log(events), "owner_died", assigned)
         log.warning(
             "owner_died",
@@ -254,61 +290,23 @@ class Recorder:
                 self._storage.rename(drain.path, drain.path.with_suffix(".bad"))
             drain.close(unlink=over.cause != "corrupt")
 
-    def _lose_ring(self, name: str) -> None:
-        """The epoch of a ring that cannot be read is told like one whose ring is gone."""
-        try:
-            source, epoch = (int(part, 16) for part in name.split("-"))
-        except ValueError:
-            return
-        self._storage.make_directory(epoch_path(self._places.spool, source, epoch).path)
-        self._ringless = True
-
     def _close_lost(self) -> None:
-        """Epochs whose ring is gone (power loss, deleted container): an open gap, and their end."""
-        self._ringless = False
-        ringed = {d.epoch.key for d in self._drains.values()}
-        # The last frames of a recorder that ended by itself: nobody else says what they hash to.
-        before = self._own.source
-        if before.prev_epoch is not None:
-            last = epoch_path(self._places.spool, before.source, before.prev_epoch)
-            if closed(last, self._storage) is not None:
-                chain = Chain.resume(last, self._storage, synced_seq(last, self._storage))
-                self._log(self._positions.now([(last.key, chain.position)]))
-        over: list[tuple[EpochPath, int, str]] = []
-        for epoch in epochs(self._places.spool, self._storage):
-            if epoch.key in ringed or closed(epoch, self._storage) is not None:
-                continue
-            tail = cut(epoch, None, self._storage)
-            mark = SyncedMark(epoch.path / "synced", self._storage)
-            next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
-            mark.store(next_seq)
-            mark.close()
-            chain = Chain.resume(epoch, self._storage, next_seq)
-            self._log(self._positions.now([(epoch.key, chain.position)]))
-            if closes(epoch, tail.payload):
-                over.append((epoch, next_seq, "closed"))
-                continue
-            gap = Gap(
-                source=f"{epoch.source:016x}",
-                epoch=epoch.epoch,
-                from_seq=next_seq,
-                to_seq=None,
-                cause="host_loss",
-                at_ns=time.time_ns(),
-                last_synced_ns=tail.mtime_ns or None,
-            )
-            self._log([gap, _close_event(epoch, next_seq, "host_loss")])
-            log.warning("ring_lost", extra={"epoch": epoch.key, "from_seq": next_seq})
-            over.append((epoch, next_seq, "host_loss"))
+        """Epochs whose ring is gone: an open gap, and their end."""
+        spool, storage = self._places.spool, self._storage
+        self._log(self._positions.now(end_of_own(spool, self._own.source, storage)))
+        over = lost_epochs(spool, {drain.key for drain in self._drains.values()}, storage)
+        for lost in over:
+            self._log([*self._positions.now([(lost.epoch.key, lost.position)]), *lost.events])
         own = self._drains[self._own_name]
         while over and not own.empty:
             own.step()
-        for epoch, next_seq, cause in over:
-            write_closed(epoch, next_seq, cause, self._storage)
+        for lost in over:
+            write_closed(lost.epoch, lost.next_seq, lost.cause, storage)
+        self._rings.ringless = False
 
     def _log(self, events: Sequence[Event]) -> int:
         """Append to our own ring, if there is anything; returns the position behind it."""
-        while events and self._own.append_events(events) is None:
+        while events and not self.tell(events):
             # Our own ring is full: it is ours to drain.
             self._drains[self._own_name].step()
         return self._own.ring.committed
@@ -316,29 +314,33 @@ class Recorder:
     def _judge(self, failure: OSError | None) -> None:
         """Tell the owners when the disk begins to refuse, and when it takes records again."""
         if failure is None:
-            if self._failing:
-                self._failing, self._retry_s = False, RETRY_S[0]
-                for drain in self._drains.values():
-                    drain.ring.set_unavailable(drain.retirement is not None)
-                log.info("records_written_again")
-            return
-        if not self._failing:
-            log.error("records_cannot_be_written", extra={"why": failure.strerror})
-        self._failing = True
+            if self.failing:
+                self.failing, self._retry_s = "", RETRY_S[0]
+                log.warning("records_written_again")
+        else:
+            why = failure.strerror or str(failure)
+            if self.failing != why:
+                code = errno.errorcode.get(failure.errno or 0, "")
+                log.error("records_cannot_be_written", extra={"why": why, "errno": code, **_ADVICE})
+            if not self.failing:
+                self.failing_since_s = time.monotonic()
+            self.failing = why
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
         for drain in self._drains.values():
-            drain.ring.set_unavailable(True)
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            self._tell_owner(drain)
+
+    def _tell_owner(self, drain: Drain) -> None:
+        waits = bool(self._room.waits) and drain.source not in self._first
+        unavailable = bool(self.failing) or waits or drain.retirement is not None
+        if drain.ring.unavailable != unavailable:
+            drain.ring.set_unavailable(unavailable)
 
 
-def _close_event(epoch: EpochPath, events: int, cause: str) -> EpochClose:
-    return EpochClose(
-        source=f"{epoch.source:016x}",
-        epoch=epoch.epoch,
-        events=events,
-        cause=cause,
-        at_ns=time.time_ns(),
-    )
+_ADVICE = {
+    "meanwhile": "records wait in the rings, then audit.on_unavailable decides",
+    "do": "see to the disk of the state directory; it is tried again every 2 s and nothing needs a restart",
+}
 
 
 def run(context: process.Context) -> None:
@@ -349,24 +351,20 @@ def run(context: process.Context) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.append(time.monotonic() + STOP_S))
     if not _locked(places.state_dir / "recorder.lock", stop):
         return
-    retention = Retention(places.spool, config)
-    # Before anything is written: a full disk may be full of what is over.
-    retention.apply()
-    recorder = Recorder(places, context.gateway_id, config.audit.segment_bytes)
+    upkeep = Upkeep(places.spool, config)
+    try:
+        recorder = Recorder(places, context.gateway_id, upkeep.segment_bytes, room=upkeep.room)
+    except OSError as exc:
+        # The next life finds the room of the reserve.
+        upkeep.room.refused(exc, can_wait=False)
+        raise
     recorder.look_ns = LOOK_NS
     log.info("draining", extra={"spool": "ready"})
-    next_retention = time.monotonic() + RETENTION_S
     while not (stop and (recorder.quiet or time.monotonic() > stop[0])):
         moved = recorder.step()
+        upkeep.after_pass(recorder, moved)
         if moved < PACE_BYTES:
             time.sleep(PACE_S if moved else IDLE_S)
-        now = time.monotonic()
-        if now >= next_retention:
-            next_retention = now + RETENTION_S
-            try:
-                retention.apply()
-            except OSError as exc:
-                log.warning("retention_failed", extra={"why": exc.strerror})
     recorder.close()
 
 

@@ -1,13 +1,13 @@
 """Retention: how long records stay in the spool, and how much of the disk they take.
 
-Oldest segments go first. Only a configured forwarder may hold them back, by what it has acknowledged;
-over the size limit even those go, since a full disk would stop the log altogether.
+Behind the spool, in the recorder's process (`upkeep`). Oldest segments go first. Only a configured forwarder may hold
+them back, by what it has acknowledged, and it does so at the size limit too: then `at_limit` is set, and the
+recorder leaves workers' records in their rings until there is room (decision 0017).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -17,16 +17,35 @@ from typing import NamedTuple
 from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.config import Config
 
-log = logging.getLogger("tidegate.recorder")
-
 DEFAULT_MAX_BYTES = 20 * 1024**3
 DEFAULT_SHARE = 5
 """A fifth of the file system."""
+SLACK_SHARE = 16
+"""Over the limit it is trimmed to so much (1/16) below it, and what waited at the limit goes on there: between the two
+lies what keeps one from following on the other at once."""
+ACTIVE_SHARE = 8
+"""Segments that are being written take at most this part (1/8) of the limit together: they cannot be trimmed."""
+OTHER_SOURCES = 4
+"""Control, sidecar, mirror, recorder."""
+SEGMENT_FLOOR_BYTES = 4096
 REMOVED = ".removed"
 
 
+class Trim(NamedTuple):
+    """Numbers of an epoch that left this spool with one pass: from_seq..to_seq, both included."""
+
+    epoch: EpochPath
+    from_seq: int
+    to_seq: int
+    segments: int
+    size_bytes: int
+
+
 class _Segment(NamedTuple):
+    epoch: EpochPath
     path: Path
+    seqs: tuple[int, int]
+    """First number, and the one behind the last."""
     mtime_s: float
     size_bytes: int
     sent: bool
@@ -39,34 +58,57 @@ class Retention:
     Args:
         spool: its directory.
         config: `audit.max_bytes`, `audit.keep_h`, and whether there is a forwarder.
+
+    Attributes:
+        max_bytes: the limit.
+        total_bytes: what the spool takes, as of the last `apply` and what was `wrote` since.
+        held_bytes: of that, what a forwarder has not sent; without one 0.
+        oldest_s: when the oldest segment was last written (epoch); None where there is none.
+        at_limit: nothing that may go is left over the limit: workers' records are not to be written.
+
+    Threading: one thread. Cost: `apply` looks at every segment's size and time; `wrote` is two additions.
     """
 
     def __init__(self, spool: Path, config: Config) -> None:
         self._spool = spool
         self._positions = spool.parent / "forwarder" / "positions.json"
-        self._held = config.kafka is not None
+        self.held = config.kafka is not None
+        """Whether a forwarder is configured."""
         self._keep_s = config.audit.keep_h * 3600
         self.max_bytes = config.audit.max_bytes or default_max_bytes(spool.parent)
+        self._low_bytes = self.max_bytes - self.max_bytes // SLACK_SHARE
+        self.total_bytes = self.held_bytes = 0
+        self.oldest_s: float | None = None
+        self.at_limit = False
 
-    def apply(self, now_s: float | None = None) -> int:
-        """Remove what is over; returns the segments removed. Never the one being written."""
+    @property
+    def is_over(self) -> bool:
+        """Something is to be done before the next regular pass."""
+        return self.at_limit or self.total_bytes > self.max_bytes
+
+    def wrote(self, size_bytes: int) -> None:
+        """So much came to the spool."""
+        self.total_bytes += size_bytes
+        if self.held:
+            self.held_bytes += size_bytes
+
+    def apply(self, now_s: float | None = None) -> list[Trim]:
+        """Remove what is over, never the segment being written; returns what went, one entry an epoch and range.
+
+        Raises:
+            OSError: a file cannot be looked at or removed; what was done stays done.
+        """
         now_s = time.time() if now_s is None else now_s
-        positions = self._acknowledged()
-        total = 0
-        listed: list[_Segment] = []
-        for epoch in epochs(self._spool):
-            found = self._segments(epoch, positions.get(epoch.key, {}).get("next_seq", 0))
-            total += sum(segment.size_bytes for segment in found)
-            if found and closed(epoch) is None:
-                found.pop()
-            listed.extend(found)
+        listed, active = self._look()
+        total = sum(segment.size_bytes for segment in (*listed, *active))
+        over = total > self.max_bytes or self.at_limit
         removed: list[_Segment] = []
+        kept: list[_Segment] = [*active]
         for segment in sorted(listed, key=lambda s: s.mtime_s):
-            old = segment.sent and now_s - segment.mtime_s > self._keep_s
-            if total <= self.max_bytes and not old:
+            old = now_s - segment.mtime_s > self._keep_s
+            if not segment.sent or not (old or (over and total > self._low_bytes)):
+                kept.append(segment)
                 continue
-            if not segment.sent:
-                log.warning("unsent_records_trimmed", extra={"segment": segment.path.name})
             segment.path.unlink(missing_ok=True)
             segment.path.with_suffix(".idx").unlink(missing_ok=True)
             total -= segment.size_bytes
@@ -75,20 +117,38 @@ class Retention:
             _remove_empty(path)
         for path in self._spool.glob(f"*/*{REMOVED}"):
             shutil.rmtree(path)
-        return len(removed)
+        self.total_bytes = total
+        self.oldest_s = min((segment.mtime_s for segment in kept), default=None)
+        self.held_bytes = sum(s.size_bytes for s in kept if not s.sent) if self.held else 0
+        # What is sent and only still being written to cannot go, and must not hold up what would roll it.
+        stuck = total - sum(s.size_bytes for s in active if s.sent)
+        self.at_limit = self.held and stuck > (self._low_bytes if self.at_limit else self.max_bytes)
+        return _ranges(removed)
+
+    def _look(self) -> tuple[list[_Segment], list[_Segment]]:
+        """Segments that may go if they are sent, and those being written."""
+        positions = self._acknowledged()
+        listed: list[_Segment] = []
+        active: list[_Segment] = []
+        for epoch in epochs(self._spool):
+            found = self._segments(epoch, positions.get(epoch.key, {}).get("next_seq", 0))
+            if found and closed(epoch) is None:
+                active.append(found.pop())
+            listed.extend(found)
+        return listed, active
 
     def _segments(self, epoch: EpochPath, acknowledged_seq: int) -> list[_Segment]:
         found = segments(epoch)
         ends = [first_seq for first_seq, _ in found[1:]] + [synced_seq(epoch)]
         out = []
-        for (_, path), end_seq in zip(found, ends, strict=False):
+        for (first_seq, path), end_seq in zip(found, ends, strict=False):
             stat = path.stat()
-            sent = not self._held or acknowledged_seq >= end_seq
-            out.append(_Segment(path, stat.st_mtime, stat.st_size, sent))
+            sent = not self.held or acknowledged_seq >= end_seq
+            out.append(_Segment(epoch, path, (first_seq, end_seq), stat.st_mtime, stat.st_size, sent))
         return out
 
     def _acknowledged(self) -> dict[str, dict[str, int]]:
-        if not self._held:
+        if not self.held:
             return {}
         try:
             return json.loads(self._positions.read_bytes())  # type: ignore[no-any-return]
@@ -100,6 +160,26 @@ def default_max_bytes(directory: Path) -> int:
     """The lesser of 20 GiB and a fifth of the file system."""
     stat = os.statvfs(directory)
     return min(DEFAULT_MAX_BYTES, stat.f_blocks * stat.f_frsize // DEFAULT_SHARE)
+
+
+def segment_bytes(config: Config, max_bytes: int) -> int:
+    """Where a segment rolls: as configured, less where the limit is small."""
+    sources = config.workers + OTHER_SOURCES
+    return max(min(config.audit.segment_bytes, max_bytes // (ACTIVE_SHARE * sources)), SEGMENT_FLOOR_BYTES)
+
+
+def _ranges(removed: list[_Segment]) -> list[Trim]:
+    """What went, joined where one segment begins with the number behind another's last."""
+    trims: list[Trim] = []
+    for segment in sorted(removed, key=lambda s: (s.epoch.key, s.seqs)):
+        first_seq, end_seq = segment.seqs
+        last = trims[-1] if trims else None
+        if last is not None and last.epoch == segment.epoch and last.to_seq + 1 == first_seq:
+            size_bytes = last.size_bytes + segment.size_bytes
+            trims[-1] = last._replace(to_seq=end_seq - 1, segments=last.segments + 1, size_bytes=size_bytes)
+        elif end_seq > first_seq:
+            trims.append(Trim(segment.epoch, first_seq, end_seq - 1, 1, segment.size_bytes))
+    return trims
 
 
 def _remove_empty(path: Path) -> None:

@@ -54,6 +54,9 @@ class Topic:
         self.ids.add(identity)
         kind = event["type"]
         self.types[f"{kind}.{event['kind']}"] += 1
+        if kind == "gap" and event["cause"] == "retention":
+            # Left a spool, which says nothing of the topic: its records are here.
+            return
         if kind == "gap":
             of = f"{event['source']}-{event['epoch']:08x}"
             to_seq = event["to_seq"] if event["to_seq"] is not None else 2**63

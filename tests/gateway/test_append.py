@@ -53,3 +53,112 @@ def test_an_event_that_no_frame_takes_is_a_gap(tmp_path: Path) -> None:
         path.close()
 
     asyncio.run(main())
+
+
+class Frames:
+    """A path with a ring that is full, and how long each frame waits before it is released."""
+
+    def __init__(self, tmp_path: Path, *settings: str) -> None:
+        self.now_ms = 0
+        self.path = Path_(tmp_path, "audit.append_timeout_ms=50", *settings, ring_bytes=64 * 1024)
+        self.appender = self.path.appender
+        self.appender._clock_ns = lambda: self.now_ms * 1_000_000
+        self.levels: list[tuple[int, str]] = []
+
+    def fill(self) -> None:
+        """Until not even a gap fits."""
+        while self.path.ring.append(b"x" * 200, 1) >= 0:
+            pass
+
+    def submit(self) -> None:
+        """One frame of one request."""
+        self.appender.submit(b"x" * 300, 1, lambda _, level: self.levels.append((self.now_ms, level)))
+
+    def turn(self, until_ms: int) -> None:
+        """The timer that tries again, each millisecond."""
+        while self.now_ms < until_ms:
+            self.now_ms += 1
+            self.appender._retry()
+
+
+def test_only_the_first_frames_wait_for_a_recorder_that_moves_nothing(tmp_path: Path) -> None:
+    """One append timeout, once: those that come later are told by a gap at once, until the recorder moves."""
+
+    async def main() -> None:
+        frames = Frames(tmp_path)
+        frames.fill()
+        frames.submit()
+        frames.turn(20)
+        frames.submit()
+        assert frames.levels == []
+        frames.turn(50)
+        assert frames.levels == [(50, "none"), (50, "none")], (
+            "the second waits in vain no longer than the first"
+        )
+        frames.submit()
+        assert frames.levels[2:] == [(50, "none")]
+        assert frames.appender.unavailable
+        frames.path.ring.set_synced(frames.path.ring.committed)
+        assert not frames.appender.unavailable
+        frames.submit()
+        assert frames.levels[3:] == [(50, "spool")]
+        frames.path.close()
+
+    asyncio.run(main())
+
+
+def test_a_short_stall_costs_no_record(tmp_path: Path) -> None:
+    """The recorder moves within the timeout: the frame gets its room, and its answer the level."""
+
+    async def main() -> None:
+        frames = Frames(tmp_path, "audit.on_unavailable=fail")
+        frames.fill()
+        frames.submit()
+        frames.turn(45)
+        frames.path.ring.set_synced(frames.path.ring.committed)
+        frames.turn(46)
+        assert frames.levels == [(46, "spool")]
+        assert frames.appender.gaps == 0
+        frames.path.close()
+
+    asyncio.run(main())
+
+
+def test_nobody_waits_while_the_recorder_cannot_write(tmp_path: Path) -> None:
+    """`unavailable` in the ring: what has room goes in, what has none is decided at once, those that wait too."""
+
+    async def main() -> None:
+        frames = Frames(tmp_path)
+        frames.path.ring.set_unavailable(True)
+        frames.submit()
+        assert frames.levels == [(0, "spool")]
+        frames.path.ring.set_unavailable(False)
+        frames.fill()
+        frames.submit()
+        frames.path.ring.set_unavailable(True)
+        frames.submit()
+        assert frames.levels[1:] == [(0, "none"), (0, "none")]
+        assert frames.appender.held == 0
+        frames.path.close()
+
+    asyncio.run(main())
+
+
+def test_a_sync_is_not_awaited_while_the_recorder_cannot_write(tmp_path: Path) -> None:
+    """Under `degrade` the answer says `spool` at once; under `fail` what was taken in waits for its time."""
+
+    async def main() -> None:
+        frames = Frames(tmp_path, "audit.sync_timeout_ms=100")
+        frames.path.ring.set_unavailable(True)
+        told: list[tuple[str, bool]] = []
+        frames.submit()
+        frames.appender.after_sync(lambda synced: told.append(("degrade", synced)), fails=False)
+        assert told == [("degrade", False)]
+        frames.appender.after_sync(lambda synced: told.append(("fail", synced)), fails=True)
+        frames.turn(99)
+        assert len(told) == 1
+        frames.turn(100)
+        assert told[1:] == [("fail", False)]
+        frames.path.close()
+
+    asyncio.run(main())

@@ -158,6 +158,19 @@ def test_an_incomplete_tick_proves_nothing(how: str) -> None:
     assert rollout_of(play).evidence["failed"].canary_bad == MICRO
 
 
+def test_what_was_read_and_then_trimmed_is_not_missing() -> None:
+    """Retention tells which numbers left the spool: they had records, which count."""
+    play = on_trial()
+    play.say(control(), canary(kind="failed"))
+    play.say(Gap(source=f"{WORKERS[0]:016x}", epoch=1, from_seq=0, to_seq=1, cause="retention"))
+    while play.feed.deliveries:
+        play.runner.read()
+    assert play.watch.tally.missing == []
+    play.tick()
+    assert play.watch.state.complete
+    assert rollout_of(play).evidence["failed"].canary_bad == MICRO
+
+
 def test_rows_of_a_request_weigh_as_one() -> None:
     """Eight rows are one request: for shift each weighs an eighth, for wrong answers too."""
     play = on_trial()

@@ -13,7 +13,7 @@ from gateway.audit import spool as spool_module
 from gateway.audit.event import Feedback
 from gateway.audit.frame import Events, encoder, seal
 from gateway.audit.identity import EventId
-from gateway.audit.retention import Retention, default_max_bytes
+from gateway.audit.retention import Retention, default_max_bytes, segment_bytes
 from gateway.audit.spool import (
     EpochPath,
     EpochReader,
@@ -145,6 +145,11 @@ def retention(state_dir: Path, *settings: str) -> Retention:
     return Retention(state_dir / "spool", loaded)
 
 
+def went(retention: Retention) -> int:
+    """Segments that one pass removes."""
+    return sum(trim.segments for trim in retention.apply(1e9))
+
+
 def aged(epoch: EpochPath, ages_h: list[int], now_s: float) -> None:
     """Set when each segment was last written."""
     for (_, path), age_h in zip(segments(epoch), ages_h, strict=True):
@@ -155,7 +160,7 @@ def test_old_segments_go_and_never_the_active_one(tmp_path: Path):
     """Segments beyond audit.keep_h are removed; a reader behind gets the skipped numbers as a hole."""
     epoch = write(tmp_path / "spool", {0: [0, 1], 2: [2, 3], 4: [4, 5]}, 6)
     aged(epoch, [9, 3, 9], 1e9)
-    assert retention(tmp_path, "audit.keep_h=5").apply(1e9) == 1
+    assert went(retention(tmp_path, "audit.keep_h=5")) == 1
     assert [first for first, _ in segments(epoch)] == [2, 4]
     delivery = SpoolFeed(tmp_path / "spool", {epoch.key: 1}).read(100, 0)
     assert [tuple(hole) for hole in delivery.holes] == [(SOURCE, EPOCH, 1, 1)]
@@ -168,32 +173,86 @@ def test_over_the_limit_the_oldest_go_first(tmp_path: Path):
     """audit.max_bytes holds for all sources together, the segment being written included."""
     epoch = write(tmp_path / "spool", {n: [n] for n in range(6)}, 6, pad_bytes=400_000)
     aged(epoch, [6, 5, 4, 3, 2, 1], 1e9)
-    assert retention(tmp_path, "audit.max_bytes=1300000").apply(1e9) == 3
+    assert went(retention(tmp_path, "audit.max_bytes=1300000")) == 3
     assert [first for first, _ in segments(epoch)] == [3, 4, 5]
 
 
 def test_only_a_forwarder_holds_records_back(tmp_path: Path):
-    """With Kafka configured what was not acknowledged stays beyond its age, unless over the limit."""
+    """With Kafka configured what was not acknowledged stays beyond its age."""
     epoch = write(tmp_path / "spool", {n: [n] for n in range(4)}, 4, pad_bytes=400_000)
     write_closed(epoch, 4, "closed")
     aged(epoch, [400, 399, 398, 397], 1e9)
     held = retention(tmp_path, KAFKA)
-    assert held.apply(1e9) == 0
+    assert went(held) == 0
     positions = tmp_path / "forwarder" / "positions.json"
     positions.parent.mkdir()
     positions.write_text(json.dumps({epoch.key: {"partition": 0, "next_seq": 2}}))
-    assert held.apply(1e9) == 2
+    assert went(held) == 2
     assert [first for first, _ in segments(epoch)] == [2, 3]
     positions.write_text(json.dumps({epoch.key: {"partition": 0, "next_seq": 4}}))
-    assert held.apply(1e9) == 2
+    assert went(held) == 2
 
 
-def test_over_the_limit_even_unsent_records_go(tmp_path: Path):
-    """A full disk would stop the log altogether: the limit is above the forwarder."""
+def test_at_the_limit_unsent_records_stay_and_workers_wait(tmp_path: Path):
+    """Only sent ones go, oldest first; what is left over the limit is told, until it is well below it again."""
     epoch = write(tmp_path / "spool", {n: [n] for n in range(4)}, 4, pad_bytes=400_000)
     aged(epoch, [4, 3, 2, 1], 1e9)
-    assert retention(tmp_path, KAFKA, "audit.max_bytes=1048576").apply(1e9) == 2
-    assert [first for first, _ in segments(epoch)] == [2, 3]
+    held = retention(tmp_path, KAFKA, "audit.max_bytes=1300000")
+    assert went(held) == 0
+    assert held.at_limit
+    assert held.held_bytes == held.total_bytes > 1_600_000
+    positions = tmp_path / "forwarder" / "positions.json"
+    positions.parent.mkdir()
+    positions.write_text(json.dumps({epoch.key: {"partition": 0, "next_seq": 1}}))
+    assert went(held) == 1
+    assert [first for first, _ in segments(epoch)] == [1, 2, 3]
+    assert not held.at_limit, "1.2 MB are below 15/16 of the limit"
+    with next(path for first, path in segments(epoch) if first == 3).open("ab") as last:
+        last.write(bytes(50_000))
+    assert went(held) == 0
+    assert not held.at_limit, "between the two marks nothing changes"
+    with next(path for first, path in segments(epoch) if first == 3).open("ab") as last:
+        last.write(bytes(100_000))
+    assert went(held) == 0
+    assert held.at_limit
+
+
+def test_what_is_sent_and_being_written_holds_nobody_up(tmp_path: Path):
+    """A last segment as large as the limit: once it is sent, records are written again, and it can roll."""
+    epoch = write(tmp_path / "spool", {0: [0, 1, 2]}, 3, pad_bytes=400_000)
+    held = retention(tmp_path, KAFKA, "audit.max_bytes=1048576")
+    held.apply(1e9)
+    assert held.at_limit
+    positions = tmp_path / "forwarder" / "positions.json"
+    positions.parent.mkdir()
+    positions.write_text(json.dumps({epoch.key: {"partition": 0, "next_seq": 3}}))
+    assert went(held) == 0
+    assert not held.at_limit
+
+
+def test_what_was_written_since_counts(tmp_path: Path):
+    """Between two passes the limit is seen by what came."""
+    write(tmp_path / "spool", {0: [0]}, 1)
+    held = retention(tmp_path, KAFKA, "audit.max_bytes=1048576")
+    held.apply(1e9)
+    assert not held.is_over
+    held.wrote(1_048_576)
+    assert held.is_over
+
+
+def test_what_went_is_named(tmp_path: Path):
+    """One entry an epoch and run of numbers, for the gap that tells it."""
+    epoch = write(tmp_path / "spool", {0: [0, 1], 2: [2, 3], 4: [4, 5]}, 6)
+    aged(epoch, [9, 9, 9], 1e9)
+    (trim,) = retention(tmp_path, "audit.keep_h=5").apply(1e9)
+    assert (trim.epoch, trim.from_seq, trim.to_seq, trim.segments) == (epoch, 0, 3, 2)
+
+
+def test_segments_are_small_where_the_limit_is(tmp_path: Path):
+    """Those being written cannot go: all sources' together take an eighth of the limit at most."""
+    loaded, _ = config.load(None, ["workers=4"], {})
+    assert segment_bytes(loaded, 20 * 1024**3) == loaded.audit.segment_bytes
+    assert segment_bytes(loaded, 1 << 20) * 8 <= (1 << 20) // 8
 
 
 def test_an_epoch_that_is_over_and_empty_goes(log: Log):
