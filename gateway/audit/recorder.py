@@ -315,8 +315,9 @@ class Recorder:
         """Tell the owners when the disk begins to refuse, and when it takes records again."""
         if failure is None:
             if self.failing:
+                after_s = round(time.monotonic() - self.failing_since_s, 1)
+                log.info("records_written_again", extra={"after_s": after_s, "was": self.failing})
                 self.failing, self._retry_s = "", RETRY_S[0]
-                log.warning("records_written_again")
         else:
             why = failure.strerror or str(failure)
             if self.failing != why:

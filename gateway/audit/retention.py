@@ -87,10 +87,11 @@ class Retention:
         return self.at_limit or self.total_bytes > self.max_bytes
 
     def wrote(self, size_bytes: int) -> None:
-        """So much came to the spool."""
+        """So much came to the spool. At the limit nothing more is to, until a look says what may go."""
         self.total_bytes += size_bytes
         if self.held:
             self.held_bytes += size_bytes
+            self.at_limit = self.at_limit or self.held_bytes > self.max_bytes
 
     def apply(self, now_s: float | None = None) -> list[Trim]:
         """Remove what is over, never the segment being written; returns what went, one entry an epoch and range.

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from pathlib import Path
 
 log = logging.getLogger("tidegate.recorder")
@@ -25,6 +26,10 @@ LOW_SHARE = 16
 """It is given up before the disk is quite full, with 1/16 of its size left: others of ours write there, too."""
 BACK_FACTOR = 2
 """It is taken again with so many times its size free."""
+BACK_S = (1.0, 8.0)
+"""And not before so long: twice as long each time that it did not last, where what is free is not to be had (a quota,
+a thin volume)."""
+LASTED_S = 60.0
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 DISK_FULL, AT_LIMIT = "disk_full", "spool_at_limit"
 """Why workers' records wait, as `Room.waits` and status say."""
@@ -103,6 +108,9 @@ class Room:
         self._state_dir = state_dir
         self._reserve = reserve
         self._full = False
+        self._back_s = 0.0
+        self._back_at_s = self._full_since_s = 0.0
+        self._room_since_s = -LASTED_S
         self.at_limit = False
         self.free_bytes = free_bytes(state_dir)
         if reserve is not None and not reserve.take():
@@ -155,14 +163,18 @@ class Room:
                 reserve.take()
             return
         enough = max(reserve.size_bytes, RESERVE_FLOOR_BYTES) * BACK_FACTOR
-        if self.free_bytes >= enough and reserve.take():
-            self._full = False
-            log.warning(
-                "disk_has_room", extra={"free_bytes": self.free_bytes, "now": "records are written again"}
-            )
+        now_s = time.monotonic()
+        if now_s >= self._back_at_s and self.free_bytes >= enough and reserve.take():
+            self._full, self._room_since_s = False, now_s
+            lasted_s = round(now_s - self._full_since_s, 1)
+            log.info("disk_has_room", extra={"free_bytes": self.free_bytes, "after_s": lasted_s})
 
     def _begin_full(self, why: str) -> None:
         self._full = True
+        self._full_since_s = now_s = time.monotonic()
+        short = now_s - self._room_since_s < LASTED_S
+        self._back_s = min(self._back_s * 2, BACK_S[1]) if short else BACK_S[0]
+        self._back_at_s = now_s + self._back_s
         given_up = self.reserve_bytes
         if self._reserve is not None:
             self._reserve.give_up()

@@ -78,7 +78,7 @@ class Upkeep:
         self._rate = Rate(self._rate_before(), now_s)
         self._unsynced = Unsynced()
         self._unsynced_s = 0.0
-        self._retention_s = now_s + RETENTION_S
+        self._trimmed_s = now_s
         self._look_s = now_s
         self._set_limit()
         log.info(
@@ -94,12 +94,11 @@ class Upkeep:
         if now_s - self._unsynced_s >= UNSYNCED_S:
             self._unsynced_s = now_s
             self._unsynced.note(recorder.rings(), time.monotonic_ns())
-        if now_s >= self._retention_s:
+        over = self.retention.is_over and now_s >= self._trimmed_s + SOON_S
+        if over or now_s >= self._trimmed_s + RETENTION_S:
+            self._trimmed_s = now_s
             self._trim()
-            self._set_limit()
-            self._retention_s = now_s + (SOON_S if self.retention.is_over else RETENTION_S)
-        elif self.retention.is_over:
-            self._retention_s = min(self._retention_s, now_s + SOON_S)
+        self._set_limit()
         if now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
             self.room.look()
@@ -125,7 +124,7 @@ class Upkeep:
             return
         facts = {"bytes": self.retention.total_bytes, "max_bytes": self.retention.max_bytes}
         if before:
-            log.warning("spool_below_limit", extra={**facts, "now": "records are written again"})
+            log.info("spool_below_limit", extra=facts)
             return
         log.error(
             "spool_at_limit",

@@ -32,6 +32,8 @@ class SmallDisk(Disk):
         self.reserve: Reserve | None = None
         self.others_bytes = 0
         """What other programs put there."""
+        self.quota_bytes = 1 << 62
+        """What may be used, whatever is free."""
 
     @property
     def free_bytes(self) -> int:
@@ -41,7 +43,7 @@ class SmallDisk(Disk):
 
     def write(self, fd: int, data: memoryview) -> int:
         """write(2), as long as there is room."""
-        if len(data) > self.free_bytes:
+        if len(data) > self.free_bytes or self.used_bytes + len(data) > self.quota_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.used_bytes += len(data)
         return os.write(fd, data)
@@ -60,6 +62,18 @@ class Full:
         self.disk.reserve = Reserve(log.state_dir, RESERVE)
         self.room = Room(log.state_dir, self.disk.reserve)
         self.recorder = Recorder(log.places, GATEWAY_ID, 65536, self.disk, self.room)
+
+
+class Clock:
+    """The clock of room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr("gateway.audit.room.time", self)
+
+    def monotonic(self) -> float:
+        """Stands still until it is moved."""
+        return self.now_s
 
 
 def values(log: Log) -> set[int]:
@@ -122,7 +136,8 @@ def test_on_a_full_disk_workers_wait_and_control_goes_on(log: Log, monkeypatch, 
 
 def test_with_room_again_everyone_goes_on(log: Log, monkeypatch, caplog):
     """Twice the reserve is free: it is taken again, and what waited is there, once, in order."""
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO, "tidegate.recorder")
+    clock = Clock(monkeypatch)
     full = Full(log, monkeypatch)
     worker = log.owner()
     settle(full.recorder)
@@ -135,6 +150,9 @@ def test_with_room_again_everyone_goes_on(log: Log, monkeypatch, caplog):
     assert full.room.waits == "disk_full", "less than twice the reserve is free"
     full.disk.others_bytes -= RESERVE
     full.room.look()
+    assert full.room.waits == "disk_full", "not so soon"
+    clock.now_s += 1.0
+    full.room.look()
     assert full.room.waits == ""
     assert full.room.reserve_bytes == RESERVE
     settle(full.recorder)
@@ -142,6 +160,24 @@ def test_with_room_again_everyone_goes_on(log: Log, monkeypatch, caplog):
     assert not worker.ring.unavailable
     assert log.verify().ok
     assert [line.msg for line in caplog.records] == ["disk_full", "disk_has_room"]
+
+
+def test_room_that_is_not_to_be_had_is_tried_ever_less_often(log: Log, monkeypatch):
+    """Free by what the disk says, refused all the same: workers do not swing between the two every second."""
+    clock = Clock(monkeypatch)
+    full = Full(log, monkeypatch)
+    worker = log.owner()
+    settle(full.recorder)
+    full.disk.quota_bytes = full.disk.used_bytes
+    tries = []
+    for second in range(40):
+        clock.now_s += 1.0
+        full.room.look()
+        if not full.room.waits:
+            tries.append(second)
+            worker.append_events([label(second)])
+            full.recorder.step()
+    assert tries == [0, 1, 3, 7, 15, 23, 31, 39]
 
 
 def test_control_meets_the_full_disk_first(log: Log, monkeypatch):
@@ -160,6 +196,7 @@ def test_control_meets_the_full_disk_first(log: Log, monkeypatch):
 def test_without_any_room_at_all_control_is_told(log: Log, monkeypatch):
     """The reserve is used up, too: everyone sees that records cannot be kept, and it heals."""
     monkeypatch.setattr("gateway.audit.recorder.RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr("gateway.audit.room.BACK_S", (0.0, 0.0))
     full = Full(log, monkeypatch)
     control = log.owner("control")
     settle(full.recorder)

@@ -1,0 +1,172 @@
+"""No room, a failing disk, a spool at its limit: what clients get, what the operator reads, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import statistics
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.troubled import RING_BYTES, SPOOL_BYTES, Troubled, small_disk, start
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Troubled]:
+    """One gateway for all: each test leaves it well."""
+    tmp = tmp_path_factory.mktemp("troubled")
+    with small_disk(tmp / "state") as disk:
+        troubled = start(tmp, disk)
+        try:
+            yield troubled
+        finally:
+            troubled.gateway.kill9_all()
+
+
+@pytest.fixture
+def troubled(served: Troubled) -> Troubled:
+    """Well at the beginning, and what it said before does not count."""
+    served.all_is_well()
+    served.begin()
+    return served
+
+
+def test_a_full_disk(troubled: Troubled) -> None:
+    """Answers go on by policy, a rollback succeeds, the alarm says what to do; with room again all goes on."""
+    gateway = troubled.gateway
+    variants = [
+        {"name": "primary", "version": "1", "role": "primary", "weight_bp": 9000},
+        {"name": "canary", "version": "2", "role": "canary", "weight_bp": 1000},
+    ]
+    revision = gateway.admin("GET", "routes/lax").content["revision"]
+    split = gateway.admin("PUT", "routes/lax", {"variants": variants, "reason": "split"}, revision=revision)
+    assert split.status == 200
+    troubled.fill()
+    troubled.both_policies_apply()
+    back = gateway.admin(
+        "POST",
+        "routes/lax/rollback",
+        {"variant": "canary", "reason": "bad"},
+        revision=split.content["revision"],
+    )
+    assert back.status == 200, back
+    (line,) = troubled.said("disk_full")
+    assert line["level"] == "error"
+    assert "nothing needs a restart" in line["do"]
+    troubled.await_true(lambda: troubled.metric("tidegate_recorder_waiting") == 1)
+    assert troubled.metric("tidegate_recorder_reserve_bytes") == 0
+    troubled.await_true(lambda: troubled.metric("tidegate_worker_log_unavailable") == 1)
+    ready = gateway.admin("GET", "routes/lax").content
+    assert {v["name"]: v["weight_bp"] for v in ready["variants"]}["canary"] == 0
+    troubled.empty()
+    troubled.all_is_well()
+    troubled.await_true(lambda: troubled.metric("tidegate_recorder_reserve_bytes") > 0)
+    assert len(troubled.said("disk_has_room")) == 1
+    troubled.adds_up()
+
+
+@pytest.mark.parametrize("error", ["EIO", "EDQUOT"])
+def test_a_sync_that_fails(troubled: Troubled, error: str) -> None:
+    """However the disk says it, and as long as it does: nobody is told that a record is kept which is not."""
+    with troubled.refused(f"fdatasync,fsync,fallocate:error={error}"):
+        troubled.both_policies_apply()
+        event = "records_cannot_be_written" if error == "EIO" else "disk_full"
+        troubled.await_true(lambda: bool(troubled.said(event)))
+        name = "failing" if error == "EIO" else "waiting"
+        troubled.await_true(lambda: troubled.metric(f"tidegate_recorder_{name}") == 1)
+    troubled.all_is_well()
+    troubled.adds_up()
+
+
+def test_a_write_that_fails_once(troubled: Troubled) -> None:
+    """EIO in the middle of a segment: it is cut, and the same records stand in the next one."""
+    with troubled.refused("pwrite64,write:error=EIO:when=1"):
+        for _ in range(3):
+            assert troubled.ask("lax").audit == "spool"
+        troubled.await_true(lambda: troubled._unsynced() == 0)
+    troubled.all_is_well()
+    troubled.adds_up()
+
+
+def test_a_disk_that_is_read_only(troubled: Troubled) -> None:
+    """EROFS as soon as a new segment is needed; over once it can be written to."""
+    with troubled.read_only():
+        troubled.both_policies_apply()
+        (line,) = troubled.said("records_cannot_be_written")
+        assert line["errno"] == "EROFS"
+    troubled.all_is_well()
+    assert troubled.said("records_written_again")
+    troubled.adds_up()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "error"),
+    [(resource.RLIMIT_NOFILE, 3, errno.EMFILE), (resource.RLIMIT_FSIZE, 100, errno.EFBIG)],
+)
+def test_limits_of_the_recorder(troubled: Troubled, limit: int, value: int, error: int) -> None:
+    """No descriptors left, files may not grow: told by name, and over with it."""
+    with troubled.limited(limit, value):
+        troubled.both_policies_apply()
+        # Neither status nor log can be written to then: the worker's word is in memory.
+        troubled.await_true(lambda: troubled.metric("tidegate_worker_log_unavailable") == 1)
+    troubled.all_is_well()
+    (line,) = troubled.said("records_written_again")
+    assert line["was"] == os.strerror(error)
+    troubled.adds_up()
+
+
+def test_a_recorder_that_stands_still(troubled: Troubled) -> None:
+    """The ring fills; one append timeout, once, then answers go on without a wait; every number is told."""
+    os.kill(troubled.recorder, signal.SIGSTOP)
+    try:
+        said = troubled.both_policies_apply()
+        assert said[-1].ms > 45, "the first one waited for its room"
+        quick = [troubled.ask("lax") for _ in range(40)]
+        assert {(answer.status, answer.audit) for answer in quick} <= {(200, "none"), (200, "spool")}
+        assert statistics.median(answer.ms for answer in quick) < 25
+        # What is left of the ring may take one more; a wait for it there is none.
+        assert sum(answer.ms > 45 for answer in quick) < 5
+        assert troubled.ask("strict").code == "audit_unavailable"
+    finally:
+        os.kill(troubled.recorder, signal.SIGCONT)
+    troubled.all_is_well()
+    troubled.adds_up()
+
+
+def test_a_spool_that_was_removed(troubled: Troubled) -> None:
+    """Begun anew; what was in it is told by a gap, and what comes is kept."""
+    lost = dict(troubled.answered)
+    shutil.rmtree(troubled.spool)
+    troubled.await_true(lambda: bool(troubled.said("spool_removed")))
+    troubled.all_is_well()
+    new = {identity: audit for identity, audit in troubled.answered.items() if identity not in lost}
+    # Between the removal and its being found, records went where nobody finds them: a gap tells those, too.
+    last = list(new)[-1]
+    troubled.answered = {last: new[last]}
+    troubled.adds_up()
+
+
+def test_a_spool_at_its_limit(troubled: Troubled) -> None:
+    """Kafka takes nothing: nothing that it has not is removed, control's changes are made, and it ends by itself."""
+    said = troubled.ask_until("lax", lambda answer: answer.audit == "none", 60)
+    assert {answer.status for answer in said} == {200}
+    assert troubled.ask("strict").code == "audit_unavailable"
+    assert SPOOL_BYTES - 65_536 < troubled.spool_bytes() < SPOOL_BYTES + 2 * RING_BYTES
+    (line,) = troubled.said("spool_at_limit")
+    assert "audit.max_bytes" in line["do"]
+    troubled.await_true(lambda: any(line["percent"] == 95 for line in troubled.said("spool_filling")))
+    percents = [line["percent"] for line in troubled.said("spool_filling")]
+    assert percents == sorted(set(percents)), "each once"
+    assert troubled.metric("tidegate_recorder_spool_fill") > 0.95
+    revision = troubled.gateway.admin("GET", "routes/lax").content["revision"]
+    frozen = troubled.gateway.admin("POST", "routes/lax/freeze", {"reason": "look"}, revision=revision)
+    assert frozen.status == 200, frozen
+    troubled.forward_all()
+    troubled.all_is_well()
+    assert len(troubled.said("spool_below_limit")) == 1
+    assert len(troubled.said("spool_at_limit")) == 1, "it does not swing"
+    troubled.await_true(lambda: troubled.metric("tidegate_recorder_trimmed_segments") > 0)

@@ -1,0 +1,265 @@
+"""A gateway on a disk of a few MiB that can be filled, made read-only, taken away; seen from the client's side.
+
+Two models: `lax` goes on unlogged (`degrade`), `strict` does not (`fail`). Needs root, for a tmpfs of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from bench.models import write_mlp
+from bench.serving import Gateway, Reply, call
+from gateway.audit.spool import epochs, segments
+from gateway.audit.verify import verify
+
+DISK_BYTES = 32 * 1024**2
+"""Its reserve is a sixteenth: 2 MiB."""
+SPOOL_BYTES = 8 * 1024**2
+RING_BYTES = 256 * 1024
+ROWS = 150
+"""So many rows are a record of about 19 KB: a dozen fill a ring."""
+SETTINGS = (
+    'kafka={"bootstrap_servers": "127.0.0.1:1"}',
+    f"audit.max_bytes={SPOOL_BYTES}",
+    f"audit.ring_bytes={RING_BYTES}",
+    "audit.segment_bytes=65536",
+    "sidecar.enabled=false",
+)
+
+
+class Answer(NamedTuple):
+    """What a client sees."""
+
+    status: int
+    code: str | None
+    audit: str | None
+    id: str | None
+    ms: float
+
+
+def absent(why: str) -> None:
+    """Skip, or fail where everything must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"required in CI: {why}")
+    pytest.skip(why)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size_bytes: int = DISK_BYTES) -> Iterator[Path]:
+    """A tmpfs of a few MiB, mounted for as long as it is used."""
+    path.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        absent("a full disk needs root and mount(8), for a tmpfs of its own")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tidegate-test", str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        absent(f"no tmpfs of its own: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+class Troubled:
+    """The gateway, its disk, and what can befall them."""
+
+    def __init__(self, gateway: Gateway, disk: Path) -> None:
+        self.gateway = gateway
+        self.disk = disk
+        self.spool = disk / "spool"
+        self._seen_lines = 0
+        self.answered: dict[str, str] = {}
+        """Level by id, of every 200."""
+        self.answers: list[Answer] = []
+
+    @property
+    def recorder(self) -> int:
+        """Its pid."""
+        return self.gateway.pids("recorder")[0]
+
+    def ask(self, model: str, level: str | None = None) -> Answer:
+        """One request."""
+        data = [0.5] * (30 * ROWS)
+        body = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [ROWS, 30], "data": data}]}
+        headers = {} if level is None else {"x-tidegate-audit-level": level}
+        began = time.perf_counter()
+        reply: Reply = call(self.gateway.data_url, "POST", f"/v2/models/{model}/infer", body, headers)
+        ms = (time.perf_counter() - began) * 1000
+        audit, identity = reply.headers.get("x-tidegate-audit"), reply.headers.get("x-prediction-id")
+        if reply.status == 200:
+            assert identity not in self.answered
+            self.answered[str(identity)] = str(audit)
+        code = None if reply.status == 200 else reply.content["code"]
+        answer = Answer(reply.status, code, audit, identity, ms)
+        self.answers.append(answer)
+        return answer
+
+    def ask_until(self, model: str, wanted: Callable[[Answer], bool], wait_s: float = 15) -> list[Answer]:
+        """Requests until one is answered as wanted; all of them."""
+        deadline, said = time.monotonic() + wait_s, []
+        while not said or not wanted(said[-1]):
+            assert time.monotonic() < deadline, f"{said[-3:]}: {self.gateway.said()}"
+            said.append(self.ask(model))
+        return said
+
+    def await_true(self, condition: Callable[[], bool], wait_s: float = 15) -> None:
+        """Poll."""
+        deadline = time.monotonic() + wait_s
+        while not condition():
+            assert time.monotonic() < deadline, self.gateway.said()
+            time.sleep(0.02)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The recorder's log lines since the last call of `begin`."""
+        out = []
+        for text in self.gateway.log.read_text().splitlines()[self._seen_lines :]:
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if line["role"] == "recorder":
+                    out.append(line)
+        return out
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Its lines of one event."""
+        return [line for line in self.lines() if line["event"] == event]
+
+    def begin(self) -> None:
+        """What was said before does not count."""
+        self._seen_lines = len(self.gateway.log.read_text().splitlines())
+        self.answers.clear()
+
+    def metric(self, name: str) -> float:
+        """One series of /metrics, as of now."""
+        token = (self.disk / "admin.token").read_text().strip()
+        url = self.gateway.admin_url.split("//", 1)[1]
+        import http.client  # noqa: PLC0415
+
+        connection = http.client.HTTPConnection(url, timeout=10)
+        connection.request("GET", "/metrics", headers={"authorization": f"Bearer {token}"})
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name}"))
+
+    def both_policies_apply(self) -> list[Answer]:
+        """`lax` answers and says that nothing is kept; `strict` refuses, before it runs. Returns lax's answers."""
+        said = self.ask_until("lax", lambda answer: answer.audit == "none")
+        assert {answer.status for answer in said} == {200}
+        refused = self.ask("strict")
+        assert (refused.status, refused.code, refused.id) == (503, "audit_unavailable", None)
+        return said
+
+    def all_is_well(self, wait_s: float = 20) -> None:
+        """Both answer and are logged again, without a restart of anything."""
+        before = {role: self.gateway.pids(role) for role in ("worker", "recorder", "control")}
+        for model in ("lax", "strict"):
+            self.ask_until(model, lambda answer: answer.audit == "spool", wait_s)
+        assert {role: self.gateway.pids(role) for role in before} == before
+
+    def adds_up(self) -> None:
+        """Every answer that was said to be logged is in the spool, every other number is told by a gap."""
+        self.await_true(lambda: self._unsynced() == 0)
+        report = verify(self.spool)
+        assert report.ok, [epoch for epoch in report.epochs if not epoch.ok]
+        gaps = {
+            f"{epoch.source}-{epoch.epoch:08x}": [(a, b) for a, b, _ in epoch.gaps] for epoch in report.epochs
+        }
+        for identity, audit in self.answered.items():
+            key, _, seq = identity.rpartition("-")
+            told = any(a <= int(seq, 16) <= (2**63 if b is None else b) for a, b in gaps.get(key, []))
+            assert told == (audit == "none"), (identity, audit)
+
+    def _unsynced(self) -> int:
+        return int(self.metric("tidegate_worker_ring_used_bytes"))
+
+    def fill(self) -> None:
+        """Take all that is free."""
+        with (self.disk / "ballast").open("ab") as file:
+            for size in (1 << 20, 4096):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), file.tell(), size)
+                        file.seek(0, os.SEEK_END)
+
+    def empty(self) -> None:
+        """Give it back."""
+        (self.disk / "ballast").unlink()
+
+    @contextlib.contextmanager
+    def limited(self, limit: int, value: int) -> Iterator[None]:
+        """A limit of the recorder's, for a while."""
+        before = resource.prlimit(self.recorder, limit)
+        resource.prlimit(self.recorder, limit, (value, before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.recorder, limit, before)
+
+    @contextlib.contextmanager
+    def refused(self, *calls: str) -> Iterator[None]:
+        """System calls of the recorder's that fail, as `strace -e inject` names them, for a while."""
+        strace = shutil.which("strace")
+        if strace is None:
+            absent("strace is not on this machine: install it to see what a failing disk does")
+        inject = [part for text in calls for part in ("-e", f"inject={text}")]
+        said = self.gateway.log.with_suffix(".strace")
+        with said.open("wb") as err:
+            tracer = subprocess.Popen(
+                [str(strace), "-qq", "-f", "-p", str(self.recorder), "-o", "/dev/null", *inject], stderr=err
+            )
+        try:
+            self.await_true(lambda: self._traced() or tracer.poll() is not None)
+            if tracer.poll() is not None:
+                absent(f"strace cannot attach: {said.read_text().strip()}")
+            yield
+        finally:
+            tracer.terminate()
+            tracer.wait(10)
+
+    def _traced(self) -> bool:
+        status = Path(f"/proc/{self.recorder}/status").read_text()
+        return int(status.partition("TracerPid:")[2].split()[0]) > 0
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """The spool cannot be written to by its path: a real EROFS, as after an error of the file system."""
+        for command in (["--bind", str(self.spool)], ["-o", "remount,ro,bind"]):
+            subprocess.run(["mount", *command, str(self.spool)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(self.spool)], check=True)
+
+    def forward_all(self) -> None:
+        """As a forwarder that has caught up says it, where none can."""
+        directory = self.disk / "forwarder"
+        directory.mkdir(exist_ok=True)
+        far = {epoch.key: {"partition": 0, "next_seq": 2**40} for epoch in epochs(self.spool)}
+        (directory / "positions.new").write_text(json.dumps(far))
+        (directory / "positions.new").rename(directory / "positions.json")
+
+    def spool_bytes(self) -> int:
+        """What the segments take."""
+        return sum(path.stat().st_size for epoch in epochs(self.spool) for _, path in segments(epoch))
+
+
+def start(tmp: Path, disk: Path, *settings: str) -> Troubled:
+    """Serve both models from this disk; the log stands beside it."""
+    models = tmp / "models"
+    for version in ("1", "2"):
+        write_mlp(models, version, int(version), name="lax", widths=(30, 8, 2))
+    strict = write_mlp(models, "1", name="strict", widths=(30, 8, 2))
+    (strict.parent / "bundle.toml").write_text('schema = 1\naudit = { on_unavailable = "fail" }\n')
+    return Troubled(Gateway(models, disk, settings=(*SETTINGS, *settings)).start(), disk)
