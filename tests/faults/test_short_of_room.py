@@ -54,6 +54,7 @@ def test_a_full_disk(troubled: Troubled) -> None:
         revision=split.content["revision"],
     )
     assert back.status == 200, back
+    assert troubled.controls()[-1] == "rollback", "on disk before it was answered, not owed"
     (line,) = troubled.said("disk_full")
     assert line["level"] == "error"
     assert "nothing needs a restart" in line["do"]
@@ -165,6 +166,7 @@ def test_a_spool_at_its_limit(troubled: Troubled) -> None:
     revision = troubled.gateway.admin("GET", "routes/lax").content["revision"]
     frozen = troubled.gateway.admin("POST", "routes/lax/freeze", {"reason": "look"}, revision=revision)
     assert frozen.status == 200, frozen
+    assert troubled.controls()[-1] == "freeze"
     troubled.forward_all()
     troubled.all_is_well()
     assert len(troubled.said("spool_below_limit")) == 1

@@ -20,7 +20,9 @@ import pytest
 
 from bench.models import write_mlp
 from bench.serving import Gateway, Reply, call
+from gateway.audit.event import Control
 from gateway.audit.spool import epochs, segments
+from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.verify import verify
 
 DISK_BYTES = 32 * 1024**2
@@ -241,6 +243,11 @@ class Troubled:
             yield
         finally:
             subprocess.run(["umount", "-l", str(self.spool)], check=True)
+
+    def controls(self) -> list[str]:
+        """Kinds of control's events on disk."""
+        events = SpoolFeed(self.spool).read(1_000_000, 0).events
+        return [event.kind for event in events if isinstance(event, Control) and event.model == "lax"]
 
     def forward_all(self) -> None:
         """As a forwarder that has caught up says it, where none can."""

@@ -215,6 +215,9 @@ def test_at_the_limit_unsent_records_stay_and_workers_wait(tmp_path: Path):
         last.write(bytes(100_000))
     assert went(held) == 0
     assert held.at_limit
+    os.truncate(segments(epoch)[-1][1], 450_000)
+    assert went(held) == 0
+    assert held.at_limit, "1.25 MB: under the limit, and not yet well below it"
 
 
 def test_what_is_sent_and_being_written_holds_nobody_up(tmp_path: Path):
