@@ -217,6 +217,7 @@ class Broker:
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "500",
             # After a kill -9 the controller lets the node back only when its old session is over (9 s by default).
             "broker.session.timeout.ms": "1500",
             "broker.heartbeat.interval.ms": "300",

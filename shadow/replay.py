@@ -109,7 +109,8 @@ def fold(
     """Make a tick of the log again: by its settings, to its cuts.
 
     Args:
-        gone_is_missing: what the log does not hold makes the tick incomplete, and is no error.
+        gone_is_missing: what the log does not hold makes the tick incomplete, and is no error. Nor is it where a topic
+            said that it holds no more.
 
     Raises:
         LogIncomplete: the log does not reach them.
@@ -117,7 +118,7 @@ def fold(
     if stored.settings is not None:
         watch.use(stored.settings)
     found = runner.read_to(stored.tick.cuts, wait_ms)
-    if not found and gone_is_missing:
+    if not found and (gone_is_missing or runner.has_skipped):
         runner.give_up(stored.tick.cuts)
     elif not found:
         msg = (
@@ -143,8 +144,8 @@ def read_verdicts(feed: Feed, gateway_id: str | None, quiet_ms: int) -> tuple[st
     """
     verdicts: list[Verdict] = []
     opened: dict[str, set[int]] = {}
-    while events := feed.read(5000, quiet_ms).events:
-        for event in events:
+    while any(delivery := feed.read(5000, quiet_ms)):
+        for event in delivery.events:
             if isinstance(event, Verdict):
                 verdicts.append(event)
             elif isinstance(event, EpochOpen) and event.role == "sidecar":

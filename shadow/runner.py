@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple, Protocol
 
 from gateway.audit.event import EpochClose, EpochOpen, Event, Prediction
-from gateway.audit.feed import Feed, Hole, Positions
+from gateway.audit.feed import Feed, Hole, Positions, Skipped
 from gateway.audit.identity import parse_event_id
 
 READ_EVENTS = 500
@@ -43,6 +43,17 @@ class Taker(Protocol):
         """Numbers of the open tick that the log does not hold."""
         ...
 
+    def take_skipped(self, skipped: Skipped) -> None:
+        """Records that are gone from a topic, whichever they were."""
+        ...
+
+
+class Clock(NamedTuple):
+    """Two clocks: epoch ns of this host, which may be set, and seconds that only run on. Tests give others."""
+
+    wall_ns: Callable[[], int] = lambda: time.time_ns()
+    steady_s: Callable[[], float] = lambda: time.monotonic()
+
 
 class Runner:
     """Hands a feed's events to a taker, up to a cut.
@@ -63,9 +74,11 @@ class Runner:
         cut: Positions,
         sources: Collection[int],
         present: Collection[int] | None = None,
+        clock: Clock = Clock(),  # noqa: B008
     ) -> None:
         self._feed = feed
         self._taker = taker
+        self._clock = clock
         self._sources = frozenset(f"{source:016x}" for source in sources)
         self._present = self._sources if present is None else frozenset(f"{s:016x}" for s in present)
         self.cut: Positions = dict(cut)
@@ -75,6 +88,8 @@ class Runner:
         """What was read beyond the last cut, in order within each epoch."""
         self._newest_s: dict[str, float] = {}
         """By living source: when its newest record that was read was made, on this process's steady clock."""
+        self.has_skipped = False
+        """Whether the feed went on behind records that are gone: what a given cut lacks then never comes."""
 
     @property
     def is_ahead(self) -> bool:
@@ -91,9 +106,10 @@ class Runner:
         """How far reading is behind the present, where it is furthest: infinite before anything was read.
 
         Idle sources write each second, so a source that stands still is as stale as one that is read too slowly. One
-        whose epoch was closed is left out.
+        whose epoch was closed is left out. A clock that is set ahead shows until the next record; one that is set
+        back makes records from before look like now.
         """
-        return time.monotonic() - min(self._newest_s.values(), default=-math.inf)
+        return self._clock.steady_s() - min(self._newest_s.values(), default=-math.inf)
 
     def read(self, wait_ms: int = 0, max_events: int = READ_EVENTS) -> int:
         """Hand over what is new; returns how much. For a tick whose cut is wherever reading stands."""
@@ -155,6 +171,9 @@ class Runner:
     def _delivered(self, wait_ms: int, max_events: int) -> tuple[bool, list[_Item]]:
         """Whether the feed yields nothing at all, and what is of our sources."""
         delivery = self._feed.read(max_events, wait_ms)
+        for skipped in delivery.skipped:
+            self.has_skipped = True
+            self._taker.take_skipped(skipped)
         items: list[_Item] = [
             (event.id[:_KEY_CHARS], int(event.id[_KEY_CHARS + 1 :], 16), event)
             for event in delivery.events
@@ -169,7 +188,7 @@ class Runner:
         if holes:
             # A hole before the event that shows it.
             items = sorted([*items, *holes], key=lambda item: item[:2])
-        return not delivery.events and not delivery.holes, items
+        return not (delivery.events or delivery.holes or delivery.skipped), items
 
     def _note_ages(self, events: Iterable[Event]) -> None:
         newest_ns: dict[str, int] = {}
@@ -183,7 +202,7 @@ class Runner:
                 closed.add(event.source)
             elif isinstance(event, EpochOpen):
                 closed.discard(source)
-        now_ns, now_s = time.time_ns(), time.monotonic()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.steady_s()
         for source, at_ns in newest_ns.items():
             made_s = now_s - max(now_ns - at_ns, 0) / 1e9
             self._newest_s[source] = max(self._newest_s.get(source, -math.inf), made_s)

@@ -109,6 +109,8 @@ class Sidecar:
         self._fresh_settings: Settings | None = None
         self._read_until_ns = 0
         """Of which time the newest record was that this process judged; 0 before its first tick."""
+        self._read_until_s = -math.inf
+        """The same on the clock that is never set."""
         self._last_tick_s = time.monotonic()
         self._next_tick_s = self._last_tick_s + parts.tick_s
         self._next_lease_s = self._next_status_s = 0.0
@@ -202,6 +204,7 @@ class Sidecar:
         self._commit(Stored(tick, settings, made))
         stale_s = self.runner.stale_s
         self._read_until_ns = tick.at_ns - int(stale_s * 1e9) if math.isfinite(stale_s) else 0
+        self._read_until_s = time.monotonic() - stale_s
 
     def close(self) -> None:
         """End the epoch; the open tick is not made."""
@@ -263,8 +266,10 @@ class Sidecar:
         for pending in list(self._saved.pending):
             if now_s < self._next_act_s.get(pending.event, 0.0):
                 continue
-            age_s = (time.time_ns() - self._read_until_ns) / 1e9
-            if age_s > self._parts.settings.policy_of(pending.model).max_staleness_s:
+            if (
+                time.monotonic() - self._read_until_s
+                > self._parts.settings.policy_of(pending.model).max_staleness_s
+            ):
                 # The next tick makes it young again, or shows that there is nothing to do.
                 continue
             acted = self._parts.actor.roll_back(pending, self._read_until_ns)

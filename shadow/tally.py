@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.audit.event import Control, Event, Feedback, Gap, Heartbeat, Prediction, RouteFacts, Tensor
-from gateway.audit.feed import Hole
+from gateway.audit.feed import RETENTION, Hole, Skipped
 from shadow.harm import MICRO
 from shadow.labels import Label
 from shadow.outputs import Judged, OutputReader
@@ -128,10 +128,8 @@ class Tally:
                 self.controls.append(event)
             case Feedback():
                 self._feedback(event)
-            case Gap(cause="retention"):
-                # They had records. Who had not read them yet finds a hole in the feed.
-                pass
-            case Gap():
+            case Gap() if event.cause != RETENTION:
+                # What retention took was read before, or the feed reports it as a hole.
                 self.missing.append(f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq}")
             case Heartbeat() if not self._by_event_time:
                 self._note_time(event.at_ns)
@@ -141,6 +139,11 @@ class Tally:
     def take_hole(self, hole: Hole) -> None:
         """Add numbers that the log should hold and does not."""
         self.missing.append(f"{hole.source:016x}-{hole.epoch:08x} {hole.from_seq}..{hole.to_seq}")
+
+    def take_skipped(self, skipped: Skipped) -> None:
+        """Add records that the topic does not hold any more; which they were is not known."""
+        where = f"{skipped.from_offset}..{skipped.to_offset}"
+        self.missing.append(f"partition {skipped.partition} offsets {where}")
 
     @property
     def times(self) -> list[int]:

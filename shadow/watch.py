@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from gateway.audit.event import Control, Event
-from gateway.audit.feed import Hole
+from gateway.audit.feed import Hole, Skipped
 from gateway.audit.identity import parse_event_id
 from loaders.bundle import LabelSettings
 from shadow.decide import Decision, decide
@@ -84,6 +84,10 @@ class Watch:
     def take_hole(self, hole: Hole) -> None:
         """Add missing numbers to the open tick."""
         self._tally.take_hole(hole)
+
+    def take_skipped(self, skipped: Skipped) -> None:
+        """Add records that are gone, whichever they were, to the open tick."""
+        self._tally.take_skipped(skipped)
 
     @property
     def lacks_routes(self) -> bool:

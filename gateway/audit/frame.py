@@ -191,8 +191,16 @@ def decode_payload(payload: bytes) -> Run | Events:
 
 
 def expand(source: int, epoch: int, frame: Frame) -> list[Event]:
-    """All events of a frame, ids set. Cost: about 5 us an event."""
-    content = decode_payload(frame.payload)
+    """All events of a frame, ids set. Cost: about 5 us an event.
+
+    Raises:
+        FrameCorrupt: as `decode_payload`, or its parts do not add up.
+    """
+    return expand_content(source, epoch, frame, decode_payload(frame.payload))
+
+
+def expand_content(source: int, epoch: int, frame: Frame, content: Run | Events) -> list[Event]:
+    """`expand` of a frame that was decoded."""
     prefix = id_prefix(source, epoch)
     if isinstance(content, Events):
         if len(content.events) != frame.count:

@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from gateway.cli.export import bar, opened, suffix_format
 from gateway.cli.failures import NO, Stop
 from gateway.cli.filters import Filter, filter_options
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
-from gateway.cli.tailing import last, up_to_now
+from gateway.cli.tailing import Missed, last, up_to_now
 
 READ_EVENTS = 1000
 FOLLOW_WAIT_MS = 500
@@ -44,19 +44,28 @@ class Place(NamedTuple):
     kafka: str | None
     topic: str
 
-    def feed(self, positions: Positions | None = None) -> Feed:
+    def feed(
+        self, positions: Positions | None = None, since_ns: int | None = None, group: str | None = None
+    ) -> Feed:
         """Open the feed: the topic when `--kafka` is given, else the spool.
+
+        Args:
+            positions: where to go on, in the spool.
+            since_ns: begin at that time.
+            group: a consumer group of the topic, that goes on where it ended.
 
         Raises:
             GatewayError: no broker answers, or the topic does not exist.
         """
+        # What feeds say in the log stands in `Missed` already.
+        logging.getLogger("tidegate.feed").addHandler(logging.NullHandler())
         if self.kafka is not None:
             from gateway.audit.kafka_feed import KafkaFeed
 
             # What the client library would say on stderr stands in the error already.
             logging.getLogger("aiokafka").addHandler(logging.NullHandler())
-            return KafkaFeed(self.kafka, self.topic)
-        return SpoolFeed(self.spool, positions)
+            return KafkaFeed(self.kafka, self.topic, group=group, since_ns=since_ns)
+        return SpoolFeed(self.spool, positions, since_ns=since_ns)
 
 
 def spool_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,31 +99,51 @@ def command() -> None:
 
 
 @command.command("tail")
-@click.option("-n", "count", type=click.IntRange(0), default=10, show_default=True, help="How many.")
+@click.option("-n", "count", type=click.IntRange(0), help="How many.  [default: 10]")
 @click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends.")
+@click.option(
+    "--group",
+    metavar="NAME",
+    help="With --kafka: all that this consumer group has not read yet, and remember that.",
+)
 @filter_options
 @place_options
 @json_option
-def tail(count: int, follow: bool, wanted: Filter, place: Place, as_json: bool) -> None:
-    """Print the last records, one a line. Heartbeats only with --type heartbeat."""
-    keep = wanted.keeps
+def tail(
+    count: int | None, follow: bool, group: str | None, wanted: Filter, place: Place, as_json: bool
+) -> None:
+    """Print the last records, one a line. Heartbeats only with --type heartbeat.
+
+    With --group: what the group has not read yet, oldest first, from whichever machine; each record at least once.
+    """
+    keep, missed = wanted.keeps, Missed()
     feed: Feed | None = None
-    if place.kafka is not None:
-        feed = place.feed()
-        found = _last_of(feed, count, keep)
-    else:
-        found, positions = last(place.spool, count, keep, wanted.since_ns)
-        if follow:
-            feed = place.feed(positions)
+    found: list[Event] = []
+    if group is not None:
+        if place.kafka is None or count is not None:
+            msg = "a group reads a topic, from where it ended: give --group with --kafka and without -n"
+            raise Stop(msg)
+    elif place.kafka is None:
+        found, positions = last(place.spool, 10 if count is None else count, keep, wanted.since_ns)
     try:
+        if place.kafka is not None:
+            feed = place.feed(since_ns=wanted.since_ns, group=group)
+        elif follow:
+            feed = place.feed(positions)
+        if group is None and place.kafka is not None:
+            found = _last_of(feed, 10 if count is None else count, keep, missed)  # type: ignore[arg-type]
         _print(found, as_json)
-        while follow and feed is not None:
-            _print(filter(keep, feed.read(READ_EVENTS, FOLLOW_WAIT_MS).events), as_json)
+        for events in _following(feed, follow, group is not None, missed):
+            _print(filter(keep, events), as_json)
+            if group is not None:
+                # Behind the print: what was not shown is not read.
+                feed.commit()  # type: ignore[union-attr]
     except KeyboardInterrupt:
         return
     finally:
         if feed is not None:
             feed.close()
+        _tell(missed)
 
 
 @command.command("get")
@@ -180,20 +209,21 @@ def export(path: Path | None, form: str | None, wanted: Filter, place: Place) ->
     JSON Lines hold every record whole. Parquet (extra `parquet`) has a row for each prediction. Without Kafka, what
     retention removed is not there; `tidegate audit verify` tells what is missing beside that.
     """
-    feed = place.feed()
-    kept = 0
+    feed = place.feed(since_ns=wanted.since_ns)
+    kept, missed = 0, Missed()
     try:
         with (
             opened(path, suffix_format(path, form)) as take,
             bar(None if place.kafka else place.spool) as read,
         ):
-            for event in up_to_now(feed, KAFKA_QUIET_MS if place.kafka else 0):
-                read(1)
-                if wanted.keeps(event):
+            for events in up_to_now(feed, KAFKA_QUIET_MS if place.kafka else 0, missed):
+                read(len(events))
+                for event in filter(wanted.keeps, events):
                     kept += 1
                     take(event)
     finally:
         feed.close()
+        _tell(missed)
     if path is not None:
         say(f"{kept} records in {path}")
 
@@ -279,10 +309,26 @@ def _spool(state_dir: Path) -> Path:
     return where
 
 
-def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool]) -> list[Event]:
+def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool], missed: Missed) -> list[Event]:
     found: deque[Event] = deque(maxlen=count)
-    found.extend(filter(keep, up_to_now(feed, KAFKA_QUIET_MS)))
+    for events in up_to_now(feed, KAFKA_QUIET_MS, missed):
+        found.extend(filter(keep, events))
     return list(found)
+
+
+def _following(feed: Feed | None, follow: bool, is_group: bool, missed: Missed) -> Iterator[list[Event]]:
+    """What is read onward: for a group all up to now, and with `follow` what comes."""
+    if feed is not None and is_group and not follow:
+        yield from up_to_now(feed, KAFKA_QUIET_MS, missed)
+    while feed is not None and follow:
+        delivery = feed.read(READ_EVENTS, FOLLOW_WAIT_MS)
+        missed.note(delivery)
+        yield delivery.events
+
+
+def _tell(missed: Missed) -> None:
+    for each in missed.lines():
+        click.echo(each, err=True)
 
 
 def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
@@ -297,7 +343,8 @@ def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
 def _from_topic(place: Place, wanted: EventId) -> Event | None:
     feed = place.feed()
     try:
-        return next((event for event in up_to_now(feed, KAFKA_QUIET_MS) if event.id == str(wanted)), None)
+        found = (event for events in up_to_now(feed, KAFKA_QUIET_MS) for event in events)
+        return next((event for event in found if event.id == str(wanted)), None)
     finally:
         feed.close()
 

@@ -8,19 +8,46 @@ reads as "not there".
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gateway.audit.event import Event
-from gateway.audit.feed import Feed, Positions
+from gateway.audit.feed import Delivery, Feed, Hole, Positions, Skipped
 from gateway.audit.frame import expand, scan
+from gateway.audit.identity import id_prefix
 from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
+from gateway.audit.spool_feed import CLOCK_SLACK_NS
 
 READ_EVENTS = 2000
-NEWER_READS = 3
-"""A log that grows has been read to its end when so many reads hold only what is younger than the command."""
+HOLES_SHOWN = 10
+
+
+class Missed:
+    """What a reading did not get: a sentence for each kind of it, for people."""
+
+    def __init__(self) -> None:
+        self.holes: list[Hole] = []
+        self.skipped: list[Skipped] = []
+
+    def note(self, delivery: Delivery) -> None:
+        """Holes whose cause no gap record tells, and what a topic has no more."""
+        self.holes += [hole for hole in delivery.holes if hole.cause is not None]
+        self.skipped += delivery.skipped
+
+    def lines(self) -> list[str]:
+        """Sentences; none when nothing is missing."""
+        told = [
+            f"no longer in the topic: offsets {one.from_offset} to {one.to_offset} of partition {one.partition}"
+            for one in self.skipped
+        ]
+        told += [
+            f"not read ({hole.cause}): {hole.to_seq - hole.from_seq + 1} records from"
+            f" {id_prefix(hole.source, hole.epoch)}{hole.from_seq:016x} on"
+            for hole in self.holes[:HOLES_SHOWN]
+        ]
+        over = len(self.holes) - HOLES_SHOWN
+        return [*told, f"and {over} more such ranges"] if over > 0 else told
 
 
 def last(
@@ -29,7 +56,8 @@ def last(
     """The last `count` events that `keep` accepts, oldest first, and where a feed goes on from.
 
     Args:
-        since_ns: `keep` accepts none before; files that were written last before then are not read.
+        since_ns: `keep` accepts none before; files that were written last before then are not read, with an hour for
+            clocks that were set back.
 
     Memory: one segment and `count` events a source.
     """
@@ -43,7 +71,9 @@ def last(
         for epoch in reversed(of_source):
             positions[epoch.key] = synced = synced_seq(epoch)
             for _, segment in reversed(segments(epoch)):
-                if wanted <= 0 or (since_ns is not None and _written_ns(segment) < since_ns):
+                if wanted <= 0:
+                    break
+                if since_ns is not None and _written_ns(segment) + CLOCK_SLACK_NS < since_ns:
                     break
                 tail = deque(filter(keep, _events(epoch, segment, synced)), maxlen=wanted)
                 found.extend(tail)
@@ -52,21 +82,26 @@ def last(
     return found[max(len(found) - count, 0) :], positions
 
 
-def up_to_now(feed: Feed, wait_ms: int) -> Iterator[Event]:
-    """Everything that a feed has up to now; a running gateway's heartbeats would go on for ever.
+def up_to_now(feed: Feed, wait_ms: int, missed: Missed | None = None) -> Iterator[list[Event]]:
+    """Everything that a feed has up to now, as it is read; a running gateway's heartbeats would go on for ever.
+
+    The end is where the log ends when this begins, in numbers: by their times records need not be in order.
 
     Args:
-        wait_ms: how long the feed may be silent before its end is reached.
+        wait_ms: how long the feed may be silent before its end is reached all the same.
+        missed: is told what does not come.
     """
-    started_ns = time.time_ns()
-    newer = 0
-    while newer < NEWER_READS:
+    ends = feed.ends()
+    while ends:
         before = feed.positions
-        events = feed.read(READ_EVENTS, wait_ms).events
-        if feed.positions == before:
+        delivery = feed.read(READ_EVENTS, wait_ms)
+        if missed is not None:
+            missed.note(delivery)
+        at = feed.positions
+        yield delivery.events
+        if at == before:
             return
-        yield from events
-        newer = newer + 1 if events and all(time_of(event) > started_ns for event in events) else 0
+        ends = {key: end for key, end in ends.items() if at.get(key, 0) < end}
 
 
 def time_of(event: Event) -> int:

@@ -58,10 +58,12 @@ def _folded(reading: Reading, model: str | None) -> Report:
     feed = reading.place.feed()
     try:
         with console.status("reading the log") as status:
-            for count, event in enumerate(up_to_now(feed, KAFKA_QUIET_MS if reading.place.kafka else 0), 1):
-                found.take(event)
-                if count % 50_000 == 0:
-                    status.update(f"reading the log: {count:,} records")
+            count = 0
+            for events in up_to_now(feed, KAFKA_QUIET_MS if reading.place.kafka else 0):
+                for event in events:
+                    found.take(event)
+                count += len(events)
+                status.update(f"reading the log: {count:,} records")
     finally:
         feed.close()
     found.close()

@@ -163,7 +163,7 @@ def test_old_segments_go_and_never_the_active_one(tmp_path: Path):
     assert went(retention(tmp_path, "audit.keep_h=5")) == 1
     assert [first for first, _ in segments(epoch)] == [2, 4]
     delivery = SpoolFeed(tmp_path / "spool", {epoch.key: 1}).read(100, 0)
-    assert [tuple(hole) for hole in delivery.holes] == [(SOURCE, EPOCH, 1, 1)]
+    assert [tuple(hole) for hole in delivery.holes] == [(SOURCE, EPOCH, 1, 1, "retention")]
     assert len(delivery.events) == 4
     report = verify(tmp_path / "spool").epochs[0]
     assert (report.ok, report.first_seq, report.next_seq) == (True, 2, 6)

@@ -147,8 +147,9 @@ def test_no_log_is_an_input_error(run, tmp_path) -> None:
 class FakeFeed:
     """A feed of two reads, then quiet, then Ctrl-C."""
 
-    def __init__(self, *args: object) -> None:
-        self.args = args
+    def __init__(self, *args: object, **named: object) -> None:
+        self.args, self.named = args, named
+        self.committed: list[int] = []
         self.reads = [[prediction("k1", 1)], [prediction("k2", 2, "other")], []]
         for number, events in enumerate(self.reads):
             for event in events:
@@ -157,6 +158,13 @@ class FakeFeed:
     @property
     def positions(self) -> Positions:
         return {"read": 3 - max(len(self.reads), 1)}
+
+    def ends(self) -> Positions:
+        return {"read": 3}
+
+    def commit(self) -> bool:
+        self.committed.append(len(self.reads))
+        return True
 
     def read(self, max_events: int, wait_ms: int) -> Delivery:
         if not self.reads:
@@ -183,8 +191,8 @@ def test_follow_goes_on_where_the_tail_ended(run, at, monkeypatch) -> None:
     """The feed starts at the positions read; Ctrl-C ends with 0."""
     made: list[FakeFeed] = []
 
-    def make(*args: object) -> FakeFeed:
-        made.append(FakeFeed(*args))
+    def make(*args: object, **named: object) -> FakeFeed:
+        made.append(FakeFeed(*args, **named))
         return made[-1]
 
     monkeypatch.setattr("gateway.cli.audit.SpoolFeed", make)
@@ -203,7 +211,7 @@ def test_errors_of_the_log_end_in_one_line(run, monkeypatch) -> None:
     for error, code in ((Unreachable("no broker"), 3), (FrameCorrupt("bad frame"), 1)):
         module = types.ModuleType("gateway.audit.kafka_feed")
 
-        def fail(*args: object, error: Exception = error) -> None:
+        def fail(*args: object, error: Exception = error, **named: object) -> None:
             raise error
 
         monkeypatch.setattr(module, "KafkaFeed", fail, raising=False)
