@@ -21,13 +21,15 @@ import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 KAFKA_VERSION = "4.1.1"
-POM = f"""<project><modelVersion>4.0.0</modelVersion>
+POM = """<project><modelVersion>4.0.0</modelVersion>
 <groupId>tidegate</groupId><artifactId>kafka-jars</artifactId><version>1</version>
 <dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>%s</version></dependency>
 <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
 </dependencies></project>
 """
@@ -41,7 +43,7 @@ class KafkaAbsent(Exception):
     """There is no Kafka to be had here; the message says what is missing."""
 
 
-def jars() -> Path:
+def jars(version: str = KAFKA_VERSION) -> Path:
     """The directory of Kafka's jars; fetched once.
 
     Raises:
@@ -50,8 +52,9 @@ def jars() -> Path:
     if shutil.which("java") is None:
         msg = "java is not installed (Kafka needs Java 17 or newer)"
         raise KafkaAbsent(msg)
-    default = Path.home() / ".cache" / "tidegate" / f"kafka-{KAFKA_VERSION}"
-    directory = Path(os.environ.get("KAFKA_JARS") or default)
+    directory = Path.home() / ".cache" / "tidegate" / f"kafka-{version}"
+    if version == KAFKA_VERSION:
+        directory = Path(os.environ.get("KAFKA_JARS") or directory)
     if any(directory.glob("kafka_2.13-*.jar")):
         return directory
     if shutil.which("mvn") is None:
@@ -60,13 +63,13 @@ def jars() -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as work:
         pom, out = Path(work) / "pom.xml", Path(work) / "jars"
-        pom.write_text(POM)
+        pom.write_text(POM % version)
         command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
         command += ["-DincludeScope=runtime", f"-DoutputDirectory={out}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
             last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no output"]
-            msg = f"Maven could not fetch Kafka {KAFKA_VERSION}: {last[0][:200]}"
+            msg = f"Maven could not fetch Kafka {version}: {last[0][:200]}"
             raise KafkaAbsent(msg)
         if not directory.exists():
             out.rename(directory)
@@ -98,6 +101,26 @@ def running(directory: Path) -> int | None:
     return pid if os.fsencode(directory / "server.properties") in command else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a node is started with beyond the defaults.
+
+    Attributes:
+        doors: further listeners for clients, by name, with their security protocol: {"TLS": "SSL"}.
+        settings: lines of server.properties.
+        users: passwords by name, for SCRAM with SHA-256 and SHA-512.
+        seats: controllers' ports by node id, of all nodes; empty: this node is alone.
+    """
+
+    version: str = KAFKA_VERSION
+    doors: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
+    node: int = 1
+    seats: Mapping[int, int] = field(default_factory=dict)
+    cluster: str = field(default_factory=cluster_id)
+
+
 class Broker:
     """One KRaft node (broker and controller) with its own data directory.
 
@@ -106,11 +129,13 @@ class Broker:
         port: of the client listener; 0 takes a free one, kept over restarts.
     """
 
-    def __init__(self, directory: Path, port: int = 0) -> None:
-        self._classpath = f"{jars()}/*"
+    def __init__(self, directory: Path, port: int = 0, setup: Setup | None = None) -> None:
+        self._setup = setup or Setup()
+        self._classpath = f"{jars(self._setup.version)}/*"
         self._directory = directory
         self.port = port or free_port()
-        self._controller_port = free_port()
+        self._doors = {name: free_port() for name in self._setup.doors}
+        self._seats = self._setup.seats or {self._setup.node: free_port()}
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -118,6 +143,10 @@ class Broker:
     def bootstrap(self) -> str:
         """host:port for clients."""
         return f"127.0.0.1:{self.port}"
+
+    def door(self, name: str) -> str:
+        """host:port of one of the further listeners."""
+        return f"localhost:{self._doors[name]}"
 
     def start(self) -> Broker:
         """Format when new, start, and wait until it answers.
@@ -133,8 +162,11 @@ class Broker:
         self._check_port()
         config = self._write_config()
         if not (self._directory / "data" / "meta.properties").exists():
-            command = self._java("kafka.tools.StorageTool", "format", "-t", cluster_id())
+            command = self._java("kafka.tools.StorageTool", "format", "-t", self._setup.cluster)
             command += ["-c", str(config)]
+            for name, password in self._setup.users.items():
+                for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                    command += ["--add-scram", f"{mechanism}=[name={name},password={password}]"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             if done.returncode:
                 msg = f"Kafka cannot format its directory: {(done.stdout + done.stderr).strip()[-300:]}"
@@ -200,21 +232,28 @@ class Broker:
         return ["java", *HEAP, "-Djava.awt.headless=true", "-cp", self._classpath, main, *arguments]
 
     def _write_config(self) -> Path:
+        own = {"PLAINTEXT": f"127.0.0.1:{self.port}", **{name: self.door(name) for name in self._doors}}
+        listeners = ",".join(f"{name}://{where}" for name, where in own.items())
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._setup.doors}
+        copies = str(min(3, len(self._seats)))
         lines = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "node.id": str(self._setup.node),
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{self._seats[self._setup.node]}",
+            "advertised.listeners": listeners,
+            "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
+            "controller.quorum.voters": ",".join(
+                f"{node}@127.0.0.1:{port}" for node, port in self._seats.items()
+            ),
             "log.dirs": str(self._directory / "data"),
-            "offsets.topic.replication.factor": "1",
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": "1",
-            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.replication.factor": copies,
             "transaction.state.log.min.isr": "1",
             "transaction.state.log.num.partitions": "1",
-            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "500",
@@ -225,6 +264,7 @@ class Broker:
             "num.network.threads": "2",
             "num.io.threads": "2",
             "auto.create.topics.enable": "false",
+            **self._setup.settings,
         }
         path = self._directory / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
