@@ -19,6 +19,8 @@ import msgspec
 from msgspec import Meta
 
 from gateway.errors import ConfigInvalid
+from gateway.kafka import Kafka
+from gateway.kafka import check as check_kafka
 from gateway.routing import NAME_PATTERN, VERSION_PATTERN
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -152,18 +154,6 @@ class Audit(_Section):
     ) = None
     segment_bytes: Annotated[int, Meta(ge=4096, description="a segment file rolls at")] = 67_108_864
     keep_h: Annotated[int, Meta(ge=1, description="segments are kept at most")] = 168
-
-
-class Kafka(_Section):
-    """Where the forwarder sends; absent: no forwarder."""
-
-    bootstrap_servers: Annotated[str, Meta(min_length=1, description="host:port, comma-separated")]
-    topic: Annotated[str, Meta(min_length=1, description="one topic for all events")] = "tidegate.events.v1"
-    partitions: Annotated[int, Meta(ge=1, description="when the topic is made here")] = 6
-    replication_factor: Annotated[int, Meta(ge=1, description="when the topic is made here")] = 1
-    encoding: Annotated[Literal["msgpack", "json"], Meta(description="of record values")] = "msgpack"
-    batch_bytes: Annotated[int, Meta(ge=16_384, le=8_388_608, description="a produce batch")] = 524_288
-    request_timeout_ms: Annotated[int, Meta(ge=500, description="a produce request")] = 10_000
 
 
 class Sidecar(_Section):
@@ -325,6 +315,7 @@ def _check_across(config: Config) -> None:
     if config.admin.host not in {"127.0.0.1", "::1", "localhost"}:
         msg = f"admin.host is {config.admin.host!r}: only loopback addresses are served without TLS"
         raise ConfigInvalid(msg)
+    check_kafka(config.kafka)
     if config.sidecar.source == "kafka" and config.kafka is None:
         msg = (
             "sidecar.source is 'kafka', and there is no [kafka] section: set kafka.bootstrap_servers,"
@@ -359,7 +350,8 @@ def _leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tup
     out: list[tuple[tuple[str, ...], Any]] = []
     for name, value in tree.items():
         path = (*above, name)
-        out.extend(_leaves(value, path) if isinstance(value, dict) else [(path, value)])
+        # An empty section stands for itself: `[kafka.tls]` switches TLS on.
+        out.extend(_leaves(value, path) if isinstance(value, dict) and value else [(path, value)])
     return out
 
 

@@ -251,6 +251,26 @@ class FeedUnreachable(LogError):
     retryable = True
 
 
+class BrokerSettingsUnusable(FeedUnreachable):
+    """A password, certificate or key that `[kafka]` names cannot be read."""
+
+    code = "broker_settings_unusable"
+
+
+class TopicRefused(LogError):
+    """The topic's settings lose or change records: nothing is sent until they are mended."""
+
+    code = "topic_refused"
+    retryable = True
+
+
+class TopicLostRecords(LogError):
+    """The topic no longer has records that it acknowledged: they are sent again, as far as the spool has them."""
+
+    code = "topic_lost_records"
+    retryable = True
+
+
 class LogIncomplete(LogError):
     """What shall be folded again is not all in the log: records are gone, or not there yet."""
 

@@ -33,12 +33,18 @@ def open_feed(config: Config, spool: Path, positions: Positions) -> Feed:
     """
     if not reads_topic(config):
         return SpoolFeed(spool, positions)
+    from gateway.audit.brokers import client_arguments
     from gateway.audit.kafka_feed import KafkaFeed
 
     if config.kafka is None:
         msg = 'sidecar.source is "kafka" and kafka.bootstrap_servers is not set'
         raise FeedUnreachable(msg)
-    return KafkaFeed(config.kafka.bootstrap_servers, config.kafka.topic, positions)
+    return KafkaFeed(
+        config.kafka.bootstrap_servers,
+        config.kafka.topic,
+        positions,
+        arguments=client_arguments(config.kafka),
+    )
 
 
 def await_topic(config: Config, is_stopping: Callable[[], bool]) -> bool:

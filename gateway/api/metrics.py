@@ -56,6 +56,9 @@ _SIDECAR = (
 )
 _FORWARDER = (
     ("forwarded_events", "forwarded_events", "records that the topic acknowledged", 1.0),
+    ("batches", "batches", "batches that the topic acknowledged", 1.0),
+    ("sent_bytes", "sent_bytes", "their bytes, compressed", 1.0),
+    ("stalled_ms", "stalled_seconds", "how long nothing could be sent; 0 while records go", 1e3),
     ("lag_events", "lag_events", "records on disk that are not in the topic", 1.0),
     ("lag_bytes", "lag_bytes", "bytes on disk that are not in the topic", 1.0),
     ("oldest_age_ms", "oldest_seconds", "how old the oldest record is that is not in the topic", 1e3),

@@ -3,38 +3,36 @@
 drain -> spool -> **forward** -> Kafka. All events of a (source, epoch) go to one partition in order of seq; the
 partition is fixed in the fsynced position file before the first send, and the position moves only when the
 broker has acknowledged. On any error the producer is abandoned and a new one resumes at the position, so
-records may come twice and never not at all; a reader's high-water mark drops the doubles. What cannot be sent
-at all (too large for the topic, or unreadable) is told by a gap in its place: nothing waits behind it.
+records may come twice and never not at all; a reader's high-water mark drops the doubles. Records that a topic had
+acknowledged and lost (it was deleted, or an unclean election cut it) are sent again from the spool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import copy
 import fcntl
 import gc
-import json
 import logging
 import os
 import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 from aiokafka.errors import KafkaError
 
 from gateway import config as configuration
 from gateway import logs, process
-from gateway.audit.event import Event, Gap
-from gateway.audit.frame import Frame, expand
-from gateway.audit.identity import id_prefix
-from gateway.audit.producer import Envelope, Record, TopicProducer, made_ms
-from gateway.audit.spool import EpochPath, EpochReader, closed, epochs, segments, synced_seq
-from gateway.audit.topic import Positions, TopicFacts, ensure_topic
-from gateway.audit.values import values_of
-from gateway.config import Kafka
+from gateway.audit.backlog import Standing
+from gateway.audit.batch import Pending
+from gateway.audit.brokers import client_arguments, diagnose
+from gateway.audit.outgoing import Outgoing
+from gateway.audit.producer import RENEW_RECORDS, TopicProducer
+from gateway.audit.sent import Positions
+from gateway.audit.spool import EpochPath, EpochReader, closed, epochs, synced_seq
+from gateway.audit.topic import TopicFacts, end_offsets, ensure_topic
+from gateway.errors import GatewayError, TopicLostRecords, TopicRefused
+from gateway.kafka import Kafka
 
 log = logging.getLogger("tidegate.forwarder")
 
@@ -42,51 +40,70 @@ BACKOFF_S = (0.25, 10.0)
 IDLE_S = 0.02
 SCAN_S = 0.25
 """New epochs are looked for so often; known ones are looked at each `IDLE_S`."""
-STATUS_S = 1.0
+REFUSED_S = 5.0
+"""A topic that was refused is looked at again so often at least."""
+CHECK_S = 60.0
+"""The topic's settings are held against what they should be so often while records go."""
 STOP_S = 5.0
 TURN_BATCHES = 16
 """An epoch that is far behind lets others go on after so many batches."""
 RECORD_SLACK_BYTES = 4096
 """Headers of a record and of a batch."""
-_RECORD_BYTES = 320
-"""About what a record's key and headers take."""
 
 
 class Forwarder:
     """Sends one spool to one topic.
 
+    Args:
+        directory: of positions, status and quarantine.
+        renew_records: a producer takes so many, then is renewed.
+
     Threading: one event loop; disk reads are from the page cache and short.
     """
 
-    def __init__(self, spool: Path, directory: Path, gateway_id: str, kafka: Kafka) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        directory: Path,
+        gateway_id: str,
+        kafka: Kafka,
+        renew_records: int = RENEW_RECORDS,
+    ) -> None:
         self._spool = spool
-        self._directory = directory
-        self._gateway_id = gateway_id
         self._kafka = kafka
+        self._renew_records = renew_records
         self._positions = Positions(directory / "positions.json")
-        self._topic = TopicFacts(0, 0, [])
+        self._outgoing = Outgoing(directory, gateway_id, kafka.encoding)
+        self._topic = TopicFacts(0, 0, [], False)
+        self._checked_s = 0.0
         self._stopping = False
         self._limit: asyncio.Timeout | None = None
-        self._scanned_s = self._status_s = 0.0
+        self._scanned_s = 0.0
         self._told: set[str] = set()
-        self._failed = False
         self._open: list[EpochPath] = []
         self._done: set[str] = set()
         """Closed epochs of which everything is sent."""
         self._readers: dict[str, EpochReader] = {}
-        self._envelopes: dict[int, Envelope] = {}
-        self._oldest: dict[str, tuple[int, int]] = {}
-        """The first number of an epoch that is not sent, and its time in ms."""
         self._ended: dict[str, int] = {}
         """Epochs that gave nothing although numbers up to this one are said to be on disk: damaged at the end."""
-        self._quarantined: set[str] = set()
-        self.forwarded = 0
-        self.retries = 0
+        self.standing = Standing(directory, self._positions, self._readers)
+        self.producers = 0
+        """Made since the start."""
+
+    @property
+    def forwarded(self) -> int:
+        """Records that were acknowledged."""
+        return self.standing.forwarded
+
+    @property
+    def retries(self) -> int:
+        """Times that sending was begun anew after a failure."""
+        return self.standing.retries
 
     @property
     def quarantined(self) -> int:
         """Events and frames that were told by a gap instead of being sent."""
-        return len(self._quarantined)
+        return self._outgoing.quarantined
 
     def stop(self) -> None:
         """Send what is there, for 5 s at most, then end."""
@@ -111,70 +128,108 @@ class Forwarder:
         finally:
             self._limit = None
             self._positions.flush()
-            self._write_status()
+            self._write_status(now=True)
 
     async def _keep_sending(self) -> None:
         wait_s = BACKOFF_S[0]
         while True:
-            producer: TopicProducer | None = None
             sent = self.forwarded
-            try:
-                await self._prepare()
-                producer = TopicProducer(
-                    self._kafka.bootstrap_servers,
-                    self._kafka.topic,
-                    min(self._kafka.batch_bytes, self._largest),
-                    self._kafka.request_timeout_ms,
-                )
-                await producer.start()
-                await self._send_with(producer)
-            except* Exception as group:  # any failure means: abandon, wait, resume
-                self.retries += 1
-                self._tell(group)
-            finally:
-                if producer is not None:
-                    await producer.abandon()
-                self._positions.flush()
-                self._write_status()
+            failure = await self._live_once()
+            if failure is not None:
+                self.standing.retries += 1
+                await self._tell(failure)
+            self._positions.flush()
+            self._write_status(now=failure is not None)
             if self._stopping:
                 return
-            wait_s = BACKOFF_S[0] if self.forwarded > sent else min(wait_s * 2, BACKOFF_S[1])
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
+            if isinstance(failure, TopicRefused):
+                wait_s = REFUSED_S
+            else:
+                wait_s = BACKOFF_S[0] if self.forwarded > sent else min(wait_s * 2, BACKOFF_S[1])
+            if failure is not None:
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
 
-    def _tell(self, exc: BaseException) -> None:
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
-        kind = type(exc).__name__
-        self._failed = True
-        if kind in self._told:
+    async def _live_once(self) -> BaseException | None:
+        """One producer's life: until told to stop, until it is spent (None), or until something fails."""
+        producer: TopicProducer | None = None
+        failure: BaseException | None = None
+        try:
+            await self._prepare()
+            producer = TopicProducer(
+                client_arguments(self._kafka),
+                self._kafka.topic,
+                self._kafka.request_timeout_ms,
+                self._renew_records,
+            )
+            self.producers += 1
+            await producer.start()
+            await self._send_with(producer)
+        except* Exception as group:  # any failure means: abandon, wait, resume
+            failure = group
+            while isinstance(failure, BaseExceptionGroup):
+                failure = failure.exceptions[0]
+        finally:
+            if producer is not None:
+                await producer.abandon()
+        return failure
+
+    async def _tell(self, failure: BaseException) -> None:
+        """Why nothing is sent: into the status each time, into the log once."""
+        why = await self._why(failure)
+        self.standing.stopped(why)
+        if why in self._told or len(self._told) > 1000:
             return
-        self._told.add(kind)
-        ours = not isinstance(exc, KafkaError | TimeoutError | ConnectionError)
+        self._told.add(why)
+        away = isinstance(failure, KafkaError | TimeoutError | ConnectionError)
+        ours = failure.code if isinstance(failure, GatewayError) else "forwarding_failed"
         log.warning(
-            "forwarding_failed" if ours else "kafka_not_reachable",
+            "kafka_not_reachable" if away else ours,
             extra={
                 "bootstrap_servers": self._kafka.bootstrap_servers,
-                "why": f"{kind}: {str(exc)[:200]}",
+                "why": why,
                 "meanwhile": "records wait in the spool",
             },
         )
 
+    async def _why(self, failure: BaseException) -> str:
+        if isinstance(failure, GatewayError):
+            return str(failure)
+        why = None
+        if isinstance(failure, KafkaError | TimeoutError | ConnectionError):
+            try:
+                why = await diagnose(self._kafka)
+            except Exception:  # the failure itself says enough
+                log.debug("not_diagnosed", exc_info=True)
+        return why or f"{type(failure).__name__}: {str(failure)[:200]}"
+
     def _reached(self) -> None:
-        if self._failed:
-            self._failed = False
+        if self.standing.why is not None:
             self._told = {line for line in self._told if line.startswith("topic ")}
             log.info("kafka_reached", extra={"topic": self._kafka.topic})
 
     async def _prepare(self) -> None:
+        """Make the topic or look at it, and see that it has what it acknowledged.
+
+        Raises:
+            TopicRefused, KafkaError, TimeoutError, BrokerSettingsUnusable: see `ensure_topic`.
+        """
         async with asyncio.timeout(self._kafka.request_timeout_ms / 1000 * 1.5):
             self._topic = await ensure_topic(self._kafka)
+            if self._topic.was_made:
+                self._rewind("it was not there", None, 0)
+            acknowledged = self._positions.offsets(self._topic.partitions)
+            ends = await end_offsets(self._kafka, acknowledged) if acknowledged else {}
+        for partition, end in ends.items():
+            if end <= acknowledged[partition]:
+                self._rewind(f"partition {partition} ends at offset {end}", partition, end)
+        self._checked_s = time.monotonic()
         for line in self._topic.differences:
             if line not in self._told:
                 self._told.add(line)
                 log.warning("topic_differs", extra={"what": line})
 
     @property
-    def _largest(self) -> int:
+    def _largest_bytes(self) -> int:
         """Bytes of the largest value that the topic takes, and of the largest batch."""
         most = self._topic.max_message_bytes
         return most - min(RECORD_SLACK_BYTES, most // 2)
@@ -182,6 +237,8 @@ class Forwarder:
     async def _send_with(self, producer: TopicProducer) -> None:
         """Round after round over what waits, until stopped with nothing left or the producer is spent."""
         while not producer.spent:
+            if time.monotonic() > self._checked_s + CHECK_S:
+                await self._prepare()
             by_partition: dict[int, list[EpochPath]] = {}
             for epoch in self._look():
                 if self._at(epoch.key) < synced_seq(epoch):
@@ -226,85 +283,65 @@ class Forwarder:
 
     async def _send_partition(self, producer: TopicProducer, partition: int, listed: list[EpochPath]) -> None:
         """Some batches of each epoch of a partition, one after another."""
+        largest_bytes = self._largest_bytes
+        batch_bytes = min(self._kafka.batch_bytes, largest_bytes)
         for epoch in listed:
             entry = self._positions.entries[epoch.key]
-            records: list[tuple[int, Record]] = []
-            size = turns = 0
-            synced, before = synced_seq(epoch), entry["next_seq"]
+            pending = Pending()
+            turns, before = 0, entry["next_seq"]
+            synced = synced_seq(epoch)
             reader = self._readers.setdefault(epoch.key, EpochReader(epoch))
             for frame in reader.frames(before):
-                for next_seq, record in self._records(epoch, frame):
-                    if next_seq > before:
-                        records.append((next_seq, record))
-                        size += len(record.value) + _RECORD_BYTES
-                while size >= self._kafka.batch_bytes:
-                    await self._send(producer, epoch.key, partition, records)
-                    size = sum(len(record.value) + _RECORD_BYTES for _, record in records)
+                pending.add(self._outgoing.parcel(epoch, frame, largest_bytes).after(before))
+                while pending.size_bytes >= batch_bytes:
+                    await self._send(producer, epoch.key, pending, batch_bytes)
                     turns += 1
                 if turns >= TURN_BATCHES:
                     break
-            while records:
-                await self._send(producer, epoch.key, partition, records)
+            while pending:
+                await self._send(producer, epoch.key, pending, batch_bytes)
             if entry["next_seq"] == before:
                 self._ended[epoch.key] = synced
 
-    async def _send(
-        self, producer: TopicProducer, key: str, partition: int, records: list[tuple[int, Record]]
-    ) -> None:
-        """One batch from the front of `records`, each with the number to go on with behind it."""
+    async def _send(self, producer: TopicProducer, key: str, pending: Pending, batch_bytes: int) -> None:
+        """One batch from the front of what is pending.
+
+        Raises:
+            TopicLostRecords: the topic put it before records of this epoch that it had acknowledged.
+        """
         entry = self._positions.entries[key]
-        self._oldest[key] = (entry["next_seq"], records[0][1].timestamp_ms)
-        count = await producer.send([record for _, record in records], partition)
-        entry["next_seq"] = records[count - 1][0]
-        del records[:count]
-        self.forwarded += count
+        self.standing.next_is(key, entry["next_seq"], pending.first_ms)
+        batch = pending.batch(batch_bytes)
+        offset = await producer.send(batch, entry["partition"])
+        if 0 <= offset <= entry.get("offset", -1):
+            what = f"offset {offset} of partition {entry['partition']} was taken before"
+            self._rewind(what, entry["partition"], offset)
+            msg = f"topic {self._kafka.topic} lost records: {what}; they are sent again"
+            raise TopicLostRecords(msg)
+        entry["next_seq"] = batch.next_seq
+        if offset >= 0:
+            entry["offset"] = offset + batch.count - 1
+        pending.drop(batch.count)
         self._reached()
+        self.standing.sent(batch.count, batch.size())
         self._positions.moved()
         self._write_status()
 
-    def _records(self, epoch: EpochPath, frame: Frame) -> list[tuple[int, Record]]:
-        """A frame's records, each with the number behind it."""
-        envelope = self._envelopes.get(epoch.source)
-        if envelope is None:
-            envelope = Envelope(self._gateway_id, epoch.source, self._kafka.encoding)
-            self._envelopes[epoch.source] = envelope
-        largest = self._largest
-        try:
-            made = None
-            if self._kafka.encoding == "msgpack":
-                made = values_of(epoch.source, epoch.epoch, frame)
-            if made is not None:
-                records = envelope.records(made)
-            else:
-                records = [envelope.record(event) for event in expand(epoch.source, epoch.epoch, frame)]
-            out = list(enumerate(records, frame.first_seq + 1))
-        except Exception as exc:  # whatever it is that cannot be read, the rest must go on
-            gap = self._quarantine(epoch, frame, "corrupt", why=f"{type(exc).__name__}: {str(exc)[:200]}")
-            return [(frame.next_seq, envelope.record(gap))]
-        for index, (next_seq, record) in enumerate(out):
-            if len(record.value) > largest:
-                one = Frame(next_seq - 1, 1, b"")
-                gap = self._quarantine(epoch, one, "oversized", bytes=len(record.value))
-                out[index] = (next_seq, envelope.record(gap))
-        return out
-
-    def _quarantine(self, epoch: EpochPath, frame: Frame, cause: str, **facts: object) -> Event:
-        """Numbers that stay in the spool only; the gap that stands in their place."""
-        event_id = f"{id_prefix(epoch.source, epoch.epoch)}{frame.first_seq:016x}"
-        if event_id not in self._quarantined:
-            self._quarantined.add(event_id)
-            line = json.dumps({"id": event_id, "count": frame.count, "cause": cause, **facts})
-            with contextlib.suppress(OSError), (self._directory / "quarantine.jsonl").open("a") as file:
-                file.write(line + "\n")
-            log.warning("record_quarantined", extra={"id": event_id, "cause": cause, **facts})
-        return Gap(
-            source=f"{epoch.source:016x}",
-            epoch=epoch.epoch,
-            from_seq=frame.first_seq,
-            to_seq=frame.next_seq - 1,
-            cause=cause,
-            at_ns=time.time_ns(),
-            id=event_id,
+    def _rewind(self, why: str, partition: int | None, offset: int) -> None:
+        """Send again what the topic had and has not any more, as far as the spool reaches."""
+        count = self._positions.rewind(partition, offset)
+        if not count:
+            return
+        self._done.clear()
+        self._ended.clear()
+        log.error(
+            "topic_lost_records",
+            extra={
+                "topic": self._kafka.topic,
+                "why": why,
+                "epochs": count,
+                "meanwhile": "they are sent again from the spool",
+            },
         )
 
     def _forget(self, present: set[str]) -> None:
@@ -312,62 +349,15 @@ class Forwarder:
         gone = self._positions.entries.keys() - present
         for key in gone:
             del self._positions.entries[key]
-            for known in (self._readers, self._ended, self._oldest):
-                known.pop(key, None)  # type: ignore[attr-defined]
+            self._readers.pop(key, None)
+            self._ended.pop(key, None)
             self._done.discard(key)
+            self.standing.forget(key)
         if gone:
             self._positions.moved()
 
-    def _write_status(self) -> None:
-        """For `/metrics` and `audit status`, about each second; never a reason to fail."""
-        now_s = time.monotonic()
-        if now_s - self._status_s < STATUS_S and self._limit is not None:
-            return
-        self._status_s = now_s
-        with contextlib.suppress(OSError):
-            # Retention may take away what is being looked at.
-            text = json.dumps({"at_ns": time.time_ns(), **self._lag()})
-            temporary = self._directory / "status.new"
-            temporary.write_text(text)
-            temporary.rename(self._directory / "status.json")
-
-    def _lag(self) -> dict[str, Any]:
-        lag_events = lag_bytes = 0
-        oldest_ms = now_ms = time.time_ns() // 1_000_000
-        for epoch in self._open or epochs(self._spool):
-            at = self._positions.entries.get(epoch.key, {}).get("next_seq", 0)
-            synced = synced_seq(epoch)
-            if at >= synced:
-                continue
-            lag_events += synced - at
-            oldest_ms = min(oldest_ms, self._oldest_ms(epoch, at))
-            found = segments(epoch)
-            ends = [first_seq for first_seq, _ in found[1:]] + [synced]
-            for (first_seq, path), end_seq in zip(found, ends, strict=True):
-                if end_seq > at:
-                    share = (end_seq - max(at, first_seq)) / max(end_seq - first_seq, 1)
-                    lag_bytes += int(path.stat().st_size * min(share, 1.0))
-        return {
-            "forwarded_events": self.forwarded,
-            "lag_events": lag_events,
-            "lag_bytes": lag_bytes,
-            "oldest_age_ms": now_ms - oldest_ms,
-            "retries": self.retries,
-            "quarantined": self.quarantined,
-        }
-
-    def _oldest_ms(self, epoch: EpochPath, at: int) -> int:
-        """When the first event that is not sent was made."""
-        seq, at_ms = self._oldest.get(epoch.key, (-1, 0))
-        if seq == at:
-            return at_ms
-        at_ms = time.time_ns() // 1_000_000
-        # A copy: looking ahead must not move the reader's place.
-        reader = copy.copy(self._readers.get(epoch.key) or EpochReader(epoch))
-        with contextlib.suppress(Exception):  # what cannot be read has no time
-            at_ms = made_ms(expand(epoch.source, epoch.epoch, next(reader.frames(at)))[0])
-        self._oldest[epoch.key] = (at, at_ms)
-        return at_ms
+    def _write_status(self, *, now: bool = False) -> None:
+        self.standing.write(self._open or epochs(self._spool), self.quarantined, now=now)
 
 
 async def _run(context: process.Context) -> None:

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
 
 from aiokafka.structs import ConsumerRecord
@@ -58,6 +58,7 @@ class KafkaFeed:
         since_ns: where partitions without a position begin: at the first record that is not older. By the records' own
             times, if the topic has CreateTime, as the forwarder makes it; else by when brokers took them.
         stall_s: when nothing comes for so long although there is more, the consumer is made anew.
+        arguments: of the client (`gateway.audit.brokers.client_arguments`), where brokers want a user or TLS.
 
     Raises:
         FeedUnreachable: no broker answers, or the topic does not exist.
@@ -72,9 +73,10 @@ class KafkaFeed:
         group: str | None = None,
         since_ns: int | None = None,
         stall_s: float = STALL_S,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         given = dict(positions or {})
-        wanted = Wanted(bootstrap_servers, topic, since_ns, stall_s, group, SESSION_MS)
+        wanted = Wanted(bootstrap_servers, topic, since_ns, stall_s, group, SESSION_MS, arguments or {})
         self._since_ns = since_ns
         self._lock = threading.Lock()
         """Over what a rebalance takes away: all below, as far as it is by partition."""

@@ -1,38 +1,45 @@
-"""The topic: made with the right settings, or held against them; and where each epoch stands in it.
+"""The topic: made with the right settings, or held against them.
 
-Nothing expires by default: how long an audit topic is kept is the operator's decision, not a broker's default.
+What loses or changes records refuses (decision 0018): the forwarder sends nothing, says each difference with the
+command that mends it, and looks again. What only makes the topic cost more or keep less is told once. Nothing expires
+by default: how long an audit topic is kept is the operator's decision, not a broker's default.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import os
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     LeaderNotAvailableError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 
-from gateway.audit.storage import DISK
-from gateway.config import Kafka
-
-log = logging.getLogger("tidegate.forwarder")
+from gateway.audit.brokers import client_arguments
+from gateway.errors import TopicRefused
+from gateway.kafka import Kafka
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
-SAVE_S = 0.1
-"""Positions that move are saved so often."""
 VISIBLE_S = 5.0
 """A new topic is waited for at most."""
+OLDEST_MS_MIN = 7 * 24 * 3600 * 1000
+"""Records of this age must be taken: so long the spool keeps them."""
+
+
+class Difference(NamedTuple):
+    """One thing that is not as an audit topic should be."""
+
+    text: str
+    refuses: bool
+    """It loses or changes records."""
 
 
 class TopicFacts(NamedTuple):
@@ -43,6 +50,17 @@ class TopicFacts(NamedTuple):
     """The largest batch that it takes; not always ours to choose."""
     differences: list[str]
     """Where it is not as an audit topic should be, one line each."""
+    was_made: bool
+    """It was not there a moment ago."""
+
+
+class Found(NamedTuple):
+    """A topic's partitions, the fewest replicas that one of them has, and its settings."""
+
+    partitions: int
+    replicas: int
+    settings: Mapping[str, str] | None
+    """None: this user may not see them."""
 
 
 def settings(replication_factor: int) -> dict[str, str]:
@@ -50,6 +68,7 @@ def settings(replication_factor: int) -> dict[str, str]:
     made = {
         "cleanup.policy": "delete",
         "retention.ms": "-1",
+        "retention.bytes": "-1",
         "max.message.bytes": str(MAX_MESSAGE_BYTES),
         "compression.type": "producer",
         "message.timestamp.type": "CreateTime",
@@ -60,36 +79,101 @@ def settings(replication_factor: int) -> dict[str, str]:
     return made
 
 
+def differences(kafka: Kafka, found: Found) -> list[Difference]:
+    """What is not as it should be, the refusing ones first."""
+    wanted = settings(max(kafka.replication_factor, found.replicas))
+    out = []
+    has_settings = found.settings or {}
+    if found.settings is None:
+        text = (
+            f"topic {kafka.topic}: its settings cannot be seen; allow DescribeConfigs, or check them yourself"
+        )
+        out.append(Difference(text, refuses=False))
+    for name, value in wanted.items():
+        has = has_settings.get(name, value)
+        if has != value and not _harmless(name, has, kafka):
+            out.append(_setting(kafka, name, has, value, refuses=_loses(name, has, kafka, found.replicas)))
+    for name in ("message.timestamp.before.max.ms", "message.timestamp.difference.max.ms"):
+        limit = has_settings.get(name)
+        if limit is not None and int(limit) < OLDEST_MS_MIN:
+            out.append(_setting(kafka, name, limit, str(2**63 - 1), refuses=True))
+    if found.partitions < kafka.partitions:
+        text = f"topic {kafka.topic}: it has {found.partitions} partitions, expected {kafka.partitions}"
+        out.append(Difference(text, refuses=False))
+    if found.replicas < kafka.replication_factor:
+        text = f"topic {kafka.topic}: it has {found.replicas} replicas, expected {kafka.replication_factor}"
+        out.append(Difference(text, refuses=False))
+    return sorted(out, key=lambda one: not one.refuses)
+
+
+def _harmless(name: str, has: str, kafka: Kafka) -> bool:
+    """More than asked, or not asked of a topic that has no replicas to choose among."""
+    if name == "min.insync.replicas":
+        return int(has) >= 2 or kafka.replication_factor < 3
+    return False
+
+
+def _loses(name: str, has: str, kafka: Kafka, replicas: int) -> bool:
+    if name == "cleanup.policy":
+        return True
+    if name == "min.insync.replicas":
+        return kafka.replication_factor >= 3
+    return name == "unclean.leader.election.enable" and has == "true" and replicas > 1
+
+
+def _setting(kafka: Kafka, name: str, has: str, value: str, *, refuses: bool) -> Difference:
+    text = f"topic {kafka.topic}: {name} is {has!r}, expected {value!r}"
+    if refuses:
+        text += (
+            f"; mend it with: kafka-configs.sh --bootstrap-server {kafka.bootstrap_servers} --alter"
+            f" --entity-type topics --entity-name {kafka.topic} --add-config {name}={value}"
+        )
+    return Difference(text, refuses)
+
+
 async def ensure_topic(kafka: Kafka) -> TopicFacts:
-    """Make the topic when it is missing. A difference never stops forwarding: records are better in a topic
-    that expires than nowhere.
+    """Make the topic when it is missing, and hold it against what an audit topic must be.
 
     Raises:
         aiokafka.errors.KafkaError: no broker answers, or the topic cannot be made.
+        BrokerSettingsUnusable: a secret or certificate cannot be read.
+        TopicRefused: its settings lose or change records, and `kafka.topic_check` is "refuse".
     """
-    admin = AIOKafkaAdminClient(
-        bootstrap_servers=kafka.bootstrap_servers, request_timeout_ms=kafka.request_timeout_ms
-    )
+    admin = AIOKafkaAdminClient(**client_arguments(kafka), request_timeout_ms=kafka.request_timeout_ms)
     try:
         await admin.start()
         # Asked first: who may write to a topic may not always make one.
-        partitions = await _partitions(admin, kafka.topic)
-        if partitions is None:
+        layout = await _layout(admin, kafka.topic)
+        was_made = layout is None
+        if layout is None:
             await _make(admin, kafka)
-            partitions = await _await_partitions(admin, kafka.topic)
-        found = await _found_settings(admin, kafka.topic)
-        differences = [
-            f"topic {kafka.topic}: {name} is {found[name]!r}, expected {value!r}"
-            for name, value in settings(kafka.replication_factor).items()
-            if found.get(name, value) != value
-        ]
-        if partitions != kafka.partitions:
-            line = f"topic {kafka.topic}: it has {partitions} partitions, expected {kafka.partitions}"
-            differences.append(line)
-        largest = int(found.get("max.message.bytes", MAX_MESSAGE_BYTES))
-        return TopicFacts(partitions, largest, differences)
+            layout = await _await_layout(admin, kafka.topic)
+        found = Found(*layout, await _found_settings(admin, kafka.topic))
     finally:
         await admin.close()
+    told = differences(kafka, found)
+    refusing = [one.text for one in told if one.refuses]
+    if refusing and kafka.topic_check == "refuse":
+        msg = "; ".join(refusing) + '; or send in spite of it with kafka.topic_check = "warn"'
+        raise TopicRefused(msg)
+    largest = int((found.settings or {}).get("max.message.bytes", MAX_MESSAGE_BYTES))
+    return TopicFacts(found.partitions, largest, [one.text for one in told], was_made)
+
+
+async def end_offsets(kafka: Kafka, partitions: Iterable[int]) -> dict[int, int]:
+    """Where each partition's next record will be.
+
+    Raises:
+        aiokafka.errors.KafkaError: no broker answers, or this user may not ask.
+        BrokerSettingsUnusable: a secret or certificate cannot be read.
+    """
+    consumer = AIOKafkaConsumer(**client_arguments(kafka), request_timeout_ms=kafka.request_timeout_ms)
+    try:
+        await consumer.start()
+        found = await consumer.end_offsets([TopicPartition(kafka.topic, number) for number in partitions])
+        return {one.partition: offset for one, offset in found.items()}
+    finally:
+        await consumer.stop()
 
 
 async def _make(admin: AIOKafkaAdminClient, kafka: Kafka) -> None:
@@ -100,106 +184,49 @@ async def _make(admin: AIOKafkaAdminClient, kafka: Kafka) -> None:
         topic_configs=settings(kafka.replication_factor),
     )
     reply = await admin.create_topics([new])
-    for _, code, *_ in reply.topic_errors:
+    for _, code, *rest in reply.topic_errors:
         if code and for_code(code) is not TopicAlreadyExistsError:
-            raise for_code(code)(f"topic {kafka.topic} cannot be made")
+            why = f": {rest[0]}" if rest and rest[0] else ""
+            raise for_code(code)(f"topic {kafka.topic} cannot be made{why}")
 
 
-async def _partitions(admin: AIOKafkaAdminClient, topic: str) -> int | None:
-    """How many there are; None when there is no such topic."""
+async def _layout(admin: AIOKafkaAdminClient, topic: str) -> tuple[int, int] | None:
+    """Partitions, and the fewest replicas of one; None when there is no such topic."""
     (described,) = await admin.describe_topics([topic])
     code = described["error_code"]
     if code and for_code(code) is UnknownTopicOrPartitionError:
         return None
     if code:
         raise for_code(code)(topic)
-    return len(described["partitions"])
+    partitions = described["partitions"]
+    return len(partitions), min((len(one["replicas"]) for one in partitions), default=0)
 
 
-async def _await_partitions(admin: AIOKafkaAdminClient, topic: str) -> int:
+async def _await_layout(admin: AIOKafkaAdminClient, topic: str) -> tuple[int, int]:
     """A topic made just now takes a moment to be known to every broker."""
     deadline_s = time.monotonic() + VISIBLE_S
     while True:
         error: Exception = LeaderNotAvailableError(topic)
         try:
-            partitions = await _partitions(admin, topic)
+            layout = await _layout(admin, topic)
         except LeaderNotAvailableError as exc:
-            partitions, error = None, exc
-        if partitions:
-            return partitions
+            layout, error = None, exc
+        if layout is not None and layout[0]:
+            return layout
         if time.monotonic() > deadline_s:
             raise error
         await asyncio.sleep(0.05)
 
 
-async def _found_settings(admin: AIOKafkaAdminClient, topic: str) -> dict[str, Any]:
+async def _found_settings(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str] | None:
+    """All settings of the topic; None where this user may not see them."""
     resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     for response in await admin.describe_configs([resource]):
         for entry in response.resources:
+            if entry[0] and for_code(entry[0]) is TopicAuthorizationFailedError:
+                return None
+            if entry[0]:
+                raise for_code(entry[0])(f"the settings of topic {topic} cannot be asked for")
             found.update({item[0]: item[1] for item in entry[4]})
     return found
-
-
-class Positions:
-    """The position file: {"<source>-<epoch>": {"partition": p, "next_seq": n}}."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.entries: dict[str, dict[str, int]] = {}
-        try:
-            self.entries = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, int]])
-        except FileNotFoundError:
-            pass
-        except msgspec.MsgspecError:
-            log.warning("positions_unreadable", extra={"meanwhile": "the whole spool is sent again"})
-        self._saved_s = 0.0
-        self._dirty = False
-
-    def entry(self, key: str, partitions: int) -> dict[str, int]:
-        """An epoch's entry; a new one gets its partition, on disk before it is used."""
-        found = self.entries.get(key)
-        if found is None:
-            used = [0] * partitions
-            for other in self.entries.values():
-                if other["partition"] < partitions:
-                    used[other["partition"]] += 1
-            found = {"partition": used.index(min(used)), "next_seq": 0}
-            self.entries[key] = found
-            self.save()
-            DISK.sync_directory(self._path.parent)
-        return found
-
-    def moved(self) -> None:
-        """A position moved; saved now and then."""
-        self._dirty = True
-        self.save_due()
-
-    def save_due(self) -> None:
-        """Save what moved, once the last save is `SAVE_S` ago; also for a forwarder with nothing to send, or
-        the last positions of a burst would stay in memory alone."""
-        if self._dirty and time.monotonic() - self._saved_s >= SAVE_S:
-            self.flush()
-
-    def save(self) -> None:
-        """Temporary file, fsync, rename."""
-        temporary = self._path.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, json.dumps(self.entries).encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.rename(self._path)
-        self._saved_s, self._dirty = time.monotonic(), False
-
-    def flush(self) -> None:
-        """Save what moved since. A disk that refuses costs doubles after a crash, and stops nothing."""
-        if not self._dirty:
-            return
-        try:
-            self.save()
-        except OSError as exc:
-            self._saved_s = time.monotonic()
-            log.warning("positions_not_saved", extra={"why": exc.strerror})

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
@@ -56,6 +56,8 @@ class Wanted(NamedTuple):
     stall_s: float = STALL_S
     group: str | None = None
     session_ms: int = 10_000
+    arguments: Mapping[str, Any] = {}
+    """More of the client's (`gateway.audit.brokers.client_arguments`), where brokers want a user or TLS."""
 
 
 class Batch(NamedTuple):
@@ -70,6 +72,7 @@ def consumer_arguments(wanted: Wanted) -> dict[str, Any]:
     """Arguments of every consumer: the one place that says how brokers are reached."""
     made: dict[str, Any] = {
         "bootstrap_servers": wanted.bootstrap_servers,
+        **wanted.arguments,
         "enable_auto_commit": False,
         # Where there is no position, one is set; where one is gone, that is told first.
         "auto_offset_reset": "none",

@@ -11,6 +11,7 @@ Cost: about 3 us an event; made as events they take ten times as much.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, repeat
 from math import prod
 from typing import Any
@@ -37,6 +38,8 @@ Part = bytes | Sequence[bytes]
 
 _encode = msgspec.msgpack.Encoder().encode
 _FIELDS = Prediction.__struct_fields__
+_KEPT = 256
+"""Distinct models, routes and callers that are kept encoded."""
 _COUNT_MAX = 65_536
 _PLAIN = (
     "request_id", "traceparent", "status", "code", "degraded", "audit", "parameters", "first_try", "redacted",
@@ -88,18 +91,18 @@ def values_of(source: int, epoch: int, frame: Frame) -> Values | None:
         "id": [b"\xd9\x2a", ids],
         "rows": [_column(run.rows)],
         "route": _routes(run),
-        "model": [_encode(model_of(run.model))],
+        "model": [_model(bytes(run.model))],
         "batch": _batch(run, rows),
         "inputs": inputs,
         "outputs": outputs,
         "stage_ns": _stages(run),
-        "capture": [_encode("full")],
+        "capture": [_FULL],
         "count": [b"\x01"],
         **_callers(run),
     }
-    parts: list[Part] = [_map_of(len(_FIELDS) + 1), _encode("type"), _encode("prediction")]
-    for name in _FIELDS:
-        parts.append(_encode(name))
+    parts: list[Part] = [_HEAD]
+    for name, named in _NAMED:
+        parts.append(named)
         parts += known[name]
     return Values(ids, _joined(parts, count), run)
 
@@ -117,26 +120,38 @@ def _is_plain(run: Run, count: int) -> bool:
 
 def _column(values: Sequence[Any]) -> Part:
     """A column's values, encoded."""
-    return _encode(values[0]) if len(values) == 1 else [_encode(value) for value in values]
+    return _encode(values[0]) if len(values) == 1 else list(map(_encode, values))
 
 
 def _alike(values: Sequence[bytes]) -> Part:
     return values[0] if len(values) == 1 else values
 
 
+@lru_cache(_KEPT)
+def _model(raw: bytes) -> bytes:
+    return _encode(model_of(raw))
+
+
+@lru_cache(_KEPT)
+def _caller(raw: bytes) -> dict[str, bytes]:
+    caller = caller_of(raw)
+    return {name: _encode(getattr(caller, name)) for name in ("endpoint", "protocol", "principal")}
+
+
+@lru_cache(_KEPT)
+def _route(raw: bytes) -> bytes:
+    # Without the last value, the unit's hash, which each request has of its own.
+    return _encode(msgspec.structs.replace(route_of(raw), unit_hash=None))[:-1]
+
+
 def _callers(run: Run) -> dict[str, list[Part]]:
-    callers = [caller_of(raw) for raw in run.caller]
-    return {
-        name: [_column([getattr(caller, name) for caller in callers])]
-        for name in ("endpoint", "protocol", "principal")
-    }
+    callers = [_caller(bytes(raw)) for raw in run.caller]
+    return {name: [_alike([caller[name] for caller in callers])] for name in callers[0]}
 
 
 def _routes(run: Run) -> list[Part]:
-    # Without the last value, the unit's hash, which each request has of its own.
-    routes = [_encode(msgspec.structs.replace(route_of(raw), unit_hash=None))[:-1] for raw in run.route]
     hashes = [b"\xc0" if unit is None else b"\xb0%016x" % unit for unit in run.unit_hash]
-    return [_alike(routes), _alike(hashes)]
+    return [_alike([_route(bytes(raw)) for raw in run.route]), _alike(hashes)]
 
 
 def _batch(run: Run, rows: Sequence[int]) -> list[Part]:
@@ -159,8 +174,13 @@ def _stages(run: Run) -> list[Part]:
 def _map(names: Sequence[str], known: Mapping[str, Part]) -> list[Part]:
     parts: list[Part] = [_map_of(len(names))]
     for name in names:
-        parts += [_encode(name), known[name]]
+        parts += (_name(name), known[name])
     return parts
+
+
+@lru_cache(_KEPT)
+def _name(name: str) -> bytes:
+    return _encode(name)
 
 
 def _tensors(tensors: list[RunTensor], rows: Sequence[int]) -> list[Part] | None:
@@ -178,8 +198,8 @@ def _tensors(tensors: list[RunTensor], rows: Sequence[int]) -> list[Part] | None
         size_and_data = _pieces(tensor.data, sizes)
         shapes = [(n, *tensor.tail) for n in alike] if tensor.batched else [tensor.tail]
         known: dict[str, Part] = {
-            "name": _encode(tensor.name),
-            "datatype": _encode(tensor.datatype),
+            "name": _name(tensor.name),
+            "datatype": _name(tensor.datatype),
             "shape": _column(shapes),
             "data": size_and_data[0],
             "sha256": b"\xc0",
@@ -199,6 +219,7 @@ def _pieces(data: bytes, sizes: list[int]) -> list[Part]:
     return [[_binary_of(size) for size in sizes], cuts]
 
 
+@lru_cache(_KEPT)
 def _binary_of(size: int) -> bytes:
     return next(mark + size.to_bytes(width, "big") for most, mark, width in _BINARY if size < most)
 
@@ -225,3 +246,8 @@ def _joined(parts: Iterable[Part], count: int) -> list[bytes]:
         columns.append(part)
     columns.append(repeat(b"".join(alike), count))
     return [b"".join(value) for value in zip(*columns, strict=False)]
+
+
+_HEAD = _map_of(len(_FIELDS) + 1) + _encode("type") + _encode("prediction")
+_NAMED = [(name, _encode(name)) for name in _FIELDS]
+_FULL = _encode("full")

@@ -27,6 +27,7 @@ from gateway.cli.client import repository, state_dir_option, state_directory
 from gateway.cli.export import bar, opened, suffix_format
 from gateway.cli.failures import NO, Stop
 from gateway.cli.filters import Filter, filter_options
+from gateway.cli.forwarding import forwarder_status, in_words, reader_arguments
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
 from gateway.cli.tailing import Missed, last, up_to_now
 
@@ -64,7 +65,8 @@ class Place(NamedTuple):
 
             # What the client library would say on stderr stands in the error already.
             logging.getLogger("aiokafka").addHandler(logging.NullHandler())
-            return KafkaFeed(self.kafka, self.topic, group=group, since_ns=since_ns)
+            arguments = reader_arguments(self.kafka)
+            return KafkaFeed(self.kafka, self.topic, group=group, since_ns=since_ns, arguments=arguments)
         return SpoolFeed(self.spool, positions, since_ns=since_ns)
 
 
@@ -264,10 +266,10 @@ def verify(ctx: click.Context, where: Path, as_json: bool) -> None:
 @spool_options
 @json_option
 def status(where: Path, as_json: bool) -> None:
-    """Show where the newest epoch of every source stands."""
-    sources = spool_status(where, None)
+    """Show where the newest epoch of every source stands, and what of it is not in the topic and why."""
+    sources, forwarder = spool_status(where, None), forwarder_status(where.parent)
     if as_json:
-        print_json({"sources": sources})
+        print_json({"sources": sources, "forwarder": forwarder})
         return
     table(
         ("source", "epoch", "on disk up to", "MiB", "last write"),
@@ -283,6 +285,8 @@ def status(where: Path, as_json: bool) -> None:
         ],
     )
     say(f"{sum(s.spool_bytes for s in sources) / 2**20:.1f} MiB in {len(sources)} sources")
+    if forwarder is not None:
+        say(in_words(forwarder))
 
 
 def _found(place: Place, prediction_id: str, wait_ms: int) -> Event:

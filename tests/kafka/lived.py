@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -41,9 +42,9 @@ class Lived:
         assert self.writer.append_events([label(value, pad_bytes) for value in values]) is not None
         settle(self.recorder)
 
-    def forwarder(self) -> Forwarder:
+    def forwarder(self, **given: int) -> Forwarder:
         """A new one, as after a start."""
-        return Forwarder(self.log.spool, self.directory, GATEWAY_ID, self.kafka)
+        return Forwarder(self.log.spool, self.directory, GATEWAY_ID, self.kafka, **given)
 
     def make_topic(self, partitions: int = 1, **config: str) -> None:
         """A topic that is there before the forwarder, with settings of its own."""
@@ -106,7 +107,12 @@ class Lived:
 
 
 def _settings(kafka: Kafka) -> list[tuple[str, object]]:
-    return [(name, getattr(kafka, name)) for name in kafka.__struct_fields__]
+    given = [(name, getattr(kafka, name)) for name in kafka.__struct_fields__]
+    return [
+        (name, msgspec.json.encode(value).decode() if isinstance(value, msgspec.Struct) else value)
+        for name, value in given
+        if value is not None
+    ]
 
 
 async def until(condition: Callable[[], bool], wait_s: float = 90.0) -> None:

@@ -35,7 +35,7 @@ def test_only_a_broker_of_the_directory_counts(tmp_path: Path):
 
 def test_a_port_in_use_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Another listener is not taken for the broker."""
-    monkeypatch.setattr(kafka, "jars", lambda: tmp_path)
+    monkeypatch.setattr(kafka, "jars", lambda _: tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(KafkaAbsent, match=f"port {port} is in use"):

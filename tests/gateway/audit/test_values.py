@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.audit.envelope import Envelope
 from gateway.audit.event import RouteFacts, encode_event
 from gateway.audit.frame import Caller, Frame, Run, RunTensor, encoder, expand
-from gateway.audit.producer import Envelope
 from gateway.audit.values import values_of
 
 SOURCE, EPOCH = 0xABCDEF0123456789, 7
@@ -97,7 +98,9 @@ def test_values_are_those_of_the_events(made: tuple[Frame, Run]) -> None:
     assert found.values == [encode_event(event) for event in events]
     assert found.ids == [event.id.encode() for event in events]
     envelope = Envelope("0011223344556677", SOURCE, "msgpack")
-    assert envelope.records(found) == [envelope.record(event) for event in events]
+    following = range(frame.first_seq + 1, frame.next_seq + 1)
+    with mock.patch("gateway.audit.envelope.time.time_ns", return_value=2**60):
+        assert envelope.of_values(found, following) == envelope.of_events(events, following)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -124,6 +125,24 @@ def test_status_sums_up(run, at) -> None:
     rows = json.loads(run("audit", "status", "--json", *at).stdout)["sources"]
     assert [row["next_seq"] for row in rows] == [5, 1]
     assert "2 sources" in run("audit", "status", *at).stdout
+
+
+def test_status_says_how_the_forwarder_does(run, at, state_dir) -> None:
+    """What waits and why, what was quarantined, and that who said so is gone; without a forwarder nothing."""
+    assert json.loads(run("audit", "status", "--json", *at).stdout)["forwarder"] is None
+    assert "forwarder" not in run("audit", "status", *at).stdout
+    said = {
+        "at_ns": time.time_ns() - 60 * 10**9, "why": "b:9092 refuses connections", "stalled_ms": 9, "lag_events": 7,
+        "lag_bytes": 1 << 20, "oldest_age_ms": 4000, "forwarded_events": 5, "quarantined": 2,
+    }  # fmt: skip
+    (state_dir / "forwarder").mkdir()
+    (state_dir / "forwarder" / "status.json").write_text(json.dumps(said))
+    found = json.loads(run("audit", "status", "--json", *at).stdout)["forwarder"]
+    assert (found["why"], found["lag_events"]) == (said["why"], 7)
+    assert (
+        "forwarder: 5 records sent since its start, 7 wait (1.0 MiB, the oldest 4 s), 2 told by a gap"
+        " (quarantine.jsonl); nothing is sent: b:9092 refuses connections; it last said so 60 s ago"
+    ) in " ".join(run("audit", "status", *at).stdout.split())
 
 
 def test_verify_says_no_when_numbers_are_missing(run, at, state_dir) -> None:
