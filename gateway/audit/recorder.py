@@ -193,8 +193,10 @@ class Recorder:
         self.gaps += sum(isinstance(event, Gap) for event in events)
         return True
 
-    def look_after(self) -> None:
-        """Begin epochs anew whose directory somebody removed; what was in it is told by a gap."""
+    def look_after(self) -> bool:
+        """Begin epochs anew whose directory somebody removed, and tell by a gap what was in it; whether there were
+        any."""
+        found = False
         for drain in self._drains.values():
             try:
                 if not drain.is_removed():
@@ -202,10 +204,12 @@ class Recorder:
                 next_seq = drain.begin_anew()
             except OSError as exc:
                 self._judge(exc)
-                return
+                return found
+            found = True
             log.error("spool_removed", extra={"epoch": drain.epoch.key, "numbers_lost": next_seq})
             if next_seq:
                 self._log([drain.gap(0, next_seq - 1, "corrupt", time.time_ns())])
+        return found
 
     def _waits(self, drain: Drain) -> bool:
         """Whether a ring's records are to stay where they are. At the spool's limit those of the dead do not: they are

@@ -61,6 +61,14 @@ class Reserve:
         """It could be given up, or there is none to be had."""
         return self.held_bytes >= self.size_bytes
 
+    @property
+    def is_found(self) -> bool:
+        """Its file is there, from an earlier life."""
+        try:
+            return self._path.stat().st_size == self.size_bytes
+        except OSError:
+            return False
+
     def take(self) -> bool:
         """Allocate it; False when there is no room for it. Where it is refused for another reason nothing is held, and
         nobody waits for that."""
@@ -113,7 +121,11 @@ class Room:
         self._room_since_s = -LASTED_S
         self.at_limit = False
         self.free_bytes = free_bytes(state_dir)
-        if reserve is not None and not reserve.take():
+        if reserve is None:
+            return
+        # What a predecessor gave up is not taken from those who need it now.
+        enough = reserve.is_found or self.free_bytes >= reserve.size_bytes * BACK_FACTOR
+        if not enough or not reserve.take():
             self._begin_full("there is no room for the reserve")
 
     @property

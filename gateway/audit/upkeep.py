@@ -45,8 +45,8 @@ class Recording(Protocol):
         """Log events of the recorder's own; False when they find no room now."""
         ...
 
-    def look_after(self) -> None:
-        """Find out about directories that somebody removed."""
+    def look_after(self) -> bool:
+        """Find out about directories that somebody removed; whether there were any."""
         ...
 
 
@@ -102,7 +102,9 @@ class Upkeep:
         if now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
             self.room.look()
-            recorder.look_after()
+            if recorder.look_after():
+                # What the spool takes is other than was summed up.
+                self._trim()
             self._tell_trims(recorder)
             status = self._status(recorder, now_s)
             self._alarms.look(status)

@@ -70,6 +70,26 @@ def test_a_full_disk(troubled: Troubled) -> None:
     troubled.adds_up()
 
 
+def test_deaths_on_a_full_disk(troubled: Troubled) -> None:
+    """Recorder and worker are killed: their successors start there, a change is made, and no record is lost."""
+    gateway = troubled.gateway
+    troubled.fill()
+    troubled.both_policies_apply()
+    for role in ("recorder", "worker"):
+        killed = gateway.kill9(role)
+        gateway.await_successor(role, killed)
+    troubled.ask_until("lax", lambda answer: answer.status == 200)
+    revision = gateway.admin("GET", "routes/lax").content["revision"]
+    frozen = gateway.admin("POST", "routes/lax/freeze", {"reason": "look"}, revision=revision)
+    assert frozen.status == 200, frozen
+    assert troubled.controls()[-1] == "freeze"
+    thawed = gateway.admin("POST", "routes/lax/thaw", {"reason": "seen"}, revision=frozen.content["revision"])
+    assert thawed.status == 200, thawed
+    troubled.empty()
+    troubled.all_is_well()
+    troubled.adds_up()
+
+
 @pytest.mark.parametrize("error", ["EIO", "EDQUOT"])
 def test_a_sync_that_fails(troubled: Troubled, error: str) -> None:
     """However the disk says it, and as long as it does: nobody is told that a record is kept which is not."""

@@ -181,6 +181,21 @@ def test_room_that_is_not_to_be_had_is_tried_ever_less_often(log: Log, monkeypat
     assert tries == [0, 1, 3, 7, 15, 23, 31, 39]
 
 
+def test_a_recorder_that_starts_on_a_full_disk_leaves_the_room_that_was_given_up(log: Log, monkeypatch):
+    """The reserve's size is free, for control: it is not taken again; one that is there already is kept."""
+    disk = SmallDisk(2 * RESERVE - 1)
+    monkeypatch.setattr("gateway.audit.room.free_bytes", lambda _: disk.free_bytes)
+    reserve = Reserve(log.state_dir, RESERVE)
+    assert Room(log.state_dir, reserve).waits == "disk_full"
+    assert not reserve.is_found
+    disk.size_bytes += 1
+    assert Room(log.state_dir, reserve).waits == ""
+    disk.size_bytes = 0
+    again = Reserve(log.state_dir, RESERVE)
+    assert Room(log.state_dir, again).waits == ""
+    assert again.is_whole
+
+
 def test_control_meets_the_full_disk_first(log: Log, monkeypatch):
     """Its own record is refused: the reserve is given up, and the very next pass writes it; nobody sees a failure."""
     full = Full(log, monkeypatch)
