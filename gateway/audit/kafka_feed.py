@@ -91,6 +91,8 @@ class KafkaFeed:
         self._moved: dict[int, Positions] = {}
         """By partition of a group: marks as committed last, what moved last behind the others."""
         self._assignment = 0
+        self._forfeited = False
+        """Whether something was returned, not committed, and handed over."""
         self._unreadable = Unreadable()
         self._reader = TopicReader(wanted, self._offsets)
         if group is not None:
@@ -169,10 +171,11 @@ class KafkaFeed:
         with self._lock:
             if why is None and assignment == self._assignment:
                 self._committed.update(moved)
+            forfeited, self._forfeited = self._forfeited, False
         self._set_busy(False)
         if why is not None:
             log.warning("not_committed", extra={"why": why, "meanwhile": "what was read since comes again"})
-        return why is None
+        return why is None and not forfeited
 
     def close(self) -> None:
         """Leave the brokers, and the group; what was not committed comes again."""
@@ -267,6 +270,7 @@ class KafkaFeed:
             for number in lost:
                 at, committed = self._offsets.get(number, 0), self._committed.get(number, 0)
                 if at > committed:
+                    self._forfeited = True
                     what = {"partition": number, "from_offset": committed, "to_offset": at - 1}
                     log.warning("read_and_not_committed", extra={**what, "meanwhile": "it comes again"})
             for known in (self._offsets, self._marks, self._jumped, self._committed, self._moved):

@@ -113,6 +113,8 @@ class TopicReader:
         """How often the watchdog gave up a consumer."""
         self._silent_s = 0.0
         """How long has been waited without a record."""
+        self._tending: asyncio.Task[None] | None = None
+        """The watchdog at work; nothing is fetched meanwhile."""
         self._told: set[str] = set()
 
     async def start(self) -> None:
@@ -148,8 +150,12 @@ class TopicReader:
             FeedUnreachable: the topic, or the group, may not be read.
         """
         loop = asyncio.get_running_loop()
-        if self.consumer is None:
-            await self._anew("the consumer before could not be replaced")
+        if self._tending is not None:
+            # However long brokers take to say nothing, a reader is not held up.
+            await asyncio.wait({self._tending}, timeout=max(wait_ms / 1000, _PAUSE_S / 10))
+            if self._tending.done():
+                tended, self._tending = self._tending, None
+                tended.result()
             return
         started_s = loop.time()
         fetched: dict[TopicPartition, list[ConsumerRecord]] = {}
@@ -179,7 +185,7 @@ class TopicReader:
             self._silent_s += loop.time() - started_s
             if self._silent_s >= self.wanted.stall_s:
                 self._silent_s = 0.0
-                await self._watch(failed=failed)
+                self._tending = asyncio.create_task(self._watch(failed=failed))
 
     def _hold(self, fetched: dict[TopicPartition, list[ConsumerRecord]]) -> bool:
         """Keep what was fetched of owned partitions; whether there was any."""
@@ -215,6 +221,9 @@ class TopicReader:
 
     async def stop(self) -> None:
         """Leave the brokers; takes a few seconds at most."""
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.wait({self._tending}, timeout=_STOP_S)
         if self.consumer is not None:
             await abandon(self.consumer)
 
@@ -321,18 +330,18 @@ class TopicReader:
             await self._anew(f"nothing came of partitions {sorted(behind)}, which hold more")
 
     async def _anew(self, why: str) -> None:
-        """Give this consumer up; a new one goes on where it stands. Until one starts, each turn tries again."""
+        """Give this consumer up; a new one goes on where it stands, as soon as one starts."""
         self._tell("consumer_made_anew", why)
         stuck, self.consumer = self.consumer, None
-        if stuck is not None:
-            self.remade += 1
-            self.let_go()
-            await abandon(stuck)
-        try:
-            await self.start()
-        except FeedUnreachable as exc:
-            self._tell("kafka_not_reachable", str(exc))
-            await asyncio.sleep(min(1.0, self.wanted.stall_s))
+        self.remade += 1
+        self.let_go()
+        await abandon(stuck)
+        while self.consumer is None:
+            try:
+                await self.start()
+            except FeedUnreachable as exc:
+                self._tell("kafka_not_reachable", str(exc))
+                await asyncio.sleep(min(1.0, self.wanted.stall_s))
 
     def let_go(self) -> None:
         """The consumer is given up; of a group's member its partitions go with it."""
