@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from gateway.audit import spool_feed
-from gateway.audit.event import EpochOpen, Event, Feedback, Gap
-from gateway.audit.feed import Feed, Hole, Positions
-from gateway.audit.frame import Events, encoder, seal
+from gateway.audit import legible, spool, spool_feed
+from gateway.audit.event import Event, Feedback, Gap, ModelFacts, RouteFacts
+from gateway.audit.feed import RETENTION, Feed, Hole
+from gateway.audit.frame import STAGE_COLUMNS, Caller, Events, Frame, Run, encoder, seal
 from gateway.audit.identity import parse_event_id
-from gateway.audit.spool import EpochPath, synced_seq
+from gateway.audit.spool import EpochPath, epoch_path, segment_name, segments, synced_seq, write_closed
 from gateway.audit.spool_feed import SpoolFeed
 from tests.gateway.audit.sim import Log, forget_owner, label, settle
 
@@ -26,97 +29,6 @@ def drain(feed: Feed, step: int = 7) -> tuple[list[Event], list[Hole]]:
             return events, holes
         events += delivery.events
         holes += delivery.holes
-
-
-def two_sources(log: Log) -> None:
-    """Two owners, one with two epochs and a gap, told by a recorder that still runs."""
-    recorder = log.recorder(segment_bytes=400)
-    first, second = log.owner(), log.owner()
-    for value in range(30):
-        first.append_events([label(value), label(1000 + value)])
-        second.append_events([label(2000 + value)])
-        if value == 15:
-            first.lose(3)
-        recorder.step()
-    first.close()
-    forget_owner(first)
-    settle(recorder)
-    again = log.owner()
-    again.append_events([label(3000)])
-    settle(recorder)
-
-
-def numbers(events: list[Event]) -> dict[tuple[int, int], list[int]]:
-    """seq per (source, epoch), as they came."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for event in events:
-        which = parse_event_id(event.id)
-        found.setdefault((which.source, which.epoch), []).append(which.seq)
-    return found
-
-
-def test_each_epoch_comes_in_order_and_once(log: Log):
-    """Events of one (source, epoch) come in order of seq, each once; an epoch begins with its opening."""
-    two_sources(log)
-    feed = SpoolFeed(log.spool)
-    events, _ = drain(feed)
-    of_epoch = numbers(events)
-    assert len(of_epoch) == 4
-    assert all(seqs == sorted(set(seqs)) for seqs in of_epoch.values())
-    assert all(isinstance(e, EpochOpen) for e in events if e.id.endswith(f"-{0:016x}"))
-    assert sum(isinstance(e, Feedback) for e in events) == 91
-    feed.close()
-
-
-def test_a_hole_is_reported_and_its_gap_arrives(log: Log):
-    """Numbers that no event has are a hole, and the gap event says the same numbers."""
-    two_sources(log)
-    feed = SpoolFeed(log.spool)
-    events, holes = drain(feed)
-    (gap,) = [e for e in events if isinstance(e, Gap)]
-    assert [(f"{h.source:016x}", h.epoch, h.from_seq, h.to_seq) for h in holes] == [
-        (gap.source, gap.epoch, gap.from_seq, gap.to_seq)
-    ]
-    feed.close()
-
-
-@pytest.mark.parametrize("step", [1, 5, 1000])
-def test_positions_resume_exactly_behind_what_was_returned(log: Log, step: int):
-    """However often a reader is cut off and made anew, it reads each event once."""
-    two_sources(log)
-    whole = SpoolFeed(log.spool)
-    expected, _ = drain(whole)
-    whole.close()
-    positions: Positions | None = None
-    found: list[Event] = []
-    while True:
-        feed = SpoolFeed(log.spool, positions)
-        delivery = feed.read(step, 0)
-        positions = feed.positions
-        feed.close()
-        if not delivery.events:
-            break
-        found += delivery.events
-    assert numbers(found) == numbers(expected)
-
-
-def test_a_feed_at_the_end_gets_what_comes_later(log: Log):
-    """New events, new epochs and new sources are found on the go; nothing is told again."""
-    recorder = log.recorder()
-    settle(recorder)
-    feed = SpoolFeed(log.spool)
-    drain(feed)
-    writer = log.owner()
-    writer.append_events([label(1)])
-    settle(recorder)
-    events, holes = drain(feed)
-    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [1]
-    writer.append_events([label(2)])
-    settle(recorder)
-    events, more = drain(feed)
-    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [2]
-    assert holes + more == []
-    feed.close()
 
 
 def test_resent_records_are_seen_once(log: Log):
@@ -159,3 +71,134 @@ def test_an_epoch_that_ended_is_not_looked_at_again(tmp_path: Path, monkeypatch:
         looked_at.clear()
         feed.read(1000, 0)
         assert looked_at == []
+
+
+def written(log: Log, source: int, numbers: Iterable[int], synced: int, *, over: bool = False) -> EpochPath:
+    """An epoch of single labels, a segment each; `over`: it is closed."""
+    epoch = epoch_path(log.spool, source, 5)
+    epoch.path.mkdir(parents=True, exist_ok=True)
+    for n in numbers:
+        content = seal(n, 1, encoder.encode(Events([label(n)])))
+        (epoch.path / segment_name(n)).write_bytes(content)
+    (epoch.path / "synced").write_bytes(synced.to_bytes(8, "little"))
+    if over:
+        write_closed(epoch, synced, "closed")
+    return epoch
+
+
+def trimmed(source: int, from_seq: int, to_seq: int) -> Gap:
+    """What a recorder says of what retention took."""
+    return Gap(f"{source:016x}", 5, from_seq, to_seq, RETENTION)
+
+
+def test_segments_that_go_while_they_are_read(log: Log, monkeypatch: pytest.MonkeyPatch):
+    """Retention takes files between a look and their opening: their numbers are a hole, and the rest comes."""
+    epoch = written(log, 1, range(6), 6)
+    listed = segments
+
+    def gone_since(of: EpochPath) -> list[tuple[int, Path]]:
+        found = listed(of)
+        for _, path in found[:3]:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(spool, "segments", gone_since)
+    events, holes = drain(SpoolFeed(log.spool))
+    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)] == [3, 4, 5]
+    assert holes == [Hole(1, 5, 0, 2, RETENTION)]
+    assert epoch.path.is_dir()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_end_of_an_epoch_that_is_gone(log: Log, whole: bool):
+    """An epoch that ended loses its last segments, or its directory, to retention before they were read: told once."""
+    epoch = written(log, 1, range(6), 6, over=True)
+    feed = SpoolFeed(log.spool)
+    assert len(feed.read(2, 0).events) == 2
+    for _, path in segments(epoch):
+        path.unlink()
+    if whole:
+        shutil.rmtree(epoch.path)
+    assert drain(feed) == ([], [Hole(1, 5, 2, 5, RETENTION)])
+    assert feed.positions[epoch.key] == 6
+    assert drain(SpoolFeed(log.spool, feed.positions)) == ([], [])
+
+
+def test_the_end_of_an_epoch_that_is_damaged(log: Log):
+    """Its last frame does not add up: nothing comes later that would show the hole, so it is told at the end."""
+    epoch = written(log, 1, range(4), 4, over=True)
+    _, last = segments(epoch)[-1]
+    last.write_bytes(last.read_bytes()[:-9] + b"\0" * 9)
+    events, holes = drain(SpoolFeed(log.spool))
+    assert len(events) == 3
+    assert holes == [Hole(1, 5, 3, 3, "corrupt")]
+
+
+def test_an_epoch_that_was_never_seen_is_told_by_its_gap(log: Log):
+    """Written and taken while the reader was away: the recorder's gap is all there is of it. What was read before it
+    was taken is no hole, and what is left shows the rest itself."""
+    written(log, 1, range(3), 3, over=True)
+    first = SpoolFeed(log.spool)
+    assert len(drain(first)[0]) == 3
+    shutil.rmtree(epoch_path(log.spool, 1, 5).path)
+    written(log, 3, range(8, 10), 10, over=True)
+    recorder = log.recorder()
+    recorder._log([trimmed(1, 0, 2), trimmed(2, 0, 3), trimmed(2, 4, 7), trimmed(3, 0, 7)])
+    settle(recorder)
+    events, holes = drain(SpoolFeed(log.spool, first.positions), 1)
+    assert sum(isinstance(event, Gap) for event in events) == 4
+    assert sorted(holes) == [
+        Hole(2, 5, 0, 3, RETENTION),
+        Hole(2, 5, 4, 7, RETENTION),
+        Hole(3, 5, 0, 7, RETENTION),
+    ]
+
+
+def test_frames_of_a_reader_by_columns_have_their_holes(log: Log):
+    """Who reads whole frames finds what no later frame shows in `holes`."""
+    written(log, 1, range(3), 5, over=True)
+    feed = SpoolFeed(log.spool)
+    assert [frame.first_seq for _, frame in feed.read_frames(100)] == [0, 1, 2]
+    assert feed.holes == [Hole(1, 5, 3, 4, "corrupt")]
+    assert feed.read_frames(100) == []
+
+
+def test_runs_before_the_time_are_passed_over(log: Log, monkeypatch: pytest.MonkeyPatch):
+    """Their frames are not made into events, though their segment was written to later."""
+    epoch = epoch_path(log.spool, 1, 5)
+    epoch.path.mkdir(parents=True)
+    frames = [seal(n, 1, run_of(n * 10)) for n in range(4)]
+    (epoch.path / segment_name(0)).write_bytes(b"".join(frames))
+    (epoch.path / "synced").write_bytes((4).to_bytes(8, "little"))
+    expanded: list[int] = []
+    made = legible.expand_content
+
+    def counted(source: int, epoch: int, frame: Frame, content: Run | Events) -> list[Event]:
+        expanded.append(frame.first_seq)
+        return made(source, epoch, frame, content)
+
+    monkeypatch.setattr(legible, "expand_content", counted)
+    events, holes = drain(SpoolFeed(log.spool, since_ns=20))
+    assert [parse_event_id(event.id).seq for event in events] == expanded == [2, 3]
+    assert holes == []
+
+
+def run_of(done_ns: int) -> bytes:
+    """A run of one request without tensors."""
+    raw = encoder.encode
+    run = Run(
+        model=msgspec.Raw(raw(ModelFacts("m", "1"))),
+        batch_id=1,
+        cut="idle",
+        infer_ns=1,
+        rows=[1],
+        received_ns=[done_ns],
+        done_ns=[done_ns],
+        route=[msgspec.Raw(raw(RouteFacts(1, 1, "primary", "primary", 10_000, "weight")))],
+        unit_hash=[None],
+        caller=[msgspec.Raw(raw(Caller("infer", "oip-json", None)))],
+        stages=[[0]] * len(STAGE_COLUMNS),
+        inputs=[],
+        outputs=[],
+    )
+    return raw(run)
