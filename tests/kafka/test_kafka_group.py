@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from aiokafka.errors import GroupLoadInProgressError
+from click.testing import CliRunner
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -23,6 +25,7 @@ from gateway.audit.feed import Hole
 from gateway.audit.kafka_feed import KafkaFeed
 from gateway.audit.kafka_group import METADATA_BYTES, GroupReader, marks_of, marks_text
 from gateway.audit.topic_reader import Wanted
+from gateway.cli import command as tidegate
 from tests.gateway.audit.sim import label
 from tests.kafka.member import SESSION_MS, Member
 
@@ -262,6 +265,16 @@ def test_a_successor_without_marks_invents_no_hole(shared: Shared, monkeypatch: 
             holes += delivery.holes
     assert [event.id[:16] for event in events] == [f"{source:016x}" for source in (1, 5, 6)]
     assert holes == [Hole(6, 1, 1, 3)]
+
+
+def test_tail_of_a_group_goes_on_where_it_ended(shared: Shared):
+    """The command run anew, as on another machine, prints what has come since and nothing else."""
+    arguments = ["audit", "tail", "--kafka", shared.bootstrap, "--topic", shared.topic]
+    for count in (5, 0, 2):
+        said = shared.say(count)
+        done = CliRunner().invoke(tidegate, [*arguments, "--group", shared.group, "--json"])
+        assert done.exit_code == 0, done.output
+        assert sorted(json.loads(line)["id"] for line in done.stdout.splitlines()) == sorted(said)
 
 
 def test_alone_there_is_nothing_to_commit_to(shared: Shared):

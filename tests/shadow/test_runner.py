@@ -7,7 +7,7 @@ import pytest
 from gateway.audit.event import Event, Heartbeat
 from gateway.audit.feed import Hole
 from gateway.audit.identity import id_prefix, source_of
-from shadow.runner import Runner
+from shadow.runner import Clock, Runner
 from tests.shadow.play import SOURCES, WORKERS, ListFeed, Numbers
 
 A, B, _ = WORKERS
@@ -125,3 +125,21 @@ def test_fate_of_a_label(of: str, fate: str | None) -> None:
     runner, _ = made([beats(2, A, Numbers())])
     runner.read()
     assert runner.fate(of) == fate
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+def test_how_far_behind_when_the_wall_clock_jumps(jump_s: int) -> None:
+    """Set ahead, what is read of before looks as old as the jump, until the next record comes; set back, it looks like
+    now. Time that passes is seen either way."""
+    wall_s, steady_s = 1_000_000.0, 50.0
+    clock = Clock(lambda: int(wall_s * 1e9), lambda: steady_s)
+    numbers = Numbers()
+    made = [numbers.draw(Heartbeat(at_ns=int(at_s * 1e9)), A) for at_s in (wall_s, wall_s + jump_s)]
+    runner = Runner(ListFeed([[event] for event in made]), Taken(), {}, [A], clock=clock)
+    wall_s += jump_s
+    runner.read()
+    assert runner.stale_s == pytest.approx(max(jump_s, 0))
+    runner.read()
+    assert runner.stale_s == pytest.approx(0)
+    steady_s += 7
+    assert runner.stale_s == pytest.approx(7)

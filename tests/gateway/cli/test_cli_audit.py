@@ -21,7 +21,7 @@ from gateway.audit.event import (
     RouteFacts,
     Tensor,
 )
-from gateway.audit.feed import Delivery, Positions
+from gateway.audit.feed import Delivery, Hole, Positions, Skipped
 from gateway.audit.frame import Events, encoder, seal
 from gateway.errors import FrameCorrupt, LogError
 
@@ -204,6 +204,50 @@ def test_kafka_reads_the_topic_through_the_feed(run, monkeypatch) -> None:
     assert ids(run("audit", "tail", "-n", "1", "--json", *at)) == ["k2"]
     assert "other" in run("audit", "get", f"{PREFIX}{1:016x}", *at).stdout
     assert run("audit", "get", f"{PREFIX}{7:016x}", *at).exit_code == 1
+
+
+@pytest.mark.parametrize("follow", [[], ["--follow"]])
+def test_a_group_commits_what_was_printed(run, at, monkeypatch, follow) -> None:
+    """All it has not read, committed batch by batch behind the print; it needs a topic and takes no number."""
+    made: list[FakeFeed] = []
+
+    def make(*args: object, **named: object) -> FakeFeed:
+        made.append(FakeFeed(*args, **named))
+        return made[-1]
+
+    module = types.ModuleType("gateway.audit.kafka_feed")
+    monkeypatch.setattr(module, "KafkaFeed", make, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    group = ("--group", "mine", "--json", "--kafka", "127.0.0.1:9092", "--since", "1970-01-01")
+    result = run("audit", "tail", *group, *follow)
+    assert result.exit_code == 0, result.stderr
+    assert ids(result) == ["k1", "k2"]
+    assert made[0].named == {"group": "mine", "since_ns": 0}
+    assert made[0].committed[:2] == [2, 1]
+    for wrong in (("--group", "mine", *at), (*group, "-n", "3")):
+        result = run("audit", "tail", *wrong)
+        assert result.exit_code == 2
+        assert "--kafka" in result.stderr
+
+
+def test_what_was_missed_is_told(run, monkeypatch) -> None:
+    """What a topic has no more, and holes whose cause no gap record tells, on stderr; stdout holds records alone."""
+
+    class Behind(FakeFeed):
+        def read(self, max_events: int, wait_ms: int) -> Delivery:
+            found = super().read(max_events, wait_ms)
+            holes = [Hole(SOURCE, EPOCH, 0, 4, "retention"), Hole(SOURCE, EPOCH, 7, 7)]
+            return Delivery(found.events, holes, [Skipped(2, 10, 19)]) if found.events else found
+
+    module = types.ModuleType("gateway.audit.kafka_feed")
+    monkeypatch.setattr(module, "KafkaFeed", Behind, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for command in (["tail", "--json"], ["export"]):
+        result = run("audit", *command, "--kafka", "127.0.0.1:9092")
+        assert ids(result) == ["k1", "k2"]
+        assert "offsets 10 to 19 of partition 2" in result.stderr
+        assert f"not read (retention): 5 records from {PREFIX}{0:016x} on" in result.stderr
+        assert f"{7:016x}" not in result.stderr
 
 
 def test_follow_goes_on_where_the_tail_ended(run, at, monkeypatch) -> None:
