@@ -232,6 +232,18 @@ class FrameCorrupt(LogError):
     code = "frame_corrupt"
 
 
+class WitnessUnusable(LogError):
+    """A file of positions is not what `tidegate audit positions --json` prints."""
+
+    code = "witness_unusable"
+
+
+class FrameNewer(FrameCorrupt):
+    """A whole frame of a kind, or with events of a type, that this version does not know: read it with a later one."""
+
+    code = "frame_newer"
+
+
 class RingUnusable(LogError):
     """A ring cannot be made or read: no room in its directory, foreign format, newer format."""
 

@@ -6,8 +6,8 @@ drain -> **chain** -> spool. Over an epoch's frames in order, each as it stands 
 
 The value at each segment's start stands in `spool/<source>/<epoch>/chain`, a line each: the first seq as 20 digits, a
 space, 64 hex digits. Whoever can write there can write all of it anew; so the recorder logs values in its own epoch
-(`gateway/audit/positions.py`), which goes to the topic, and an auditor may keep some. A line of zeros anywhere but at
-number 0 says that the hash begins anew there: no earlier value was known.
+(`gateway/audit/position_log.py`), which goes to the topic, and an auditor may keep some. A line of zeros anywhere but
+at number 0 says that the hash begins anew there: no earlier value was known.
 
 Beside it, since the same pass sees every frame: the sparse index of each segment (`gateway/audit/index.py`).
 """
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from gateway.audit.frame import HEADER_BYTES, Frame, padded
 from gateway.audit.index import IndexBuilder
-from gateway.audit.spool import EpochPath, segments
+from gateway.audit.spool import EpochPath, segment_name, segments, synced_seq
 from gateway.audit.storage import DISK, Storage, replace
 from gateway.audit.walk import Damage, walk
 
@@ -36,7 +36,7 @@ _LINE = re.compile(rb"^([0-9]{20}) ([0-9a-f]{64})$", re.MULTILINE)
 
 
 def extended(value: bytes, frame: bytes | memoryview) -> bytes:
-    """The value behind one more frame. Cost: 1.5 us and 0.7 us a KiB."""
+    """The value behind one more frame. Cost: 1.2 us and 0.7 us a KiB."""
     hashed = sha256(value)
     hashed.update(frame)
     return hashed.digest()
@@ -56,6 +56,28 @@ class Position(NamedTuple):
 
     next_seq: int
     value: bytes
+
+
+def read_position(epoch: EpochPath) -> Position | None:
+    """Where an epoch stands on disk; None where no value is known to begin with. Writes nothing.
+
+    Cost: as `Chain.resume`. A damaged frame ends it: the position is then before the damage.
+    """
+    limit = synced_seq(epoch)
+    listed = segments(epoch)
+    lines = recorded(epoch)
+    begin = _known_start(listed, lines, DISK)
+    if not listed or (listed[begin][0] and listed[begin][0] not in lines):
+        return None
+    value, at = lines.get(listed[begin][0], ZERO), listed[begin][0]
+    for index in range(begin, len(listed)):
+        end_seq = min(listed[index + 1][0], limit) if index + 1 < len(listed) else limit
+        with contextlib.suppress(Damage):
+            for piece in walk(listed[index][1]):
+                if piece.frame.first_seq >= end_seq:
+                    break
+                value, at = extended(value, piece.raw), piece.frame.next_seq
+    return Position(at, value)
 
 
 class Chain:
@@ -135,7 +157,7 @@ class Chain:
     def _begin(self, segment_seq: int, *, known: bool = False) -> None:
         """A segment begins: its start's value is written down, and the index of the one before."""
         if self._segment is not None:
-            self._index.write(self._epoch, self._segment, self._storage)
+            self._index.write(self._epoch.path / segment_name(self._segment), self._storage)
         self._segment = segment_seq
         self._index = IndexBuilder()
         if not known:

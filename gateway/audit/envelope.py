@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 
 from gateway.audit.batch import Head, Parcel, head_of
-from gateway.audit.event import Event, Prediction, encode_event
+from gateway.audit.event import Event, Prediction, encode_event, time_of
 from gateway.audit.values import Values
 
 
 def made_ms(event: Event) -> int:
     """An event's own time, Unix ms."""
-    return (getattr(event, "done_ns", 0) or getattr(event, "at_ns", 0) or time.time_ns()) // 1_000_000
+    return (time_of(event) or time.time_ns()) // 1_000_000
 
 
 class Envelope:

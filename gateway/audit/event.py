@@ -277,6 +277,12 @@ _msgpack_decoder = msgspec.msgpack.Decoder(Event)
 _json_decoder = msgspec.json.Decoder(Event)
 
 
+def time_of(event: Event) -> int:
+    """When it happened, epoch ns."""
+    at_ns: int = getattr(event, "done_ns", 0) or getattr(event, "at_ns", 0)
+    return at_ns
+
+
 def encode_event(event: Event, encoding: str = "msgpack") -> bytes:
     """One event as a topic record's value; `encoding` is "msgpack" or "json"."""
     return (_json_encoder if encoding == "json" else _msgpack_encoder).encode(event)

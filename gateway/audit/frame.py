@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway import __version__
 from gateway.audit.event import (
+    KINDS,
     SCHEMA,
     BatchFacts,
     Event,
@@ -31,7 +33,7 @@ from gateway.audit.event import (
     Tensor,
 )
 from gateway.audit.identity import id_prefix
-from gateway.errors import FrameCorrupt
+from gateway.errors import FrameCorrupt, FrameNewer
 from gateway.stages import TIMED_STAGES
 
 HEADER = struct.Struct("<IIQI")
@@ -114,6 +116,15 @@ STAGE_COLUMNS = tuple(stage for stage in TIMED_STAGES if stage != "infer")
 
 encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Run | Events)
+
+
+class RunHead(msgspec.Struct, tag_field="frame", tag="run"):
+    """What a look at a run takes out of it; the rest is only known to be whole msgpack."""
+
+    schema: int = SCHEMA
+
+
+_head_decoder = msgspec.msgpack.Decoder(RunHead | Events)
 model_of = msgspec.msgpack.Decoder(ModelFacts).decode
 route_of = msgspec.msgpack.Decoder(RouteFacts).decode
 caller_of = msgspec.msgpack.Decoder(Caller).decode
@@ -181,13 +192,48 @@ def decode_payload(payload: bytes) -> Run | Events:
     """The frame's content.
 
     Raises:
-        FrameCorrupt: when the msgpack is not a frame of ours (or of a later, breaking format).
+        FrameNewer: it is of a kind or holds a type that only a later version knows.
+        FrameCorrupt: when the msgpack is not a frame of ours.
     """
+    return _decoded(_decoder, payload)  # type: ignore[return-value]
+
+
+def look_at(payload: bytes) -> RunHead | Events:
+    """As `decode_payload`, of a run the head alone: a tenth of the time."""
+    return _decoded(_head_decoder, payload)  # type: ignore[return-value]
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[Any], payload: bytes) -> object:
     try:
-        return _decoder.decode(payload)
+        return decoder.decode(payload)
     except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        newer = _newer_in(payload)
+        if newer is not None:
+            msg = f"{newer} is of a later version than {__version__}: read it with that"
+            raise FrameNewer(msg) from exc
         msg = f"frame content cannot be read: {exc}"
         raise FrameCorrupt(msg) from exc
+
+
+def _newer_in(payload: bytes) -> str | None:
+    """What in a frame's content a later version wrote, in words; None where it is nothing of ours."""
+    try:
+        content = msgspec.msgpack.decode(payload)
+    except (msgspec.DecodeError, ValueError):
+        return None
+    kind = content.get("frame") if isinstance(content, dict) else None
+    if not isinstance(kind, str):
+        return None
+    if kind not in {"run", "events"}:
+        return f"frame kind {kind!r}"
+    events = content.get("events") or ()
+    listed = [event for event in (events if isinstance(events, list) else ()) if isinstance(event, dict)]
+    types = [event.get("type") for event in listed if event.get("type") not in KINDS]
+    if types:
+        return f"event type {types[0]!r}"
+    schemas = [content.get("schema"), *(event.get("schema") for event in listed)]
+    later = [schema for schema in schemas if isinstance(schema, int) and schema > SCHEMA]
+    return f"schema {later[0]}" if later else None
 
 
 def expand(source: int, epoch: int, frame: Frame) -> list[Event]:

@@ -28,7 +28,7 @@ from gateway.audit.drain import Drain, Retirement, Target
 from gateway.audit.event import Event, Gap
 from gateway.audit.identity import source_of
 from gateway.audit.lost import close_event, end_of_own, lost_epochs
-from gateway.audit.positions import PositionLog
+from gateway.audit.position_log import PositionLog
 from gateway.audit.ring import Ring
 from gateway.audit.rings import Rings
 from gateway.audit.room import AT_LIMIT, Room

@@ -17,13 +17,13 @@ from gateway.audit.feed import RETENTION, UNREADABLE, Delivery, HighWater, Hole,
 from gateway.audit.frame import Frame, expand
 from gateway.audit.identity import EventId, id_prefix
 from gateway.audit.legible import Refusal, read_frame
+from gateway.audit.locate import frame_of
 from gateway.audit.spool import (
     EpochPath,
     EpochReader,
     closed,
     epoch_path,
     epochs,
-    read_epoch,
     segments,
     synced_seq,
 )
@@ -235,10 +235,7 @@ def _written_ns(segment: Path) -> int:
 
 def find(spool: Path, event_id: EventId) -> Event | None:
     """One event by its id, or None when the spool does not hold it (any more, or yet)."""
-    epoch = epoch_path(spool, event_id.source, event_id.epoch)
-    for frame in read_epoch(epoch, event_id.seq):
-        if frame.first_seq <= event_id.seq < frame.next_seq:
-            return expand(event_id.source, event_id.epoch, frame)[event_id.seq - frame.first_seq]
-        if frame.first_seq > event_id.seq:
-            break
-    return None
+    frame = frame_of(epoch_path(spool, event_id.source, event_id.epoch), event_id.seq)
+    if frame is None or frame.first_seq > event_id.seq:
+        return None
+    return expand(event_id.source, event_id.epoch, frame)[event_id.seq - frame.first_seq]

@@ -1,4 +1,4 @@
-"""Continuity: in every epoch, is each number an event or covered by a gap record?
+"""Continuity: in every epoch, is each number an event or covered by a gap record, and is each byte what it was?
 
 Behind the spool, beside the feeds; offline and read-only, so that an auditor needs nothing but the files.
 A gap may stand in any source: the owner logs what its ring had no room for, the recorder what the dead lost.
@@ -8,112 +8,128 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from gateway.audit.event import EpochOpen, Gap
-from gateway.audit.frame import Events, decode_payload, expand
+from gateway.audit import witnesses
+from gateway.audit.epoch_check import EpochCheck, EpochReport, Finding
+from gateway.audit.event import Gap
 from gateway.audit.ring import Ring
-from gateway.audit.spool import EpochPath, closed, epochs, read_epoch, segments, synced_seq
-from gateway.errors import FrameCorrupt
+from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
+from gateway.audit.witnesses import Known, Witnesses
 
 
-class EpochReport(msgspec.Struct, kw_only=True):
-    """What one epoch holds. Ranges are (from, to), both included; to is None for an open gap."""
+class Gone(msgspec.Struct, kw_only=True):
+    """An epoch that a witness knows and that is not in the spool."""
 
-    source: str
-    epoch: int
-    role: str | None = None
-    first_seq: int = 0
-    """The oldest number that retention left."""
-    next_seq: int = 0
-    events: int = 0
-    gaps: list[tuple[int, int | None, str]] = []
-    """Gap records about this epoch, its own and the recorder's."""
-    missing: list[tuple[int, int]] = []
-    """Numbers with neither a record nor a gap."""
-    twice: int = 0
-    """Numbers with more than one record."""
-    unreadable: int = 0
-    """Frames whose CRC matches and whose content cannot be read."""
-    closed: str | None = None
-    """Why the epoch is over; None while it is open."""
-
-    @property
-    def ok(self) -> bool:
-        """Nothing is missing, unreadable or there twice."""
-        return not self.missing and not self.twice and not self.unreadable
+    key: str
+    next_seq: int
+    by: str
+    told: bool
+    """A gap of cause `retention` covers it."""
 
 
 class Report(msgspec.Struct, kw_only=True):
     """Continuity of a whole spool."""
 
     epochs: list[EpochReport]
+    gone: list[Gone] = []
 
     @property
     def ok(self) -> bool:
-        """Every epoch is."""
-        return all(epoch.ok for epoch in self.epochs)
+        """Every epoch is, and none is gone untold."""
+        return all(epoch.ok for epoch in self.epochs) and all(epoch.told for epoch in self.gone)
 
 
-def verify(spool: Path) -> Report:
-    """Read everything and check. Cost: one pass; only frames of whole events are expanded."""
-    reports: dict[str, EpochReport] = {}
+def verify(
+    spool: Path, known: Witnesses | None = None, advance: Callable[[int], None] = lambda _: None
+) -> Report:
+    """Read everything and check. Streams: memory does not grow with the spool.
+
+    Args:
+        known: what witnesses elsewhere say; those in the spool and beside it are asked in any case.
+        advance: told the bytes read, as it goes.
+    """
+    forwarder = witnesses.in_forwarder(spool.parent / "forwarder" / "positions.json")
+    known = witnesses.merged(witnesses.in_spool(spool), forwarder, known or {})
+    checks: dict[str, EpochCheck] = {}
     gaps: list[Gap] = []
-    holes: dict[str, list[tuple[int, int]]] = {}
     for epoch in epochs(spool):
-        report, holes[epoch.key], found = _check_epoch(epoch)
-        reports[epoch.key] = report
-        gaps.extend(found)
+        check = EpochCheck(epoch, known.get(epoch.key, ()), advance)
+        check.run()
+        checks[epoch.key] = check
+        gaps.extend(check.gaps)
     for gap in gaps:
-        about = reports.get(f"{gap.source}-{gap.epoch:08x}")
+        about = checks.get(f"{gap.source}-{gap.epoch:08x}")
         entry = (gap.from_seq, gap.to_seq, gap.cause)
         # What left the spool before the first number that is here is no gap in what is here.
-        went = gap.cause == "retention" and about is not None and (gap.to_seq or 0) < about.first_seq
-        if about is not None and entry not in about.gaps and not went:
-            about.gaps.append(entry)
-    for key, ranges in holes.items():
-        for hole in ranges:
-            reports[key].missing.extend(_uncovered(hole, reports[key].gaps))
-    return Report(epochs=list(reports.values()))
+        went = gap.cause == "retention" and about is not None and (gap.to_seq or 0) < about.report.first_seq
+        if about is not None and entry not in about.report.gaps and not went:
+            about.report.gaps.append(entry)
+    for check in checks.values():
+        _conclude(check)
+    missing = {key: listed for key, listed in known.items() if key not in checks}
+    return Report(
+        epochs=[check.report for check in checks.values()],
+        gone=[_gone(key, listed[-1], gaps) for key, listed in missing.items()],
+    )
 
 
-def _check_epoch(epoch: EpochPath) -> tuple[EpochReport, list[tuple[int, int]], list[Gap]]:
-    """One epoch's report without gaps, its holes, and the gap events that stand in it."""
-    # Both before the segments: what is appended meanwhile must not look lost.
-    mark = synced_seq(epoch)
-    over = closed(epoch)
-    found = segments(epoch)
-    expected = found[0][0] if found else mark
-    report = EpochReport(source=f"{epoch.source:016x}", epoch=epoch.epoch, first_seq=expected)
-    holes: list[tuple[int, int]] = []
-    gaps: list[Gap] = []
-    for frame in read_epoch(epoch, 0):
-        if frame.first_seq > expected:
-            holes.append((expected, frame.first_seq - 1))
-        report.twice += max(min(expected, frame.next_seq) - frame.first_seq, 0)
-        expected = max(expected, frame.next_seq)
-        report.events += frame.count
-        try:
-            content = decode_payload(frame.payload)
-            whole = expand(epoch.source, epoch.epoch, frame) if isinstance(content, Events) else []
-        except FrameCorrupt:
-            report.unreadable += 1
-            continue
-        for event in whole:
-            if isinstance(event, Gap):
-                gaps.append(event)
-            elif isinstance(event, EpochOpen):
-                report.role = event.role
-    end = mark
-    if over is not None:
-        report.closed = str(over.get("cause"))
-        end = max(end, int(str(over.get("next_seq", 0))))
-    if end > expected:
-        holes.append((expected, end - 1))
-    report.next_seq = max(expected, end)
-    return report, holes, gaps
+def bytes_of(spool: Path) -> int:
+    """About how much `verify` reads."""
+    total = 0
+    for epoch in epochs(spool):
+        for _, path in segments(epoch):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _conclude(check: EpochCheck) -> None:
+    """Holes that no gap covers are findings; what they explain is none of its own."""
+    report = check.report
+    for hole in check.holes:
+        for first, last in _uncovered((hole.from_seq, hole.to_seq), report.gaps):
+            report.missing.append((first, last))
+            numbers = f"number {first}" if first == last else f"numbers {first} to {last}"
+            finding = Finding(
+                kind="missing",
+                seq=first,
+                to_seq=last,
+                segment=hole.segment,
+                offset=hole.offset,
+                expected=numbers,
+                found="neither a frame nor a gap",
+            )
+            report.findings.append(finding)
+    exact = [finding for finding in report.findings if finding.kind != "altered"]
+    report.findings = [
+        finding
+        for finding in report.findings
+        if finding.kind != "altered" or not any(_within(other, finding) for other in exact)
+    ]
+    # What is wrong in itself before what merely follows from it.
+    report.findings.sort(
+        key=lambda finding: (finding.seq, finding.kind in {"altered", "missing", "cut_short"})
+    )
+
+
+def _within(exact: Finding, wide: Finding) -> bool:
+    return wide.to_seq is not None and wide.seq <= exact.seq <= wide.to_seq
+
+
+def _gone(key: str, last: Known, gaps: list[Gap]) -> Gone:
+    told = any(
+        gap.cause == "retention"
+        and f"{gap.source}-{gap.epoch:08x}" == key
+        and (gap.to_seq is None or gap.to_seq >= last.next_seq - 1)
+        for gap in gaps
+    )
+    return Gone(key=key, next_seq=last.next_seq, by=last.by, told=told)
 
 
 def _uncovered(hole: tuple[int, int], gaps: list[tuple[int, int | None, str]]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.audit.frame import HEADER, HEADER_BYTES, PREFIX_BYTES, Frame, padded
+from gateway.audit.frame import ALIGN, HEADER, HEADER_BYTES, PREFIX_BYTES, Frame, padded
 from gateway.audit.storage import DISK, Storage
 
 READ_BYTES = 1024 * 1024
@@ -61,18 +61,21 @@ def walk(
             buffer += more
             at = 0
             view = memoryview(buffer)
-            while len(buffer) - at >= HEADER_BYTES:
+            held, left = len(buffer), size - offset
+            last = held - HEADER_BYTES
+            while at <= last:
                 length, crc, first_seq, count = HEADER.unpack_from(buffer, at)
                 end = at + PREFIX_BYTES + length
-                if length < _LEAST or offset + end > size:
-                    raise Damage(offset + at, _bad_length(length, size - offset - at))
-                following = at + padded(PREFIX_BYTES + length)
-                if min(following, size - offset) > len(buffer):
+                if length < _LEAST or end > left:
+                    raise Damage(offset + at, _bad_length(length, left - at))
+                following = (end + ALIGN - 1) & -ALIGN
+                if following > held and held < left:
                     break
                 if zlib.crc32(view[at + PREFIX_BYTES : end]) != crc:
                     raise Damage(offset + at, f"a frame of {length} bytes whose CRC does not match")
-                frame = Frame(first_seq, count, bytes(view[at + HEADER_BYTES : end]))
-                yield Piece(offset + at, frame, view[at:following])
+                yield Piece(
+                    offset + at, Frame(first_seq, count, buffer[at + HEADER_BYTES : end]), view[at:following]
+                )
                 at = following
             offset += at
             buffer = buffer[at:]

@@ -5,29 +5,25 @@ No gateway needs to run: the log is files. With `--kafka` the same records come 
 
 from __future__ import annotations
 
-import functools
-import logging
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import msgspec
 
 from gateway.audit.event import Event, encode_event
-from gateway.audit.feed import Feed, Positions
-from gateway.audit.identity import EventId, parse_event_id
-from gateway.audit.spool_feed import SpoolFeed, find
+from gateway.audit.feed import Feed
 from gateway.audit.verify import status as spool_status
-from gateway.audit.verify import verify as verify_spool
-from gateway.cli import records
-from gateway.cli.client import repository, state_dir_option, state_directory
+from gateway.cli import records, verifying
+from gateway.cli.client import repository
 from gateway.cli.export import bar, opened, suffix_format
 from gateway.cli.failures import NO, Stop
 from gateway.cli.filters import Filter, filter_options
-from gateway.cli.forwarding import forwarder_status, in_words, reader_arguments
+from gateway.cli.forwarding import forwarder_status, in_words
+from gateway.cli.lookup import found_in
+from gateway.cli.places import Place, place_options, spool_options
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
 from gateway.cli.tailing import Missed, last, up_to_now
 
@@ -35,64 +31,6 @@ READ_EVENTS = 1000
 FOLLOW_WAIT_MS = 500
 KAFKA_QUIET_MS = 3000
 """A topic that yields nothing for this long has been read to its end."""
-DEFAULT_TOPIC = "tidegate.events.v1"
-
-
-class Place(NamedTuple):
-    """Where records are read."""
-
-    spool: Path
-    kafka: str | None
-    topic: str
-
-    def feed(
-        self, positions: Positions | None = None, since_ns: int | None = None, group: str | None = None
-    ) -> Feed:
-        """Open the feed: the topic when `--kafka` is given, else the spool.
-
-        Args:
-            positions: where to go on, in the spool.
-            since_ns: begin at that time.
-            group: a consumer group of the topic, that goes on where it ended.
-
-        Raises:
-            GatewayError: no broker answers, or the topic does not exist.
-        """
-        # What feeds say in the log stands in `Missed` already.
-        logging.getLogger("tidegate.feed").addHandler(logging.NullHandler())
-        if self.kafka is not None:
-            from gateway.audit.kafka_feed import KafkaFeed
-
-            # What the client library would say on stderr stands in the error already.
-            logging.getLogger("aiokafka").addHandler(logging.NullHandler())
-            arguments = reader_arguments(self.kafka)
-            return KafkaFeed(self.kafka, self.topic, group=group, since_ns=since_ns, arguments=arguments)
-        return SpoolFeed(self.spool, positions, since_ns=since_ns)
-
-
-def spool_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--state-dir` and hand it the spool's directory as `where`."""
-
-    @state_dir_option
-    @functools.wraps(function)
-    def wrapped(*args: Any, state_dir: str | None, **rest: Any) -> Any:
-        return function(*args, where=_spool(state_directory(state_dir)), **rest)
-
-    return wrapped
-
-
-def place_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--state-dir`, `--kafka` and `--topic`, and hand it a `Place`."""
-
-    @state_dir_option
-    @click.option("--kafka", metavar="HOST:PORT", help="Read the topic instead of the spool.")
-    @click.option("--topic", default=DEFAULT_TOPIC, show_default=True, help="Which topic.")
-    @functools.wraps(function)
-    def wrapped(*args: Any, state_dir: str | None, kafka: str | None, topic: str, **rest: Any) -> Any:
-        where = Path() if kafka is not None else _spool(state_directory(state_dir))
-        return function(*args, place=Place(where, kafka, topic), **rest)
-
-    return wrapped
 
 
 @click.group("audit")
@@ -158,7 +96,7 @@ def tail(
 @json_option
 def get(prediction_id: str, wait_ms: int, place: Place, as_json: bool) -> None:
     """Print the record of ID, as in a reply's x-prediction-id; exit 1 when there is none."""
-    found = _found(place, prediction_id, wait_ms)
+    found = found_in(place, prediction_id, wait_ms)
     if as_json:
         print_json(msgspec.Raw(encode_event(found, "json")))
     else:
@@ -179,7 +117,7 @@ def replay(ctx: click.Context, prediction_id: str, models: str | None, place: Pl
     # Here, not above: no other command of this group needs ONNX Runtime.
     from gateway.cli.replay import replay as run_again  # noqa: PLC0415
 
-    event = _found(place, prediction_id, 1000)
+    event = found_in(place, prediction_id, 1000)
     made = run_again(event, Path(models) if models is not None else repository(place.spool.parent))
     if as_json:
         print_json(made)
@@ -230,36 +168,8 @@ def export(path: Path | None, form: str | None, wanted: Filter, place: Place) ->
         say(f"{kept} records in {path}")
 
 
-@command.command("verify")
-@spool_options
-@json_option
-@click.pass_context
-def verify(ctx: click.Context, where: Path, as_json: bool) -> None:
-    """Check that every number drawn has a record or a gap that says why not; exit 1 if not."""
-    report = verify_spool(where)
-    if as_json:
-        print_json({"ok": report.ok, "epochs": report.epochs})
-    else:
-        table(
-            ("source", "epoch", "role", "first", "next", "events", "in gaps", "missing", "state"),
-            [
-                (
-                    e.source,
-                    f"{e.epoch:08x}",
-                    e.role,
-                    e.first_seq,
-                    e.next_seq,
-                    e.events,
-                    _ranges([gap[:2] for gap in e.gaps]),
-                    _ranges(e.missing) or (f"{e.twice} twice" if e.twice else "none"),
-                    e.closed or "open",
-                )
-                for e in report.epochs
-            ],
-        )
-        say("every number has a record or a gap" if report.ok else "the log does NOT add up")
-    if not report.ok:
-        ctx.exit(NO)
+command.add_command(verifying.verify)
+command.add_command(verifying.positions)
 
 
 @command.command("status")
@@ -289,30 +199,6 @@ def status(where: Path, as_json: bool) -> None:
         say(in_words(forwarder))
 
 
-def _found(place: Place, prediction_id: str, wait_ms: int) -> Event:
-    try:
-        wanted = parse_event_id(prediction_id)
-    except ValueError as exc:
-        raise Stop(str(exc)) from exc
-    found = _from_topic(place, wanted) if place.kafka else _from_spool(place.spool, wanted, wait_ms)
-    if found is None:
-        msg = f"no record {prediction_id} here: another gateway's, or older than what is kept"
-        raise Stop(msg, NO)
-    return found
-
-
-def _ranges(ranges: Sequence[tuple[int, int | None]]) -> str:
-    return ", ".join(f"{a}..{'?' if b is None else b}" for a, b in ranges)
-
-
-def _spool(state_dir: Path) -> Path:
-    where = state_dir / "spool"
-    if not where.is_dir():
-        msg = f"no log in {state_dir}: name the gateway's state directory with --state-dir"
-        raise Stop(msg)
-    return where
-
-
 def _last_of(feed: Feed, count: int, keep: Callable[[Event], bool], missed: Missed) -> list[Event]:
     found: deque[Event] = deque(maxlen=count)
     for events in up_to_now(feed, KAFKA_QUIET_MS, missed):
@@ -333,24 +219,6 @@ def _following(feed: Feed | None, follow: bool, is_group: bool, missed: Missed) 
 def _tell(missed: Missed) -> None:
     for each in missed.lines():
         click.echo(each, err=True)
-
-
-def _from_spool(where: Path, wanted: EventId, wait_ms: int) -> Event | None:
-    deadline = time.monotonic() + wait_ms / 1000
-    while True:
-        found = find(where, wanted)
-        if found is not None or time.monotonic() >= deadline:
-            return found
-        time.sleep(0.01)
-
-
-def _from_topic(place: Place, wanted: EventId) -> Event | None:
-    feed = place.feed()
-    try:
-        found = (event for events in up_to_now(feed, KAFKA_QUIET_MS) for event in events)
-        return next((event for event in found if event.id == str(wanted)), None)
-    finally:
-        feed.close()
 
 
 def _print(events: Any, as_json: bool) -> None:

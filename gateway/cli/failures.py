@@ -26,6 +26,7 @@ _EXIT_CODES = {
     "audit_unavailable": NO,
     "source_gap": NO,
     "frame_corrupt": NO,
+    "frame_newer": NO,
     "log_incomplete": NO,
     "feed_unreachable": UNREACHABLE,
 }

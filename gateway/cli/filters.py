@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from gateway.audit.event import KINDS, Event, Prediction
+from gateway.audit.event import KINDS, Event, Prediction, time_of
 from gateway.cli import records
-from gateway.cli.tailing import time_of
 
 _AGO = re.compile(r"(\d+)(ms|s|m|h|d|w)")
 _UNIT_NS = {

@@ -7,10 +7,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.audit.event import Control, Event, Gap, Model, Prediction, Tensor
+from gateway.audit.event import Control, Event, Gap, Model, Prediction, Tensor, time_of
 from gateway.audit.frame import ITEM_BYTES
 from gateway.cli.screen import moment, say, table
-from gateway.cli.tailing import time_of
 
 _CODES = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b",

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gateway.audit.event import Event
+from gateway.audit.event import Event, time_of
 from gateway.audit.feed import Delivery, Feed, Hole, Positions, Skipped
 from gateway.audit.frame import expand, scan
 from gateway.audit.identity import id_prefix
@@ -102,12 +102,6 @@ def up_to_now(feed: Feed, wait_ms: int, missed: Missed | None = None) -> Iterato
         if at == before:
             return
         ends = {key: end for key, end in ends.items() if at.get(key, 0) < end}
-
-
-def time_of(event: Event) -> int:
-    """When it happened, epoch ns."""
-    at_ns: int = getattr(event, "done_ns", 0) or getattr(event, "at_ns", 0)
-    return at_ns
 
 
 def _written_ns(segment: Path) -> int:

@@ -96,7 +96,7 @@ def test_segments_that_go_while_they_are_read(log: Log, monkeypatch: pytest.Monk
     epoch = written(log, 1, range(6), 6)
     listed = segments
 
-    def gone_since(of: EpochPath) -> list[tuple[int, Path]]:
+    def gone_since(of: EpochPath, *_: object) -> list[tuple[int, Path]]:
         found = listed(of)
         for _, path in found[:3]:
             path.unlink(missing_ok=True)
