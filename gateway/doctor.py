@@ -24,6 +24,7 @@ _TOOLS = (
     ("chromium", "tests of the console", "the package chromium"),
 )
 SHM_MIN_BYTES = 64 * 1024 * 1024
+DISK_MIN_BYTES = 1024 * 1024 * 1024
 
 
 class Check(NamedTuple):
@@ -46,12 +47,20 @@ def checks() -> list[Check]:
             out.append(Check(name, True, importlib.metadata.version(name), "", required=True))
         except importlib.metadata.PackageNotFoundError:
             out.append(Check(name, False, "not installed", "make run", required=True))
-    out.append(_shared_memory())
+    out += [_shared_memory(), _disk()]
     for name, what, how in _TOOLS:
         # Servers stand where a plain user's search path does not look.
         where = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         out.append(Check(name, where is not None, what if where else "not found", how))
     return out
+
+
+def _disk() -> Check:
+    """Room for the log, where a state directory would be made."""
+    stat = os.statvfs(".")
+    free = stat.f_bavail * stat.f_frsize
+    how = "free room, put state_dir elsewhere, or lower audit.max_bytes (default: 20 GiB, or a fifth of the disk)"
+    return Check("room for the log", free >= DISK_MIN_BYTES, f"{free >> 20} MiB free here", how)
 
 
 def _shared_memory() -> Check:

@@ -106,8 +106,8 @@ class Unsynced:
             synced = ring.synced
             waiting = ring.committed - synced
             at, since_ns = self._since_ns.get(name, (-1, now_ns))
-            # As long as something waits and the mark does not move.
-            seen[name] = (synced, since_ns if waiting and at == synced else now_ns)
+            # From the first look at which something waits, as long as the mark does not move.
+            seen[name] = (synced if waiting else -1, since_ns if waiting and at == synced else now_ns)
             total += waiting
             self._age_ns = max(self._age_ns, now_ns - seen[name][1])
         self._since_ns = seen

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.audit.event import Event, encode_event
 from gateway.audit.feed import Feed
+from gateway.audit.standing import read_status
 from gateway.audit.verify import status as spool_status
 from gateway.cli import records, verifying
 from gateway.cli.client import repository
@@ -25,6 +26,7 @@ from gateway.cli.forwarding import forwarder_status, in_words
 from gateway.cli.lookup import found_in
 from gateway.cli.places import Place, place_options, spool_options
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
+from gateway.cli.standing import in_words as recorder_in_words
 from gateway.cli.tailing import Missed, last, up_to_now
 
 READ_EVENTS = 1000
@@ -176,10 +178,11 @@ command.add_command(verifying.positions)
 @spool_options
 @json_option
 def status(where: Path, as_json: bool) -> None:
-    """Show where the newest epoch of every source stands, and what of it is not in the topic and why."""
+    """Show where the newest epoch of every source stands, how full the spool is, what is not in the topic, and why."""
     sources, forwarder = spool_status(where, None), forwarder_status(where.parent)
+    recorder = read_status(where.parent)
     if as_json:
-        print_json({"sources": sources, "forwarder": forwarder})
+        print_json({"sources": sources, "recorder": recorder, "forwarder": forwarder})
         return
     table(
         ("source", "epoch", "on disk up to", "MiB", "last write"),
@@ -195,6 +198,8 @@ def status(where: Path, as_json: bool) -> None:
         ],
     )
     say(f"{sum(s.spool_bytes for s in sources) / 2**20:.1f} MiB in {len(sources)} sources")
+    for line in recorder_in_words(recorder):
+        say(line)
     if forwarder is not None:
         say(in_words(forwarder))
 

@@ -11,7 +11,9 @@ import statistics
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
+from gateway.cli.audit import command as audit
 from tests.faults.troubled import RING_BYTES, SPOOL_BYTES, Troubled, small_disk, start
 
 
@@ -59,6 +61,8 @@ def test_a_full_disk(troubled: Troubled) -> None:
     assert line["level"] == "error"
     assert "nothing needs a restart" in line["do"]
     troubled.await_true(lambda: troubled.metric("tidegate_recorder_waiting") == 1)
+    shown = CliRunner().invoke(audit, ["status", "--state-dir", str(troubled.disk)])
+    assert "WORKERS' RECORDS WAIT: disk full" in shown.stdout, shown
     assert troubled.metric("tidegate_recorder_reserve_bytes") == 0
     troubled.await_true(lambda: troubled.metric("tidegate_worker_log_unavailable") == 1)
     ready = gateway.admin("GET", "routes/lax").content
