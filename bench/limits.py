@@ -25,6 +25,7 @@ from bench.cases.latency import latency, latency_squeezenet
 from bench.cases.loading import loading
 from bench.cases.memory import memory
 from bench.cases.overload import overload
+from bench.cases.pressure import append_pressure
 from bench.cases.rows import rows32
 from bench.cases.single import single, single_128, varying_heads
 from bench.cases.stalls import stalls
@@ -38,6 +39,7 @@ CASES: Mapping[str, Measure] = {
     "single-128": single_128,
     "varying-heads": varying_heads,
     "append": append,
+    "append-pressure": append_pressure,
     "rows32": rows32,
     "squeezenet": squeezenet,
     "workers2": workers2,
