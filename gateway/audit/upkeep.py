@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from gateway.audit.event import Event, Gap
 from gateway.audit.retention import Retention, Trim, segment_bytes
 from gateway.audit.room import Reserve, Room
+from gateway.audit.scrub import Scrub
 from gateway.audit.standing import Alarms, Drained, Rate, Unsynced, hours_left, write_status
 from gateway.config import Config
 
@@ -77,6 +78,7 @@ class Upkeep:
         self._alarms = Alarms(forwarded=self.retention.held, reserve_bytes=reserve.size_bytes)
         self._rate = Rate(self._rate_before(), now_s)
         self._unsynced = Unsynced()
+        self._scrub = Scrub(spool)
         self._unsynced_s = 0.0
         self._trimmed_s = now_s
         self._look_s = now_s
@@ -109,6 +111,8 @@ class Upkeep:
             status = self._status(recorder, now_s)
             self._alarms.look(status)
             write_status(self._directory, status)
+        if not moved_bytes:
+            self._scrub.step(recorder.tell)
 
     def _trim(self) -> None:
         try:

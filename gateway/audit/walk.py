@@ -6,6 +6,7 @@ For those that check a segment (`chain`, `verify`, `scrub`, `index`); what follo
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +43,17 @@ class Damage(Exception):
 
 
 def walk(
-    path: Path, offset: int = 0, read_bytes: int = READ_BYTES, storage: Storage = DISK
+    path: Path,
+    offset: int = 0,
+    read_bytes: int = READ_BYTES,
+    storage: Storage = DISK,
+    *,
+    keep_cached: bool = True,
 ) -> Iterator[Piece]:
     """Frames of a file from a byte on. Memory: `read_bytes`, or the largest frame.
+
+    Args:
+        keep_cached: False lets the kernel forget what was read, so that a long read does not push out what others use.
 
     Raises:
         Damage: the bytes at its offset are no whole, valid frame (up to there all were yielded).
@@ -58,6 +67,8 @@ def walk(
             more = storage.read(fd, max(read_bytes, _needed(buffer) - len(buffer)), offset + len(buffer))
             if not more:
                 return
+            if not keep_cached:
+                os.posix_fadvise(fd, offset + len(buffer), len(more), os.POSIX_FADV_DONTNEED)
             buffer += more
             at = 0
             view = memoryview(buffer)
