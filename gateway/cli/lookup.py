@@ -134,10 +134,12 @@ def _of_gap(gap: Gap) -> str:
 def _gap_of(spool: Path, epoch: EpochPath, wanted: EventId, after: Frame | None) -> Gap | None:
     """The gap that covers a number: what its owner logged next, or what a recorder did."""
     gaps = [] if after is None else _gaps_in(epoch, after)
-    for own in recorders(spool):
-        for frame in read_epoch(own, 0):
-            if b"\xa3gap" in frame.payload:
-                gaps += _gaps_in(own, frame)
+    with reading(lambda: None, "gaps", SHOWN_AFTER_S) as advance:
+        for own in recorders(spool):
+            for frame in read_epoch(own, 0):
+                advance(len(frame.payload))
+                if b"\xa3gap" in frame.payload:
+                    gaps += _gaps_in(own, frame)
     for gap in gaps:
         about = gap.source == f"{wanted.source:016x}" and gap.epoch == wanted.epoch
         if about and gap.from_seq <= wanted.seq and (gap.to_seq is None or wanted.seq <= gap.to_seq):

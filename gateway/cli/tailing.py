@@ -12,12 +12,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
+
 from gateway.audit.event import Event, time_of
 from gateway.audit.feed import Delivery, Feed, Hole, Positions, Skipped
-from gateway.audit.frame import expand, scan
+from gateway.audit.frame import expand
 from gateway.audit.identity import id_prefix
 from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
 from gateway.audit.spool_feed import CLOCK_SLACK_NS
+from gateway.audit.walk import Damage, walk
+from gateway.cli.plain import lines
+from gateway.errors import FrameCorrupt
 
 READ_EVENTS = 2000
 HOLES_SHOWN = 10
@@ -112,11 +117,24 @@ def _written_ns(segment: Path) -> int:
 
 
 def _events(epoch: EpochPath, segment: Path, synced: int) -> Iterator[Event]:
+    """A segment's events; what cannot be read is named on stderr, and the rest goes on."""
+    at_seq = 0
     try:
-        content = segment.read_bytes()
+        for piece in walk(segment):
+            frame = piece.frame
+            if frame.first_seq >= synced:
+                return
+            at_seq = frame.next_seq
+            try:
+                events = expand(epoch.source, epoch.epoch, frame)
+            except FrameCorrupt as exc:
+                click.echo(lines(f"tidegate: {epoch.key} number {frame.first_seq}: {exc}"), err=True)
+                continue
+            yield from events
+    except Damage as exc:
+        if at_seq < synced:
+            click.echo(
+                lines(f"tidegate: {segment} is damaged: {exc}; what follows in it is left out"), err=True
+            )
     except FileNotFoundError:
         return
-    for _, frame in scan(content, 0, len(content)):
-        if frame.first_seq >= synced:
-            return
-        yield from expand(epoch.source, epoch.epoch, frame)

@@ -122,6 +122,33 @@ def test_a_frame_that_is_written_again_counts_once(log: Log, mode: str):
     assert recorded(epoch) == {first: values[first] for first, _ in segments(epoch)}
 
 
+class FullForLines(Disk):
+    """A disk that takes segments and, while `full`, no line of the chain file."""
+
+    full = True
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """write(2), or not."""
+        if self.full and data[20:21] == b" ":
+            raise OSError(28, "No space left on device")
+        return super().write(fd, data)
+
+
+def test_a_line_that_finds_no_room_is_written_later(log: Log):
+    """The records are what counts: a chain file that cannot be written stops none, and misses none in the end."""
+    disk = FullForLines()
+    writer = log.owner()
+    recorder = log.recorder(disk, segment_bytes=300)
+    append(writer, recorder, range(10))
+    epoch = epoch_of(log, writer)
+    assert recorded(epoch) == {}
+    assert log.labels() == list(range(10))
+    disk.full = False
+    append(writer, recorder, range(10, 14))
+    values = by_hand(epoch)
+    assert recorded(epoch) == {first: values[first] for first, _ in segments(epoch)}
+
+
 def test_it_begins_anew_where_no_value_is_known(log: Log, monkeypatch: pytest.MonkeyPatch):
     """Too much to read again, and no line: a line of zeros says so."""
     writer = log.owner()

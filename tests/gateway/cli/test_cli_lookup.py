@@ -7,14 +7,16 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
 
-from gateway.audit.event import Event, Feedback, Gap, decode_event
+from gateway.audit.event import Event, Feedback, Gap, Heartbeat, decode_event
 from gateway.audit.frame import Events, encoder
 from gateway.audit.identity import EventId, source_of
 from gateway.audit.spool import epoch_path, segments
+from gateway.cli.progress import reading
 from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, label, settle, stop
 
 
@@ -157,6 +159,10 @@ def test_a_number_in_a_damaged_segment(run, spool: Spool) -> None:
     assert "CRC does not match" in said
     for seq in (first - 1, segments(spool.epoch)[2][0]):
         assert run("audit", "get", spool.id(seq), *spool.at).exit_code == 0
+    tail = run("audit", "tail", "-n", "100", "--type", "feedback", *spool.at)
+    assert tail.exit_code == 0
+    assert 0 < len(tail.stdout.splitlines()) < 20
+    assert f"{path.name} is damaged: byte 0" in tail.stderr
 
 
 def test_a_hole_that_nobody_told(run, spool: Spool) -> None:
@@ -182,10 +188,15 @@ def test_records_of_a_later_version(run, state_dir: Path) -> None:
     assert isinstance(decode_event(result.stdout.encode().strip()), Feedback)
     report = json.loads(run("audit", "verify", "--json", *made.at).stdout)
     assert report["ok"] is True
+    tail = run("audit", "tail", "-n", "100", "--type", "feedback", "--json", *made.at)
+    assert (tail.exit_code, len(tail.stdout.splitlines())) == (0, 21)
+    assert f"{made.epoch.key} number 25: frame kind 'columns2'" in tail.stderr
 
 
 class FakeLook:
     """A topic with a record and a gap of two numbers."""
+
+    said: ClassVar[dict[str, tuple[int, str]]] = {}
 
     def __init__(self, bootstrap: str, topic: str, arguments: dict[str, object]) -> None:
         self.where = (bootstrap, topic)
@@ -203,6 +214,9 @@ class FakeLook:
             return Gap("00" * 8, 1, 2, 3, "oversized", id=str(wanted._replace(seq=2)), at_ns=1)
         return None
 
+    def positions(self, advance: object) -> list[Event]:
+        return [Heartbeat(id="0" * 16 + "-00000001-" + "0" * 16, at_ns=1, positions=FakeLook.said)]
+
     def close(self) -> None:
         pass
 
@@ -218,6 +232,32 @@ def test_the_topic_is_looked_into(run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("audit", "get", f"{prefix}{2:016x}", *at).exit_code == 0
     assert "numbers 2 to 3 have no records, cause oversized" in refusal(run, f"{prefix}{3:016x}", *at)
     assert "another gateway's, never drawn, or not sent yet" in refusal(run, f"{prefix}{9:016x}", *at)
+
+
+def test_the_topic_is_a_witness(run, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--kafka: what the recorder's records in the topic say; one that does not agree is named."""
+    module = types.ModuleType("gateway.audit.topic_look")
+    monkeypatch.setattr(module, "TopicLook", FakeLook, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(FakeLook, "said", {spool.epoch.key: (3, "ab" * 32)})
+    result = run("audit", "verify", "--kafka", "127.0.0.1:9", *spool.at)
+    assert result.exit_code == 1
+    assert "ALTERED: numbers 0 to 2" in result.stdout
+    assert f"{'ab' * 32} at number 3, as the topic's record" in result.stdout
+    monkeypatch.setattr(FakeLook, "said", {})
+    assert run("audit", "verify", "--kafka", "127.0.0.1:9", *spool.at).exit_code == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_for_people(monkeypatch: pytest.MonkeyPatch, capsys, terminal: bool) -> None:
+    """On a terminal, and where it takes long enough; in a pipe there is none."""
+    monkeypatch.setenv("TTY_COMPATIBLE" if terminal else "TTY_NOTHING", "1")
+    with reading(lambda: 100.0, "verifying") as advance:
+        advance(40)
+    with reading(lambda: 100.0, "looking", after_s=1000.0) as advance:
+        advance(40)
+    shown = capsys.readouterr()
+    assert ("verifying" in shown.err, "looking" in shown.err, shown.out) == (terminal, False, "")
 
 
 def test_positions_are_kept_and_held_against(run, spool: Spool, tmp_path: Path) -> None:
