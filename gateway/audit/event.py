@@ -1,5 +1,8 @@
 """The events, as they stand in the topic and as `audit get` shows them: one definition.
 
+Those that predictions are made of are not looked at by the garbage collector (`gc=False`: nothing in them leads back
+to them): a consumer that holds thousands pays half as much for each.
+
 Every event is a map with `type`, `kind`, `schema` and `id`; the classes below are those maps. msgpack
 holds tensors and digests as raw bytes; the `json` profile holds tensors as base64. Evolution is
 additive: a reader ignores what it does not know, a writer never changes or reuses a name. A breaking
@@ -35,7 +38,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Types and their kinds."""
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class Tensor(msgspec.Struct, frozen=True, gc=False):
     """One named tensor as scored: C order, little-endian; BYTES as u32 length + bytes per element.
 
     `data` is None where the event holds it by hash only; `sha256` (hex) is then set.
@@ -48,7 +51,7 @@ class Tensor(msgspec.Struct, frozen=True):
     sha256: str | None = None
 
 
-class RouteFacts(msgspec.Struct, frozen=True):
+class RouteFacts(msgspec.Struct, frozen=True, gc=False):
     """How the request got to its version: the table used, variants, effective weight, reason."""
 
     revision: int
@@ -66,7 +69,7 @@ class RouteFacts(msgspec.Struct, frozen=True):
     """16 hex digits: the random unit, or the keyed hash of the routing key."""
 
 
-class ModelFacts(msgspec.Struct, frozen=True):
+class ModelFacts(msgspec.Struct, frozen=True, gc=False):
     """Which version answered, by name and by digest (hex), and on what runtime."""
 
     name: str
@@ -77,7 +80,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     runtime: str | None = None
 
 
-class BatchFacts(msgspec.Struct, frozen=True):
+class BatchFacts(msgspec.Struct, frozen=True, gc=False):
     """The run that the request was part of; `cut` says why the run started when it did."""
 
     id: int
@@ -87,7 +90,7 @@ class BatchFacts(msgspec.Struct, frozen=True):
     """idle | turn | lane_free | max_rows | single"""
 
 
-class Prediction(msgspec.Struct, tag_field="type", tag="prediction"):
+class Prediction(msgspec.Struct, tag_field="type", tag="prediction", gc=False):
     """One inference request: answered, refused, failed, cancelled or (summed) aborted."""
 
     kind: str
