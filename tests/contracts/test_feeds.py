@@ -57,7 +57,7 @@ class SpoolSide:
 
     def put(self, events: Put, source: int = SOURCE, epoch: int = EPOCH) -> None:
         """Events as any version may have written them, from seq 0 on: two a frame, two frames a segment; a segment was
-        written last when its newest event was made."""
+        written last when its last event was made."""
         where = epoch_path(self.log.spool, source, epoch)
         where.path.mkdir(parents=True)
         for first in range(0, len(events), 4):
@@ -68,8 +68,8 @@ class SpoolSide:
             )
             path = where.path / segment_name(first)
             path.write_bytes(content)
-            newest_ns = max(event["at_ns"] for event in events[first : first + 4])
-            os.utime(path, ns=(newest_ns, newest_ns))
+            last_ns = events[first : first + 4][-1]["at_ns"]
+            os.utime(path, ns=(last_ns, last_ns))
         (where.path / "synced").write_bytes(len(events).to_bytes(8, "little"))
 
     def trim(self, to_seq: int) -> None:
@@ -353,14 +353,17 @@ def test_what_cannot_be_read_is_counted_told_and_passed(side: SpoolSide, caplog:
     """A type that is not known here is passed over; a later schema of a known one, or no event at all, is a hole.
     Each kind is named once, all are counted, and what stands beside them comes."""
     strange = {"type": "seal", "kind": "seal", "schema": 1, "at_ns": 1}
-    later = {"type": "feedback", "kind": "label", "schema": SCHEMA + 1, "at_ns": 1, "labels": {"moved": 1}}
-    side.put([told(0), strange, later, told(3), strange, told(5), {"type": "gap", "at_ns": 1}, told(7)])
+    later = {**told(2), "schema": SCHEMA + 1}
+    moved = {**later, "labels": {"moved": 1}}
+    side.put(
+        [told(0), strange, later, told(3), strange, told(5), {"type": "gap", "at_ns": 1}, moved, told(8)]
+    )
     with caplog.at_level(logging.WARNING, "tidegate.feed"), closing(side.feed()) as feed:
         events, holes = read_all(side, feed)
-        assert feed.unreadable == 4
-        assert feed.positions[KEY] == 8
-    assert values(events) == [0, 3, 5, 7]
-    assert [hole[2:] for hole in holes] == [(2, 2, "unreadable"), (6, 6, "unreadable")]
+        assert feed.unreadable == 5
+        assert feed.positions[KEY] == 9
+    assert values(events) == [0, 3, 5, 8]
+    assert [hole[2:] for hole in holes] == [(seq, seq, "unreadable") for seq in (2, 6, 7)]
     named = [r.what for r in caplog.records if r.getMessage() == "records_unreadable"]
     assert len(named) == len(set(named)) == 3
     assert any("unknown event type: seal" in what for what in named)
@@ -371,17 +374,17 @@ def test_begins_at_a_time(side: SpoolSide):
     """Nothing at or after the time is left out, whatever clocks were set back meanwhile; what was before is no hole,
     and little of it comes."""
     at_s = EPOCH + 50_000
-    # The clock runs, is set back by an hour, and runs on.
-    seconds = [*range(at_s, at_s + 20), *range(at_s - 3580, at_s - 3560)]
+    # The clock runs, is set back by an hour while a segment is open, and runs on.
+    seconds = [*range(at_s, at_s + 18), *range(at_s - 3582, at_s - 3560)]
     side.put([told(i, second * 10**9 + 1) for i, second in enumerate(seconds)])
-    since_ns = (at_s + 10) * 10**9
+    since_ns = (at_s + 17) * 10**9
     with closing(side.feed(since_ns=since_ns)) as feed:
         events, holes = read_all(side, feed)
         place = side.keep(feed)
     assert not holes
     found = [(value, event.at_ns) for value, event in zip(values(events), events, strict=True)]
-    assert {value for value, at_ns in found if at_ns >= since_ns} == set(range(10, 20))
-    assert min(value for value, _ in found) >= 8
+    assert {value for value, at_ns in found if at_ns >= since_ns} == {17}
+    assert min(value for value, _ in found) >= 16
     with closing(side.feed(place, since_ns=since_ns)) as feed:
         assert read_all(side, feed, 600) == ([], [])
 

@@ -143,10 +143,14 @@ def test_an_epoch_that_was_never_seen_is_told_by_its_gap(log: Log):
     shutil.rmtree(epoch_path(log.spool, 1, 5).path)
     written(log, 3, range(8, 10), 10, over=True)
     recorder = log.recorder()
-    recorder._log([trimmed(1, 0, 2), trimmed(2, 0, 3), trimmed(2, 4, 7), trimmed(3, 0, 7)])
+    # Said, and not taken yet.
+    written(log, 4, range(20), 20, over=True)
+    recorder._log([trimmed(1, 0, 2), trimmed(2, 0, 3), trimmed(2, 4, 7), trimmed(3, 0, 7), trimmed(4, 0, 15)])
     settle(recorder)
     events, holes = drain(SpoolFeed(log.spool, first.positions), 1)
-    assert sum(isinstance(event, Gap) for event in events) == 4
+    assert sum(isinstance(event, Gap) for event in events) == 5
+    assert [e.labels[0]["value"] for e in events if isinstance(e, Feedback)].count(19) == 1
+    assert sum(isinstance(event, Feedback) for event in events) == 22
     assert sorted(holes) == [
         Hole(2, 5, 0, 3, RETENTION),
         Hole(2, 5, 4, 7, RETENTION),
