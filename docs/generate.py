@@ -1,4 +1,4 @@
-"""Writes docs/config.md, docs/errors.md and docs/metrics.md from the code that they describe: `make docs`.
+"""Writes docs/config.md, errors.md, metrics.md and events.md from the code that they describe: `make docs`.
 
 The pages are committed, so that they can be read without running anything; tests/test_docs.py holds them
 against what this file makes now.
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import inspect
 from prometheus_client import Metric
 
+from docs.schema import events_page
 from gateway import errors
 from gateway.api.metrics import STATUS_FIGURES, FleetCollector
 from gateway.api.problems import status_of
@@ -254,7 +255,12 @@ def metrics_page() -> str:
     return "\n".join([*out, "", _METRICS_LABELS])
 
 
-PAGES = {"config.md": config_page, "errors.md": errors_page, "metrics.md": metrics_page}
+PAGES = {
+    "config.md": config_page,
+    "errors.md": errors_page,
+    "metrics.md": metrics_page,
+    "events.md": events_page,
+}
 
 
 def main() -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import pytest
 
 from docs.generate import PAGES, error_kinds
+from docs.schema import EXAMPLES, PARTS, fields_of
+from gateway.audit import event as events
+from gateway.audit import frame as frames
+from gateway.audit.kinds import KINDS
 from gateway.cli import command as tidegate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +27,26 @@ SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def test_made_pages_are_fresh(name: str) -> None:
     """What is made from code was made from this code."""
     assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run `make docs`"
+
+
+EVENT_STRUCTS = [(kind, events) for kind in (*get_args(events.Event), *PARTS)]
+EVENT_STRUCTS += [(frames.Run, frames), (frames.RunTensor, frames)]
+
+
+@pytest.mark.parametrize(("struct", "module"), EVENT_STRUCTS, ids=lambda value: value.__name__)
+def test_every_field_of_the_log_says_what_it_is(struct: Any, module: Any) -> None:
+    """Whoever adds a field writes its meaning under it, and the page has a word for its type."""
+    fields = fields_of(struct, module)
+    assert [name for name, _, meaning, _ in fields if not meaning] == []
+    assert [name for name, kind, _, _ in fields if kind == "anything"] == []
+
+
+def test_the_examples_are_events() -> None:
+    """One of each type, of a kind that there is, and it reads back as it was."""
+    assert [type(example) for example in EXAMPLES] == list(get_args(events.Event))
+    for example in EXAMPLES:
+        assert example.kind in KINDS[example.__struct_config__.tag]
+        assert events.decode_event(events.encode_event(example, "json")) == example
 
 
 def test_every_error_says_what_it_is() -> None:

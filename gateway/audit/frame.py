@@ -62,31 +62,48 @@ class RunTensor(msgspec.Struct):
     """
 
     name: str
+    """As in the model."""
     datatype: str
+    """OIP's name."""
     tail: tuple[int, ...]
+    """The shape of one row; the whole one where it is not batched."""
     data: bytes
+    """Of the requests captured in full, one behind the other."""
     batched: bool = True
+    """The first dimension is rows."""
     sha256: Sequence[str | None] = ()
+    """Column of digests, null where captured in full; empty: all are."""
 
 
 class Run(msgspec.Struct, tag_field="frame", tag="run", omit_defaults=True):
-    """A batch. Fields typed list are columns, see the module's head; `model`, `route` and `caller`
-    are written from bytes encoded once (`msgspec.Raw`)."""
+    """A batch: what the run fixes stands once, all else by columns.
+
+    `model`, `route` and `caller` are written from bytes encoded once (`msgspec.Raw`).
+    """
 
     model: msgspec.Raw
+    """ModelFacts, the same for all."""
     batch_id: int
+    """Counts the runs of one process."""
     cut: str
+    """Why it was cut when it was."""
     infer_ns: int
+    """That the run took."""
     rows: list[int]
     received_ns: list[int]
     done_ns: list[int]
     route: list[msgspec.Raw]
+    """RouteFacts without the unit."""
     unit_hash: list[int | None]
+    """Of each request, as a number."""
     caller: list[msgspec.Raw]
+    """Endpoint, protocol, principal."""
     stages: list[list[int]]
     """Columns of admit, decode, route, queue, encode in ns (infer stands above)."""
     inputs: list[RunTensor]
+    """Of all requests together."""
     outputs: list[RunTensor]
+    """The same."""
     schema: int = SCHEMA
     kind: Sequence[str] = ("done",)
     request_id: Sequence[str | None] = (None,)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.audit.event import KINDS, SCHEMA, Event, Prediction, decode_event
+from gateway.audit.event import SCHEMA, Event, Prediction, decode_event
 from gateway.audit.frame import Frame, Run, decode_payload, expand_content
 from gateway.audit.identity import id_prefix
+from gateway.audit.kinds import KINDS
 from gateway.errors import FrameCorrupt
 
 _ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)

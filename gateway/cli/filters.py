@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from gateway.audit.event import KINDS, Event, Prediction, time_of
+from gateway.audit.event import Event, Prediction, time_of
+from gateway.audit.kinds import KINDS
 from gateway.cli import records
 
 _AGO = re.compile(r"(\d+)(ms|s|m|h|d|w)")
