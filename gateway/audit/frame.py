@@ -23,7 +23,6 @@ import msgspec
 
 from gateway import __version__
 from gateway.audit.event import (
-    KINDS,
     SCHEMA,
     BatchFacts,
     Event,
@@ -33,6 +32,7 @@ from gateway.audit.event import (
     Tensor,
 )
 from gateway.audit.identity import id_prefix
+from gateway.audit.kinds import KINDS
 from gateway.errors import FrameCorrupt, FrameNewer
 from gateway.stages import TIMED_STAGES
 
