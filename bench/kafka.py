@@ -107,6 +107,7 @@ class Setup:
 
     Attributes:
         doors: further listeners for clients, by name, with their security protocol: {"TLS": "SSL"}.
+        advertised: what clients of a listener are told to connect to instead, host:port by its name: a proxy's.
         settings: lines of server.properties.
         users: passwords by name, for SCRAM with SHA-256 and SHA-512.
         seats: controllers' ports by node id, of all nodes; empty: this node is alone.
@@ -114,6 +115,7 @@ class Setup:
 
     version: str = KAFKA_VERSION
     doors: Mapping[str, str] = field(default_factory=dict)
+    advertised: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     users: Mapping[str, str] = field(default_factory=dict)
     node: int = 1
@@ -240,7 +242,9 @@ class Broker:
             "process.roles": "broker,controller",
             "node.id": str(self._setup.node),
             "listeners": f"{listeners},CONTROLLER://127.0.0.1:{self._seats[self._setup.node]}",
-            "advertised.listeners": listeners,
+            "advertised.listeners": ",".join(
+                f"{name}://{self._setup.advertised.get(name, where)}" for name, where in own.items()
+            ),
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),

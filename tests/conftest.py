@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from gateway import doctor
 
-pytest_plugins = ["tests.fixtures_flights", "tests.fixtures_kafka"]
+pytest_plugins = ["tests.fixtures_flights", "tests.fixtures_kafka", "tests.kafka.guarded"]
 
 # How long one example takes is the machine's business: on a busy one, any may take long.
 settings.register_profile("shared", deadline=None)

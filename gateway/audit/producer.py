@@ -19,6 +19,7 @@ from gateway.audit.batch import RecordBatch
 
 RENEW_RECORDS = 1_000_000_000
 """A producer takes this many, then is renewed: aiokafka's sequence turns negative at 2^31 in a partition."""
+RETRY_BACKOFF_MS = 250
 
 
 class TopicProducer:
@@ -47,7 +48,7 @@ class TopicProducer:
             enable_idempotence=True,
             linger_ms=0,
             request_timeout_ms=request_timeout_ms,
-            retry_backoff_ms=250,
+            retry_backoff_ms=RETRY_BACKOFF_MS,
             metadata_max_age_ms=60_000,
         )
         self._futures: set[asyncio.Future[Any]] = set()

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    IncompatibleBrokerVersion,
     LeaderNotAvailableError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
@@ -219,10 +220,14 @@ async def _await_layout(admin: AIOKafkaAdminClient, topic: str) -> tuple[int, in
 
 
 async def _found_settings(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str] | None:
-    """All settings of the topic; None where this user may not see them."""
+    """All settings of the topic; None where this user may not see them, or the brokers have no way to ask."""
     resource = ConfigResource(ConfigResourceType.TOPIC, topic)
     found: dict[str, str] = {}
-    for response in await admin.describe_configs([resource]):
+    try:
+        responses = await admin.describe_configs([resource])
+    except IncompatibleBrokerVersion:
+        return None
+    for response in responses:
         for entry in response.resources:
             if entry[0] and for_code(entry[0]) is TopicAuthorizationFailedError:
                 return None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,67 +20,13 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from bench.kafka import Broker, KafkaAbsent, Setup
 from gateway.audit.brokers import client_arguments, diagnose
 from gateway.audit.forwarder import Forwarder
 from gateway.audit.kafka_feed import KafkaFeed
 from gateway.kafka import Kafka, Sasl, Tls
-from tests.kafka.authority import Authority, OpensslAbsent
+from tests.kafka.authority import Authority
+from tests.kafka.guarded import PASSWORD
 from tests.kafka.lived import Lived, check_contiguous, labels, read_topic, run_with, until
-
-PASSWORD = "spring-in-the-hills"
-_LOGIN = "org.apache.kafka.common.security"
-
-
-def _settings(authority: Authority) -> dict[str, str]:
-    lines = {
-        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(authority.keystore("broker", "DNS:localhost")),
-        "ssl.truststore.type": "PEM",
-        "ssl.truststore.location": str(authority.ca),
-        "listener.name.mutual.ssl.client.auth": "required",
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",
-        "allow.everyone.if.no.acl.found": "true",
-    }
-    for door in ("scram", "both"):
-        at = f"listener.name.{door}"
-        for mechanism in ("scram-sha-256", "scram-sha-512"):
-            lines[f"{at}.{mechanism}.sasl.jaas.config"] = f"{_LOGIN}.scram.ScramLoginModule required;"
-        lines[f"{at}.plain.sasl.jaas.config"] = (
-            f'{_LOGIN}.plain.PlainLoginModule required user_gateway="{PASSWORD}";'
-        )
-    return lines
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Who signed the broker's certificate, which is for the name localhost only."""
-    try:
-        return Authority(tmp_path_factory.mktemp("authority"))
-    except OpensslAbsent as exc:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"required in CI: {exc}")
-        pytest.skip(str(exc))
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Broker]:
-    """A broker with doors for users, for TLS, for both, and for client certificates."""
-    setup = Setup(
-        doors={"SCRAM": "SASL_PLAINTEXT", "TLS": "SSL", "BOTH": "SASL_SSL", "MUTUAL": "SSL"},
-        users={"gateway": PASSWORD},
-        settings=_settings(authority),
-    )
-    try:
-        broker = Broker(tmp_path_factory.mktemp("guarded"), setup=setup).start()
-    except KafkaAbsent as exc:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"required in CI: {exc}")
-        pytest.skip(f"kafka: {exc}")
-    yield broker
-    broker.kill9()
 
 
 @pytest.fixture

@@ -1,0 +1,333 @@
+"""The forwarder while brokers fail: whatever they do, nothing is missing, order holds, and doubles are resends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Message
+
+from bench.kafka import Broker
+from gateway.audit.forwarder import Forwarder
+from tests.faults import mock_cluster as mock
+from tests.faults.chaos_proxy import ChaosProxy, Weather
+from tests.faults.mock_cluster import MockCluster
+from tests.kafka.lived import Lived, check_contiguous, labels, read_topic, run_with, until
+
+STEP = 40
+
+
+@pytest.fixture
+def brokers() -> Iterator[MockCluster]:
+    """Three that do as they are told."""
+    with mock.mock_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests do not wait for what operators may."""
+    monkeypatch.setattr("gateway.audit.forwarder.BACKOFF_S", (0.02, 0.1))
+    monkeypatch.setattr("gateway.audit.producer.RETRY_BACKOFF_MS", 20)
+
+
+class Flow:
+    """A log that grows while it is sent; what came of it, as a client that is not ours reads it."""
+
+    def __init__(self, directory: Path, bootstrap: str, timeout_ms: int = 500, **settings: Any) -> None:
+        self.one = Lived(directory, bootstrap, request_timeout_ms=timeout_ms, partitions=2, **settings)
+        self.topic = self.one.kafka.topic
+        self.forwarder: Forwarder = self.one.forwarder()
+        self.written = 0
+
+    def more(self, count: int = STEP, pad_bytes: int = 100) -> None:
+        """Events, on disk."""
+        for first in range(0, count, 100):
+            size = min(100, count - first)
+            self.one.append(*range(self.written, self.written + size), pad_bytes=pad_bytes)
+            self.written += size
+
+    async def sent(self) -> None:
+        """All that is there."""
+        await until(lambda: self.one.behind(self.forwarder) == 0)
+
+    async def failed(self, times: int = 1) -> None:
+        """Sending was begun anew so often from now on."""
+        before = self.forwarder.retries
+        await until(lambda: self.forwarder.retries >= before + times)
+
+    def run(self, drive: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Some events, then `drive`, then some more, until all is sent."""
+
+        async def around() -> None:
+            self.more()
+            await self.sent()
+            await drive()
+            self.more()
+            await self.sent()
+
+        run_with(self.forwarder, around)
+
+    def check(self, bootstrap: str) -> int:
+        """Nothing is missing and order holds; returns how many came twice, each a copy of the first."""
+        messages = read_topic(bootstrap, self.topic)
+        events = check_contiguous(messages, msgspec.msgpack.decode)
+        assert labels(events) == list(range(self.written))
+        return _doubles(messages)
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
+    """A new one before a cluster."""
+    made: list[Flow] = []
+
+    def make(bootstrap: str, **settings: Any) -> Flow:
+        made.append(Flow(tmp_path / f"state{len(made)}", bootstrap, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.one.close()
+
+
+def _doubles(messages: list[Message]) -> int:
+    seen: dict[bytes, bytes] = {}
+    before: dict[str, int] = defaultdict(lambda: -1)
+    count = 0
+    for message in messages:
+        key, value = message.key(), message.value()
+        epoch, seq = key.decode()[:25], int(key[26:], 16)
+        # On by one, or back to where a resend begins.
+        assert seq <= before[epoch] + 1, f"{epoch}: {seq} came behind {before[epoch]}"
+        before[epoch] = seq
+        if key in seen:
+            assert seen[key] == value
+            count += 1
+        seen[key] = value
+    return count
+
+
+@pytest.mark.parametrize(
+    ("code", "times", "begins_anew"),
+    [
+        (mock.NOT_LEADER, 3, False),
+        (mock.REQUEST_TIMED_OUT, 3, False),
+        (mock.NOT_ENOUGH_REPLICAS, 3, False),
+        (mock.NOT_ENOUGH_AFTER_APPEND, 3, False),
+        (mock.OUT_OF_ORDER, 1, True),
+        (mock.TOPIC_AUTHORIZATION, 2, True),
+        (mock.MESSAGE_TOO_LARGE, 1, True),
+    ],
+)
+def test_errors_of_produce_requests(flow, brokers, code: int, times: int, begins_anew: bool) -> None:
+    """What the client retries it retries; anything else begins anew at the position. Nothing comes twice."""
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+
+    async def drive() -> None:
+        brokers.push_errors(mock.PRODUCE, [code] * times)
+        one.more()
+        await one.sent()
+
+    one.run(drive)
+    assert one.check(brokers.bootstrap) == 0
+    assert (one.forwarder.retries > 0) == begins_anew
+
+
+def test_connections_that_break_at_a_request(flow, brokers) -> None:
+    """The broker drops the connection instead of answering, three times."""
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+
+    async def drive() -> None:
+        brokers.push_errors(mock.PRODUCE, [mock.TRANSPORT] * 3)
+        one.more()
+        await one.sent()
+
+    one.run(drive)
+    one.check(brokers.bootstrap)
+
+
+def test_a_leader_moves(flow, brokers) -> None:
+    """Records follow it to another broker."""
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+
+    async def drive() -> None:
+        for broker in (1, 2):
+            for partition in (0, 1):
+                brokers.leader(one.topic, partition, broker)
+            one.more()
+            await one.sent()
+
+    one.run(drive)
+    one.check(brokers.bootstrap)
+
+
+def test_no_leader_for_longer_than_the_timeout(flow, brokers) -> None:
+    """A batch that expires leaves a hole in the client's sequence: the producer is given up with it."""
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+
+    async def drive() -> None:
+        for partition in (0, 1):
+            brokers.leader(one.topic, partition, -1)
+        one.more()
+        await one.failed(2)
+        for partition in (0, 1):
+            brokers.leader(one.topic, partition, 2)
+        await one.sent()
+
+    one.run(drive)
+    assert one.check(brokers.bootstrap) == 0
+
+
+def test_all_brokers_away_and_back(flow, brokers) -> None:
+    """Records wait while they grow, go when brokers are back, and the status says what was the matter."""
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+
+    async def drive() -> None:
+        brokers.down()
+        one.more()
+        await one.failed(2)
+        assert "refuses connections" in (one.forwarder.standing.why or "")
+        one.more()
+        brokers.up()
+        await one.sent()
+
+    one.run(drive)
+    one.check(brokers.bootstrap)
+
+
+def test_a_stop_does_not_wait_for_brokers_that_are_away(flow, brokers, monkeypatch) -> None:
+    """The client's own `stop` would wait for ever; what is left is sent by the next life."""
+    monkeypatch.setattr("gateway.audit.forwarder.STOP_S", 0.3)
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+    stopped_s = 0.0
+
+    async def drive() -> None:
+        nonlocal stopped_s
+        one.more()
+        await one.sent()
+        brokers.down()
+        one.more()
+        await asyncio.sleep(0.2)
+        stopped_s = time.monotonic()
+
+    run_with(one.forwarder, drive)
+    assert time.monotonic() - stopped_s < 3
+    brokers.up()
+    one.forwarder = one.one.forward()
+    one.check(brokers.bootstrap)
+
+
+def test_answers_that_come_too_late(flow, brokers) -> None:
+    """Each answer takes longer than the deadline: batches were taken, come again, and are told apart as doubles."""
+    one = flow(brokers.bootstrap)
+    brokers.topic(one.topic, 2)
+
+    async def drive() -> None:
+        brokers.round_trip(1500)
+        one.more()
+        await one.failed(1)
+        brokers.round_trip(0)
+        await one.sent()
+
+    one.run(drive)
+    one.check(brokers.bootstrap)
+
+
+@pytest.fixture
+def link(chaos: ChaosProxy, guarded: Broker) -> Iterator[ChaosProxy]:
+    """The way to a real broker, fair before and after."""
+    chaos.clear()
+    yield chaos
+    chaos.clear()
+    chaos.reset_all()
+
+
+def test_a_slow_link(flow, link, guarded) -> None:
+    """300 KB/s and 20 ms: slow is no failure."""
+    one = flow(link.address, timeout_ms=3000)
+
+    async def drive() -> None:
+        link.both(bytes_per_s=300_000, latency_ms=20)
+        one.more(400)
+        await one.sent()
+
+    one.run(drive)
+    assert one.forwarder.retries == 0
+    assert one.check(guarded.bootstrap) == 0
+
+
+def test_a_black_hole(flow, link, guarded) -> None:
+    """Bytes go nowhere and nobody is told: given up at the deadline, nothing lost."""
+    one = flow(link.address)
+
+    async def drive() -> None:
+        link.both(is_black_hole=True)
+        one.more()
+        await one.failed(2)
+        link.clear()
+        link.reset_all()
+        await one.sent()
+
+    one.run(drive)
+    one.check(guarded.bootstrap)
+
+
+def test_acknowledgements_that_are_lost(flow, link, guarded) -> None:
+    """The way back is dead: the broker has the batch, the forwarder does not know; it comes again, as a double."""
+    one = flow(link.address)
+
+    async def drive() -> None:
+        link.down = Weather(is_black_hole=True)
+        one.more()
+        await one.failed(1)
+        link.clear()
+        link.reset_all()
+        await one.sent()
+
+    one.run(drive)
+    assert one.check(guarded.bootstrap) > 0
+
+
+@pytest.mark.parametrize("what", ["reset_after_bytes", "half_close_after_bytes"])
+def test_connections_cut_in_the_middle_of_a_batch(flow, link, guarded, what: str) -> None:
+    """RST and FIN after some bytes of a batch: it comes again whole."""
+    one = flow(link.address)
+
+    async def drive() -> None:
+        link.reset_all()
+        link.up = Weather(**{what: 3000})
+        one.more(400, pad_bytes=300)
+        await one.failed(1)
+        link.clear()
+        await one.sent()
+
+    one.run(drive)
+    one.check(guarded.bootstrap)
+
+
+def test_bits_that_turn_on_the_way(flow, link, guarded) -> None:
+    """A checksum refuses the batch, or the request makes no sense; nothing wrong is kept."""
+    one = flow(link.address)
+
+    async def drive() -> None:
+        link.up = Weather(corrupt_each=997)
+        one.more(400, pad_bytes=300)
+        await one.failed(1)
+        link.clear()
+        link.reset_all()
+        await one.sent()
+
+    one.run(drive)
+    one.check(guarded.bootstrap)
