@@ -63,6 +63,7 @@ def profile(*, as_json: bool) -> None:
 @click.option("--varying-heads", is_flag=True, help="every request with ids of its own in its head")
 @click.option("--distinct", default=DISTINCT_REQUESTS, show_default=True, help="requests made before a load")
 @click.option("--memory-seconds", default=600.0, show_default=True, help="how long `memory` watches")
+@click.option("--away-seconds", default=60.0, show_default=True, help="how long `kafka-away` goes without")
 @click.option("--server-cpu", default=0, show_default=True, help="processor of the servers")
 @click.option("--generator-cpu", default=1, show_default=True, help="processor of the load")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="gateway settings")
@@ -81,6 +82,7 @@ def limits(
     out: Path | None,
     write: Path | None,
     memory_seconds: float,
+    away_seconds: float,
     door: str,
     **given: object,
 ) -> None:
@@ -88,6 +90,7 @@ def limits(
     options = Options(
         door="starlette" if door == "starlette" else "fast",
         memory_s=memory_seconds,
+        away_s=away_seconds,
         **given,  # type: ignore[arg-type]
     )
     chosen = tuple(limits_.CASES) if everything else names or ("single",)

@@ -21,6 +21,8 @@ from bench import report
 from bench.cases.append import append
 from bench.cases.beside import profiled, shadowed
 from bench.cases.case import Bench, Case, Options
+from bench.cases.forwarder import forwarder
+from bench.cases.kafka_away import kafka_away
 from bench.cases.latency import latency, latency_squeezenet
 from bench.cases.loading import loading
 from bench.cases.memory import memory
@@ -48,6 +50,8 @@ CASES: Mapping[str, Measure] = {
     "loading": loading,
     "overload": overload,
     "stalls": stalls,
+    "forwarder": forwarder,
+    "kafka-away": kafka_away,
     "shadow": shadowed,
     "memory": memory,
     "profile": profiled,

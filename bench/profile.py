@@ -159,7 +159,7 @@ class Rig:
         for one in self.doors:
             transport: Any = _Transport()
             one.connection_made(transport)
-        self.requests = _requests()
+        self.requests = requests(random.Random(7), CONNECTIONS)  # noqa: S311
 
     def arrive(self) -> None:
         """One request on each connection."""
@@ -176,10 +176,10 @@ async def _no_app(scope: Any, receive: Any, send: Any) -> None:
     """Never called: all requests are of the fast door's shape."""
 
 
-def _requests() -> list[bytes]:
-    rng = random.Random(7)  # noqa: S311
+def requests(rng: random.Random, count: int) -> list[bytes]:
+    """Requests of one row each, as they come over a connection."""
     out = []
-    for _ in range(CONNECTIONS):
+    for _ in range(count):
         row = [round(rng.uniform(-5, 5), 4) for _ in range(30)]
         tensor = {"name": "X", "datatype": "FP32", "shape": [1, 30], "data": row}
         body = msgspec.json.encode({"inputs": [tensor]})
@@ -251,7 +251,7 @@ def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
         rig.arrive()
         rig.turn()
 
-    batch = _one_batch(rig, whole)
+    batch = one_batch(rig, whole)
     core, version = rig.core, rig.version
     receive = core.receive
 
@@ -289,7 +289,7 @@ def _works(rig: Rig) -> list[tuple[str, str, Callable[[], object]]]:
     ]
 
 
-def _one_batch(rig: Rig, whole: Callable[[], None]) -> Batch:
+def one_batch(rig: Rig, whole: Callable[[], None]) -> Batch:
     """A run of 32 as the core cuts it, with its outputs."""
     batches: list[Batch] = []
     delivery = rig.core.delivery

@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     generator_cpu: int = 1
     memory_s: float = 600.0
     """How long the case `memory` watches."""
+    away_s: float = 60.0
+    """How long the broker of the case `kafka-away` is away."""
     settings: tuple[str, ...] = ()
     """Further texts of `--set`."""
 

@@ -1,6 +1,6 @@
 """Values: from a run's columns straight to its events as they stand in the topic, without making the events.
 
-frame -> **values** -> producer. A run of one version says most things once, and so do its records but for a few
+frame -> **values** -> envelope. A run of one version says most things once, and so do its records but for a few
 bytes: what is the same in all of them is encoded once, what differs is put between, each value is one join. The law,
 held by a property test: the same bytes as `encode_event` of `expand`'s events. What is unusual (tensors by hash or of
 strings, columns that do not fit) is left to those.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, repeat
+from itertools import accumulate, groupby, repeat
 from math import prod
 from typing import Any
 
@@ -234,18 +234,13 @@ def _array_of(size: int) -> bytes:
 
 def _joined(parts: Iterable[Part], count: int) -> list[bytes]:
     """Each event's value: the parts that are alike are put together before."""
-    columns: list[Any] = []
-    alike: list[bytes] = []
-    for part in parts:
-        if isinstance(part, bytes):
-            alike.append(part)
-            continue
-        if alike:
-            columns.append(repeat(b"".join(alike)))
-            alike = []
-        columns.append(part)
-    columns.append(repeat(b"".join(alike), count))
-    return [b"".join(value) for value in zip(*columns, strict=False)]
+    columns: list[Iterable[bytes]] = []
+    for kind, group in groupby(parts, type):
+        if kind is bytes:
+            columns.append(repeat(b"".join(group), count))  # type: ignore[arg-type]
+        else:
+            columns.extend(group)  # type: ignore[arg-type]
+    return list(map(b"".join, zip(*columns, strict=True)))
 
 
 _HEAD = _map_of(len(_FIELDS) + 1) + _encode("type") + _encode("prediction")

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from confluent_kafka import Message
+from aiokafka import TopicPartition
 
 from bench.kafka import Broker
-from gateway.audit.forwarder import Forwarder
+from gateway.audit.producer import TopicProducer
 from tests.faults import mock_cluster as mock
 from tests.faults.chaos_proxy import ChaosProxy, Weather
+from tests.faults.flow import Flow
 from tests.faults.mock_cluster import MockCluster
-from tests.kafka.lived import Lived, check_contiguous, labels, read_topic, run_with, until
-
-STEP = 40
+from tests.kafka.lived import run_with
 
 
 @pytest.fixture
@@ -37,51 +34,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.audit.producer.RETRY_BACKOFF_MS", 20)
 
 
-class Flow:
-    """A log that grows while it is sent; what came of it, as a client that is not ours reads it."""
-
-    def __init__(self, directory: Path, bootstrap: str, timeout_ms: int = 500, **settings: Any) -> None:
-        self.one = Lived(directory, bootstrap, request_timeout_ms=timeout_ms, partitions=2, **settings)
-        self.topic = self.one.kafka.topic
-        self.forwarder: Forwarder = self.one.forwarder()
-        self.written = 0
-
-    def more(self, count: int = STEP, pad_bytes: int = 100) -> None:
-        """Events, on disk."""
-        for first in range(0, count, 100):
-            size = min(100, count - first)
-            self.one.append(*range(self.written, self.written + size), pad_bytes=pad_bytes)
-            self.written += size
-
-    async def sent(self) -> None:
-        """All that is there."""
-        await until(lambda: self.one.behind(self.forwarder) == 0)
-
-    async def failed(self, times: int = 1) -> None:
-        """Sending was begun anew so often from now on."""
-        before = self.forwarder.retries
-        await until(lambda: self.forwarder.retries >= before + times)
-
-    def run(self, drive: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Some events, then `drive`, then some more, until all is sent."""
-
-        async def around() -> None:
-            self.more()
-            await self.sent()
-            await drive()
-            self.more()
-            await self.sent()
-
-        run_with(self.forwarder, around)
-
-    def check(self, bootstrap: str) -> int:
-        """Nothing is missing and order holds; returns how many came twice, each a copy of the first."""
-        messages = read_topic(bootstrap, self.topic)
-        events = check_contiguous(messages, msgspec.msgpack.decode)
-        assert labels(events) == list(range(self.written))
-        return _doubles(messages)
-
-
 @pytest.fixture
 def flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
     """A new one before a cluster."""
@@ -94,23 +46,6 @@ def flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
     yield make
     for each in made:
         each.one.close()
-
-
-def _doubles(messages: list[Message]) -> int:
-    seen: dict[bytes, bytes] = {}
-    before: dict[str, int] = defaultdict(lambda: -1)
-    count = 0
-    for message in messages:
-        key, value = message.key(), message.value()
-        epoch, seq = key.decode()[:25], int(key[26:], 16)
-        # On by one, or back to where a resend begins.
-        assert seq <= before[epoch] + 1, f"{epoch}: {seq} came behind {before[epoch]}"
-        before[epoch] = seq
-        if key in seen:
-            assert seen[key] == value
-            count += 1
-        seen[key] = value
-    return count
 
 
 @pytest.mark.parametrize(
@@ -243,6 +178,32 @@ def test_answers_that_come_too_late(flow, brokers) -> None:
 
     one.run(drive)
     one.check(brokers.bootstrap)
+
+
+def test_a_sequence_that_turns_negative(flow, guarded, monkeypatch) -> None:
+    """A producer that reached 2^31 in a partition: the broker refuses it, a new one goes on, nothing is lost."""
+    one = flow(guarded.bootstrap, timeout_ms=2000)
+    start = TopicProducer.start
+    lives: list[TopicProducer] = []
+
+    async def near_the_end(self: TopicProducer) -> None:
+        await start(self)
+        lives.append(self)
+        if len(lives) == 1:
+            for partition in (0, 1):
+                at = TopicPartition(one.topic, partition)
+                self._producer._txn_manager._sequence_numbers[at] = 2**31 - 60
+
+    monkeypatch.setattr(TopicProducer, "start", near_the_end)
+
+    async def drive() -> None:
+        for _ in range(4):
+            one.more()
+            await one.sent()
+
+    one.run(drive)
+    assert len(lives) >= 2
+    one.check(guarded.bootstrap)
 
 
 @pytest.fixture
