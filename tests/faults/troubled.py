@@ -24,6 +24,7 @@ from gateway.audit.event import Control
 from gateway.audit.spool import epochs, segments
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.verify import status, verify
+from tests.faults.syscalls import tracer
 
 DISK_BYTES = 32 * 1024**2
 """Its reserve is a sixteenth: 2 MiB."""
@@ -213,25 +214,21 @@ class Troubled:
             resource.prlimit(self.recorder, limit, before)
 
     @contextlib.contextmanager
-    def refused(self, *calls: str) -> Iterator[None]:
-        """System calls of the recorder's that fail, as `strace -e inject` names them, for a while."""
-        strace = shutil.which("strace")
-        if strace is None:
-            absent("strace is not on this machine: install it to see what a failing disk does")
-        inject = [part for text in calls for part in ("-e", f"inject={text}")]
+    def refused(self, *faults: str) -> Iterator[None]:
+        """System calls of the recorder's that fail (`tests.faults.syscalls.fail_at`), for a while."""
         said = self.gateway.log.with_suffix(".strace")
+        options = [option for fault in faults for option in ("-e", fault)]
+        command = [tracer(), "-qq", "-f", "-p", str(self.recorder), "-o", os.devnull, *options]
         with said.open("wb") as err:
-            tracer = subprocess.Popen(
-                [str(strace), "-qq", "-f", "-p", str(self.recorder), "-o", "/dev/null", *inject], stderr=err
-            )
+            attached = subprocess.Popen(command, stderr=err)
         try:
-            self.await_true(lambda: self._traced() or tracer.poll() is not None)
-            if tracer.poll() is not None:
+            self.await_true(lambda: self._traced() or attached.poll() is not None)
+            if attached.poll() is not None:
                 absent(f"strace cannot attach: {said.read_text().strip()}")
             yield
         finally:
-            tracer.terminate()
-            tracer.wait(10)
+            attached.terminate()
+            attached.wait(10)
 
     def _traced(self) -> bool:
         status = Path(f"/proc/{self.recorder}/status").read_text()
