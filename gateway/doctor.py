@@ -18,6 +18,7 @@ _TOOLS = (
     ("mvn", "fetches Kafka's jars once", "the package maven"),
     ("docker", "another way to Kafka", "optional"),
     ("kcat", "an independent reader of the topic", "the package kcat"),
+    ("openssl", "certificates of tests", "the package openssl"),
     ("strace", "proofs: what processes connect to, kills and errors at system calls", "the package strace"),
     ("nginx", "the partner of the benchmark", "the package nginx-light"),
     ("wrk", "the load of the benchmark", "the package wrk"),

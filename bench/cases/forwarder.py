@@ -7,14 +7,11 @@ other processor. Runs of 32 requests are those of a busy worker, runs of 4 of on
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,11 @@ import msgspec
 
 from bench import paired, report
 from bench.cases import spools
+from bench.cases.brokers import acknowledged, local_broker
 from bench.cases.case import Bench, Case
-from bench.kafka import Broker, KafkaAbsent
+from bench.kafka import Broker
 from bench.serving import cpu_s
 from gateway import config as configuration
-from gateway.errors import ConfigInvalid
 from gateway.process import Context
 
 PER_CPU_S_MIN = 100_000
@@ -82,28 +79,6 @@ def forwarder(bench: Bench) -> Case:
     return Case(name="forwarder", title="a full spool to a local broker", rows=rows, details=found)
 
 
-@contextlib.contextmanager
-def local_broker(bench: Bench) -> Iterator[Broker]:
-    """A broker of this case alone, on the generator's processor.
-
-    Raises:
-        ConfigInvalid: there is no Kafka to be had here.
-    """
-    try:
-        broker = Broker(bench.scratch / "kafka").start()
-    except KafkaAbsent as exc:
-        raise ConfigInvalid(str(exc)) from exc
-    try:
-        if broker.pid is not None and bench.options.generator_cpu in os.sched_getaffinity(0):
-            for thread in Path(f"/proc/{broker.pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    os.sched_setaffinity(int(thread.name), {bench.options.generator_cpu})
-        yield broker
-    finally:
-        broker.thaw()
-        broker.kill9()
-
-
 def _send(state_dir: Path, broker: Broker, events: int, cpus: str) -> Sent:
     settings = [
         f"kafka.bootstrap_servers={broker.bootstrap}",
@@ -137,15 +112,6 @@ def _send(state_dir: Path, broker: Broker, events: int, cpus: str) -> Sent:
     finally:
         process.kill()
         process.wait()
-
-
-def acknowledged(state_dir: Path) -> int:
-    """Records that the topic has, by the forwarder's positions."""
-    try:
-        entries = json.loads((state_dir / "forwarder" / "positions.json").read_bytes())
-    except FileNotFoundError:
-        return 0
-    return sum(entry["next_seq"] for entry in entries.values())
 
 
 def _await(process: subprocess.Popen[bytes], state_dir: Path, events: int) -> None:

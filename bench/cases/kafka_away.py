@@ -15,8 +15,8 @@ import msgspec
 
 from bench import load, paired, report
 from bench.cases import openly
+from bench.cases.brokers import acknowledged, local_broker
 from bench.cases.case import MLP, Bench, Case, counted_row, roles_of
-from bench.cases.forwarder import acknowledged, local_broker
 from bench.kafka import Broker
 from bench.load import Plan
 from bench.outcome import Outcome

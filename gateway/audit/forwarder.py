@@ -200,6 +200,8 @@ class Forwarder:
                 why = await diagnose(self._kafka)
             except Exception:  # the failure itself says enough
                 log.debug("not_diagnosed", exc_info=True)
+        if why is None and isinstance(failure, TimeoutError):
+            why = f"brokers answer, and acknowledged nothing within {self._kafka.request_timeout_ms * 1.5:.0f} ms"
         return why or f"{type(failure).__name__}: {str(failure)[:200]}"
 
     def _reached(self) -> None:
