@@ -9,8 +9,10 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiokafka.errors import CorruptRecordException
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -155,3 +157,33 @@ def test_a_broker_that_goes_and_comes_back(kafka_broker: Broker, how: str, tmp_p
         spoken.say(3)
         for feed, one in zip(feeds, got, strict=True):
             read_to(feed, 6, one)
+
+
+def test_records_beside_an_error_are_fetched_again(
+    kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fetch that raises takes the records along that it had in hand: reading goes on at those before it. Told once,
+    however often."""
+    spoken = Spoken(kafka_bootstrap)
+    spoken.say(3)
+    with ExitStack() as stack, caplog.at_level(logging.WARNING, "tidegate.feed"):
+        for feed in spoken.feeds(30.0):
+            stack.enter_context(closing(feed))
+            got: list[int] = []
+            read_to(feed, spoken.said, got)
+            fetch, raised = feed._reader.consumer.getmany, []
+
+            async def torn(fetch: Any = fetch, raised: list[int] = raised, **limits: int) -> Any:
+                found = await fetch(**limits)
+                if found and len(raised) < 2:
+                    raised.append(1)
+                    raise CorruptRecordException
+                return found
+
+            feed._reader.consumer.getmany = torn
+            spoken.say(3)
+            read_to(feed, spoken.said, got)
+            assert len(raised) == 2
+            assert feed.remade == 0
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("fetch_failed") == 2
