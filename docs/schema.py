@@ -116,7 +116,9 @@ EXAMPLES: tuple[Event, ...] = (
         principal="anonymous",
         rows=1,
         route=RouteFacts(7, 12, "canary", "canary", 500, "weight", "c4e1f09a7b35d268"),
-        model=ModelFacts("flights", "4", _SHA, _SHA[::-1], None, "onnxruntime 1.23.0 cpu x1"),
+        model=ModelFacts(
+            "flights", "4", _SHA, _SHA[::-1], None, "onnxruntime 1.23.0 cpu x1 x86_64+avx+fma+avx2"
+        ),
         batch=BatchFacts(93, 2, 1, "turn"),
         inputs=[Tensor("X", "FP32", (1, 2), bytes.fromhex("0000884100008040"))],
         outputs=[Tensor("probabilities", "FP32", (1, 2), bytes.fromhex("0000303f0000a03e"))],

@@ -22,6 +22,7 @@ from loaders.errors import ModelInvalid, ProviderUnavailable
 from loaders.lighten import LOCATION, lightened
 from loaders.material import Material
 from loaders.precheck import check_sizes
+from loaders.processor import processor
 from loaders.redact import Cell, cells
 from loaders.reference import Profile, checked_profile
 from loaders.signature import Signature, TensorSpec
@@ -295,7 +296,7 @@ def _open(found: Material, weights: Mapping[str, bytes], threads: Threads) -> Se
         raise ModelInvalid(msg) from exc
     session = Session(found.model, found.version, raw, found.bundle)
     provider = raw.get_providers()[0].removesuffix("ExecutionProvider").lower()
-    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op}"
+    session.runtime = f"onnxruntime {onnxruntime.__version__} {provider} x{intra_op} {processor()}"
     return session
 
 

@@ -78,7 +78,7 @@ class ModelFacts(msgspec.Struct, frozen=True, gc=False):
     reference_sha256: str | None = None
     """Of the reference that inputs are held against, if there is one."""
     runtime: str | None = None
-    """ONNX Runtime's version, provider and threads."""
+    """ONNX Runtime's version, provider, threads, and what of the processor its kernels are chosen by."""
 
 
 class BatchFacts(msgspec.Struct, frozen=True, gc=False):

@@ -20,7 +20,7 @@ from gateway.audit.verify import status as spool_status
 from gateway.cli import records, verifying
 from gateway.cli.client import repository
 from gateway.cli.export import bar, opened, suffix_format
-from gateway.cli.failures import NO, Stop
+from gateway.cli.failures import INPUT, NO, Stop
 from gateway.cli.filters import Filter, filter_options
 from gateway.cli.forwarding import forwarder_status, in_words
 from gateway.cli.lookup import found_in
@@ -112,14 +112,20 @@ def get(prediction_id: str, wait_ms: int, place: Place, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def replay(ctx: click.Context, prediction_id: str, models: str | None, place: Place, as_json: bool) -> None:
-    """Run prediction ID again on the inputs in the log; exit 1 when one bit of the answer differs.
+    """Run prediction ID again on the inputs in the log; exit 1 when one bit of the answer differs, 2 when it cannot be
+    run again.
 
-    Where bits differ, the facts of then that are not so now are named: files, settings, runtime.
+    Facts of then that are not so now are named: files, settings, ONNX Runtime, provider, threads, processor, rows of
+    the run.
     """
     # Here, not above: no other command of this group needs ONNX Runtime.
     from gateway.cli.replay import replay as run_again  # noqa: PLC0415
 
-    event = found_in(place, prediction_id, 1000)
+    try:
+        event = found_in(place, prediction_id, 1000)
+    except Stop as exc:
+        # 1 is for an answer that differs.
+        raise Stop(str(exc), INPUT if exc.exit_code == NO else exc.exit_code) from exc
     made = run_again(event, Path(models) if models is not None else repository(place.spool.parent))
     if as_json:
         print_json(made)

@@ -15,12 +15,20 @@ import msgspec
 import numpy as np
 
 from gateway.audit.event import Prediction, Tensor
-from gateway.cli.failures import NO, Stop
+from gateway.cli.failures import Stop
 from gateway.tensors import to_array, to_bytes
 from loaders import session as sessions
 from loaders.errors import ModelError
 
-_THREADS = re.compile(r" x(\d+)$")
+_RUNTIME = re.compile(
+    r"onnxruntime (?P<version>\S+) (?P<provider>\S+) x(?P<threads>\d+)(?: (?P<processor>\S+))?"
+)
+_NAMED = {
+    "version": "ONNX Runtime",
+    "provider": "execution provider",
+    "threads": "threads of a run",
+    "processor": "processor",
+}
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -48,30 +56,30 @@ def replay(event: Any, models: Path) -> Replayed:
     """Run a prediction again.
 
     Raises:
-        Stop: it has no inputs or no answer, or its version is not in the repository (any more).
+        Stop: it cannot be run: it has no inputs or no answer, or its version is not in the repository (any more).
     """
     if not isinstance(event, Prediction) or event.kind != "done" or event.model is None:
         what = f"{event.__struct_config__.tag} ({event.kind})"
         msg = f"{event.id} is a {what}: only a prediction that was answered can be run again"
-        raise Stop(msg, NO)
+        raise Stop(msg)
     if event.redacted:
         msg = (
             f"{event.id}: inputs were redacted before they were logged; what the model saw is not in the log"
         )
-        raise Stop(msg, NO)
+        raise Stop(msg)
     if any(tensor.data is None for tensor in (*event.inputs, *event.outputs)):
         msg = (
             f"{event.id}: tensors are logged by hash only; where predictions are to be run again raise"
             " audit.capture_max_bytes, set audit.capture in bundle.toml, or send x-tidegate-audit-capture: full"
         )
-        raise Stop(msg, NO)
+        raise Stop(msg)
     session = _loaded(event, models)
     feeds = {tensor.name: _placed(tensor, event, batched=session.batchable) for tensor in event.inputs}
     try:
         ran = session.run(feeds)
     except Exception as exc:
         msg = f"{event.id}: the model failed this time: {str(exc).splitlines()[0][:200]}"
-        raise Stop(msg, NO) from exc
+        raise Stop(msg) from exc
     row0 = event.batch.row0 if event.batch is not None and session.batchable else 0
     names = [spec.name for spec in session.signature.outputs]
     found = {
@@ -85,14 +93,14 @@ def replay(event: Any, models: Path) -> Replayed:
 def _loaded(event: Prediction, models: Path) -> sessions.Session:
     facts = event.model
     assert facts is not None  # noqa: S101
-    threads = _THREADS.search(facts.runtime or "")
+    ran_on = _RUNTIME.fullmatch(facts.runtime or "")
     try:
         return sessions.load(
-            models, facts.name, str(facts.version), intra_op_threads=int(threads[1]) if threads else 1
+            models, facts.name, str(facts.version), intra_op_threads=int(ran_on["threads"]) if ran_on else 1
         )
     except (ModelError, OSError) as exc:
         msg = f"model '{facts.name}' version {facts.version} cannot be loaded from {models}: {exc}"
-        raise Stop(msg, NO) from exc
+        raise Stop(msg) from exc
 
 
 def _placed(tensor: Tensor, event: Prediction, *, batched: bool) -> Any:
@@ -125,9 +133,15 @@ def _compared(then: Tensor, now: Any) -> Compared:
 def _facts(event: Prediction, session: sessions.Session) -> list[str]:
     facts = event.model
     assert facts is not None  # noqa: S101
-    pairs = (
+    pairs = [
         ("files of the version (tree_sha256)", facts.tree_sha256, session.bundle.tree_sha256),
         ("its settings (config_sha256)", facts.config_sha256, session.bundle.config_sha256),
-        ("runtime", facts.runtime, session.runtime),
-    )
+    ]
+    then, now = _RUNTIME.fullmatch(facts.runtime or ""), _RUNTIME.fullmatch(session.runtime)
+    if then is None or now is None:
+        pairs.append(("runtime", facts.runtime, session.runtime))
+    else:
+        pairs += [(name, then[key], now[key]) for key, name in _NAMED.items()]
+    if event.batch is not None and event.batch.rows != event.rows and not session.batchable:
+        pairs.append(("rows of its run", str(event.batch.rows), str(event.rows)))
     return [f"{name}: then {then or '-'}, now {now or '-'}" for name, then, now in pairs if then != now]

@@ -19,6 +19,7 @@ from loaders.errors import (
     VersionChanged,
     WeightsInvalid,
 )
+from loaders.processor import processor
 from loaders.session import load
 from loaders.signature import Signature, TensorSpec
 from tests.loaders import graphs
@@ -36,7 +37,7 @@ def test_loads_and_runs(tmp_path: Path) -> None:
         True,
         True,
     )
-    assert session.runtime == f"onnxruntime {onnxruntime.__version__} cpu x1"
+    assert session.runtime == f"onnxruntime {onnxruntime.__version__} cpu x1 {processor()}"
     assert set(session.warm_cost_ns) == {1, 32}
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     assert np.array_equal(session.run({"X": x})[0], x + x)

@@ -13,6 +13,7 @@ import pytest
 from test_cli_audit import PREFIX, SOURCE, write
 
 from gateway.audit.event import BatchFacts, ModelFacts, Prediction, Tensor
+from loaders import session as sessions
 from loaders.session import load
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "models"
@@ -85,7 +86,7 @@ def test_another_answer_is_seen_with_what_has_changed(replay, event: Prediction,
     result = replay(msgspec.structs.replace(event, outputs=outputs, model=facts))
     assert result.exit_code == 1
     assert "differ" in result.stdout
-    assert "runtime: then onnxruntime 1.0.0 cpu x1, now onnxruntime" in result.stdout
+    assert "ONNX Runtime: then 1.0.0, now" in result.stdout
     assert f"tree_sha256): then {'ab' * 32}" in result.stdout
     assert "NOT the same answer" in result.stdout
 
@@ -100,7 +101,65 @@ def test_another_answer_is_seen_with_what_has_changed(replay, event: Prediction,
     ],
 )
 def test_what_cannot_be_run_again_says_why(replay, event: Prediction, change: dict, said: str) -> None:
-    """Exit 1 and one line: the record is no answer, has no inputs, or its version is gone."""
+    """Exit 2 and one line: the record is no answer, has no inputs, or its version is gone. 1 says that bits differ."""
     result = replay(msgspec.structs.replace(event, **change))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_what_is_not_in_the_log_cannot_be_run(run, state_dir: Path, event: Prediction) -> None:
+    """An id without a record is exit 2, too."""
+    write(state_dir, SOURCE, [[event]])
+    result = run("audit", "replay", PREFIX + "f" * 16, "--state-dir", str(state_dir))
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "then", "said"),
+    [
+        (None, None, None),
+        (1, "1.2.3", "ONNX Runtime: then 1.2.3, now"),
+        (2, "cuda", "execution provider: then cuda, now cpu"),
+        (4, "x86_64+avx", "processor: then x86_64+avx, now"),
+        (4, None, "processor: then -, now"),
+    ],
+)
+def test_each_fact_of_the_runtime_is_named(
+    replay, event: Prediction, part: int | None, then: str | None, said: str | None
+) -> None:
+    """Version, provider, processor: the one that is another now, and no other; of old records what they do not say."""
+    assert event.model is not None
+    words = (event.model.runtime or "").split(" ")
+    if part is not None:
+        words[part : part + 1] = [] if then is None else [then]
+    facts = msgspec.structs.replace(event.model, runtime=" ".join(words))
+    result = replay(msgspec.structs.replace(event, model=facts), "--json")
+    found = json.loads(result.stdout)["facts"]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+
+
+def test_threads_are_as_they_were(replay, event: Prediction) -> None:
+    """It runs with as many threads as then: that is no difference."""
+    assert event.model is not None
+    runtime = (event.model.runtime or "").replace(" x1 ", " x2 ")
+    result = replay(
+        msgspec.structs.replace(event, model=msgspec.structs.replace(event.model, runtime=runtime)), "--json"
+    )
+    assert json.loads(result.stdout)["facts"] == []
+
+
+def test_a_run_that_cannot_be_as_large_as_it_was_is_named(
+    replay, event: Prediction, models: Path, monkeypatch
+) -> None:
+    """A version that is not batched now runs its rows alone: sums may come out otherwise."""
+    made = sessions.load
+
+    def alone(*args: Any, **more: Any) -> Any:
+        session = made(*args, **more)
+        session.batchable = False
+        return session
+
+    monkeypatch.setattr(sessions, "load", alone)
+    result = replay(event, "--json")
+    assert json.loads(result.stdout)["facts"] == [f"rows of its run: then {TOTAL}, now {ROWS}"]
