@@ -6,6 +6,7 @@ columns and the tensors as JSON, for notebooks and warehouses.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import rich.console
 import rich.progress
 
@@ -173,14 +175,22 @@ def _row(event: Prediction) -> dict[str, Any]:
 
 
 def _tensors(tensors: list[Tensor]) -> str:
-    """By name: the values, or the digest where there are none."""
-    return msgspec.json.encode({tensor.name: _values(tensor) for tensor in tensors}).decode()
+    """By name: the values, or the digest where there are none; what is not finite as NaN, Infinity, -Infinity."""
+    arrays = {tensor.name: _array(tensor) for tensor in tensors}
+    values = {
+        tensor.name: {"sha256": tensor.sha256} if (array := arrays[tensor.name]) is None else array.tolist()
+        for tensor in tensors
+    }
+    if all(array is None or array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays.values()):
+        return msgspec.json.encode(values).decode()
+    # JSON has no word for them and would say null, which is a missing value. Python's dialect has (json, pandas).
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
-def _values(tensor: Tensor) -> Any:
+def _array(tensor: Tensor) -> Any:
     if tensor.data is None:
-        return {"sha256": tensor.sha256}
-    return to_array(tensor.datatype, tensor.data, tensor.shape, tensor.name).tolist()
+        return None
+    return to_array(tensor.datatype, tensor.data, tensor.shape, tensor.name)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow.parquet
 import pytest
 from test_cli_audit import PREFIX, SOURCE, prediction, write
@@ -180,3 +181,17 @@ def test_an_event_at_the_edge_belongs_to_one_side() -> None:
     event = prediction("a", 100)
     assert Filter(since_ns=100).keeps(event)
     assert not Filter(until_ns=100).keeps(event)
+
+
+def test_parquet_tells_nan_from_nothing(run, state_dir: Path, tmp_path: Path) -> None:
+    """What was not finite stands there as NaN and Infinity, not as a missing value."""
+    values = np.array([[1.5, np.nan, np.inf, -np.inf]], np.float32)
+    inputs = [
+        Tensor("X", "FP32", (1, 4), values.tobytes()),
+        Tensor("é", "BYTES", (1,), b"\x02\x00\x00\x00\xc3\xa9"),
+    ]
+    write(state_dir, SOURCE, [[msgspec.structs.replace(prediction("a", HOUR_NS), inputs=inputs)]])
+    path = tmp_path / "out.parquet"
+    assert run("audit", "export", str(path), "--state-dir", str(state_dir)).exit_code == 0
+    (row,) = pyarrow.parquet.read_table(path).to_pylist()
+    assert row["inputs"] == '{"X":[[1.5,NaN,Infinity,-Infinity]],"é":["é"]}'
