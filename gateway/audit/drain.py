@@ -214,7 +214,7 @@ class Drain:
         return False
 
     def close(self, *, unlink: bool = False) -> None:
-        """Let go; `unlink` removes the ring file."""
+        """Let go; `unlink` removes the ring file, for good before anything of its epoch may be removed."""
         if self._writer is not None:
             self._writer.abandon()
         if self._mark is not None:
@@ -223,6 +223,7 @@ class Drain:
         os.close(self._fd)
         if unlink:
             self._target.storage.unlink(self.path)
+            self._target.storage.sync_directory(self.path.parent)
 
     def _recover(self) -> tuple[SyncedMark, SegmentWriter, Chain]:
         """Cut what is not known to be on disk; go on in a new segment."""

@@ -38,18 +38,12 @@ def cut(epoch: EpochPath, from_seq: int | None, storage: Storage = DISK) -> Tail
         from_seq: the first number that must not stay; None keeps every whole frame.
     """
     listed = segments(epoch, storage)
-    removed = False
     while from_seq is not None and listed and listed[-1][0] >= from_seq:
-        storage.unlink(listed.pop()[1])
-        removed = True
+        _remove(listed.pop()[1], storage)
     while listed:
-        if removed:
-            # A segment that a power loss brings back must not stand behind a hole.
-            storage.sync_directory(epoch.path)
         path = listed.pop()[1]
         mtime_ns = storage.facts(path).mtime_ns
         last = _cut_segment(path, from_seq, storage)
-        removed = last is None
         if last is not None:
             return Tail(last.next_seq, last.payload, mtime_ns)
     return Tail(None, None, 0)
@@ -89,7 +83,7 @@ def _cut_segment(path: Path, from_seq: int | None, storage: Storage) -> Frame | 
         with contextlib.suppress(OSError):
             _keep_aside(path.with_suffix(".cut"), content[end:], storage)
     if last is None:
-        storage.unlink(path)
+        _remove(path, storage)
         return None
     fd = storage.open(path, write=True)
     try:
@@ -99,6 +93,12 @@ def _cut_segment(path: Path, from_seq: int | None, storage: Storage) -> Frame | 
     finally:
         storage.close(fd)
     return last
+
+
+def _remove(path: Path, storage: Storage) -> None:
+    storage.unlink(path)
+    # Before anything in front of it goes: a segment that a power loss brings back must not stand behind a hole.
+    storage.sync_directory(path.parent)
 
 
 def _keep_aside(path: Path, content: bytes, storage: Storage) -> None:

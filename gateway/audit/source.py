@@ -140,7 +140,8 @@ def _next_epoch(directory: Path, storage: Storage) -> tuple[int, int | None]:
     prev_epoch = _last_epoch(path, storage)
     epoch = max((prev_epoch or 0) + 1, int(time.time()))
     replace(storage, path, f"{epoch}\n".encode())
-    storage.sync_directory(directory.parent)
+    for parent in (directory.parent, directory.parent.parent):
+        storage.sync_directory(parent)
     return epoch, prev_epoch
 
 

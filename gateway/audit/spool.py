@@ -13,6 +13,7 @@ on disk, in its own segments or as gap records of the recorder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from gateway.audit.frame import HEADER_BYTES, PREFIX_BYTES, Frame, padded, scan
 from gateway.audit.storage import DISK, Storage, replace, write_all
 
 SUFFIX = ".log"
+_NAME_CHARS = 24
+_HEX = frozenset("0123456789abcdef")
 READ_BYTES = 1024 * 1024
 """A reader takes so much of a segment at once."""
 
@@ -63,7 +66,12 @@ def epochs(spool: Path, storage: Storage = DISK) -> list[EpochPath]:
 
 def _directories(where: Path, name_chars: int, storage: Storage) -> list[str]:
     found = storage.entries(where)
-    return sorted(name for name, is_directory in found if len(name) == name_chars and is_directory)
+    return sorted(
+        name
+        for name, is_directory in found
+        # Whatever else lies there is not ours to trip over.
+        if len(name) == name_chars and is_directory and _HEX.issuperset(name)
+    )
 
 
 def segments(epoch: EpochPath, storage: Storage = DISK) -> list[tuple[int, Path]]:
@@ -72,8 +80,12 @@ def segments(epoch: EpochPath, storage: Storage = DISK) -> list[tuple[int, Path]
         found = storage.entries(epoch.path)
     except FileNotFoundError:
         return []
-    names = sorted(name for name, _ in found if name.endswith(SUFFIX))
-    return [(int(name.removesuffix(SUFFIX)), epoch.path / name) for name in names]
+    names = sorted(
+        name
+        for name, _ in found
+        if name.endswith(SUFFIX) and len(name) == _NAME_CHARS and name[:-4].isdecimal()
+    )
+    return [(int(name[:-4]), epoch.path / name) for name in names]
 
 
 def segment_name(first_seq: int) -> str:
@@ -248,7 +260,8 @@ class SegmentWriter:
 
     def _roll(self, first_seq: int) -> None:
         if self._fd >= 0:
-            self._storage.sync(self._fd)
+            # Its name, too: a power loss must not keep a segment and lose the one before it.
+            self.sync()
             self.abandon()
         self.segment_seq = first_seq
         self._fd = self._storage.create(self._epoch.path / segment_name(first_seq), exclusive=True)
@@ -256,5 +269,14 @@ class SegmentWriter:
 
 
 def write_closed(epoch: EpochPath, next_seq: int, cause: str, storage: Storage = DISK) -> None:
-    """Say that an epoch is over, in one step; it is on disk when this returns."""
+    """Say that an epoch is over, in one step; it is on disk when this returns.
+
+    So is the mark: no recovery looks at an epoch that is over, and readers would stop at an old one for ever.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        fd = storage.open(epoch.path / "synced", write=True)
+        try:
+            storage.sync(fd)
+        finally:
+            storage.close(fd)
     replace(storage, epoch.path / "closed", json.dumps({"next_seq": next_seq, "cause": cause}).encode())

@@ -18,8 +18,8 @@ from tests.gateway.audit.sim import Log, forget_owner, label, settle, stop, unti
 LABELS = 44
 PAD_BYTES = 20_000
 """A segment of 64 KiB rolls every fourth."""
-SAMPLE = 24
-"""The normal suite takes each 24th point."""
+SAMPLE = 32
+"""The normal suite takes each 32nd point."""
 
 
 @pytest.fixture
