@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
+from gateway.audit.storage import DISK
 from gateway.config import Config
 
 DEFAULT_MAX_BYTES = 20 * 1024**3
@@ -189,5 +190,7 @@ def _remove_empty(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()}
     if "closed" not in names or any(name.endswith(".log") for name in names):
         return
-    # Renamed first: half removed it would look like an epoch whose ring was lost.
-    shutil.rmtree(path.rename(path.with_suffix(REMOVED)))
+    # Renamed first, for good: half removed it would look like an epoch whose ring was lost.
+    aside = path.rename(path.with_suffix(REMOVED))
+    DISK.sync_directory(path.parent)
+    shutil.rmtree(aside)
