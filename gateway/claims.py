@@ -59,7 +59,7 @@ def prepare_state(state_dir: Path) -> tuple[str, int]:
 
 def _check_format(path: Path) -> None:
     try:
-        found = path.read_text().strip()
+        found = path.read_text(errors="replace").strip()
     except FileNotFoundError:
         _write_once(path, str(STATE_FORMAT))
         return
@@ -73,7 +73,7 @@ def _check_format(path: Path) -> None:
 
 def _gateway_id(path: Path) -> str:
     try:
-        found = path.read_text().strip()
+        found = path.read_text(errors="replace").strip()
     except FileNotFoundError:
         made = secrets.token_hex(8)
         _write_once(path, made)

@@ -82,13 +82,22 @@ def test_newer_format_is_refused(tmp_path: Path, found: str) -> None:
     assert not (tmp_path / "gateway_id").exists()
 
 
-@pytest.mark.parametrize("found", ["", "0123", "0123456789ABCDEF", "../../../../etc/x"])
-def test_damaged_id_is_refused(tmp_path: Path, found: str) -> None:
+@pytest.mark.parametrize(
+    "found", [b"", b"0123", b"0123456789ABCDEF", b"../../../../etc/x", b"\xff\xfe\0\0" * 4]
+)
+def test_damaged_id_is_refused(tmp_path: Path, found: bytes) -> None:
     """A gateway_id that is not one is not replaced by a guess: the log's ids derive from it."""
-    (tmp_path / "gateway_id").write_text(found)
+    (tmp_path / "gateway_id").write_bytes(found)
     with pytest.raises(StartRefused, match="expected 16 hex digits"):
         prepare_state(tmp_path)
-    assert (tmp_path / "gateway_id").read_text() == found
+    assert (tmp_path / "gateway_id").read_bytes() == found
+
+
+def test_a_damaged_format_is_refused(tmp_path: Path) -> None:
+    """Bytes that are no text are as unknown as a newer format."""
+    (tmp_path / "format").write_bytes(b"\xff\xfe")
+    with pytest.raises(StartRefused, match="has format"):
+        prepare_state(tmp_path)
 
 
 def test_state_directory_that_is_a_file(tmp_path: Path) -> None:

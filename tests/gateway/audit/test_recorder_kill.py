@@ -124,6 +124,7 @@ def test_the_recorder_is_killed_again_and_again(log: Log):
 def test_all_are_killed_with_a_full_ring(log: Log):
     """The ring is full, then everything dies: what was published is there, what was refused is a gap."""
     recorder = log.real_recorder()
+    draining(log, recorder)
     child = appender(log)
     until(lambda: published(log, child) > 0)
     recorder.send_signal(signal.SIGSTOP)
