@@ -273,9 +273,14 @@ def write_closed(epoch: EpochPath, next_seq: int, cause: str, storage: Storage =
 
     So is the mark: no recovery looks at an epoch that is over, and readers would stop at an old one for ever.
     """
+    path = epoch.path / "synced"
     with contextlib.suppress(FileNotFoundError):
-        fd = storage.open(epoch.path / "synced", write=True)
+        fd = storage.open(path, write=True)
         try:
+            # Stored anew: should an earlier sync have failed, this one would else have nothing to write.
+            word = storage.map_word(path)
+            word[0] = word[0]
+            storage.unmap(word)
             storage.sync(fd)
         finally:
             storage.close(fd)

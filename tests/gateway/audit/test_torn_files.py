@@ -16,12 +16,14 @@ from gateway.audit.recovery import cut
 from gateway.audit.spool import (
     EpochPath,
     SegmentWriter,
+    SyncedMark,
     closed,
     epoch_path,
     epochs,
     read_epoch,
     segments,
     synced_seq,
+    write_closed,
 )
 from gateway.audit.storage import Disk
 from tests.gateway.audit.powerless import events_of
@@ -250,6 +252,23 @@ def test_a_disk_that_takes_nothing_is_full(tmp_path: Path) -> None:
     writer = SegmentWriter(epoch_path(tmp_path, SOURCE, EPOCH), 1 << 20, Full())
     with pytest.raises(OSError, match=f"only 0 of {len(FRAMES[0])} bytes"):
         writer.write(0, FRAMES[0])
+
+
+def test_a_mark_whose_sync_failed_is_stored_again(tmp_path: Path) -> None:
+    """An epoch that was ended at the second try is read after a power loss: the first had dropped its mark."""
+    epoch = epoch_path(tmp_path / "spool", SOURCE, EPOCH)
+    disk = SimulatedDisk(tmp_path, tmp_path / "ring", tree_of(files(FRAMES[2], synced=0)))
+    mark = SyncedMark(epoch.path / "synced", disk)
+    mark.store(3)
+    disk.refused = "sync"
+    with pytest.raises(OSError, match="refused"):
+        write_closed(epoch, 3, "closed", disk)
+    disk.refused = ""
+    write_closed(epoch, 3, "closed", disk)
+    mark.close()
+    left = SimulatedDisk(tmp_path, tmp_path / "ring", disk.survivors(random.Random(0)))
+    assert closed(epoch, left) == {"next_seq": 3, "cause": "closed"}
+    assert [frame.first_seq for frame in read_epoch(epoch, 0, left)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("from_seq", [1, 2, 4, 5])
