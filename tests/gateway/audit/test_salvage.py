@@ -124,6 +124,17 @@ def test_bytes_of_a_client_are_no_frames():
     assert following_frames(ring, 3, b"another") == []
 
 
+def test_frames_of_the_lap_before_are_not_taken():
+    """Behind the newest frame whole ones of an earlier lap stand: their numbers do not go on, and the walk ends."""
+    ring, _ = make(1024)
+    for number in range(10):
+        if number == 8:
+            ring.set_synced(ring.read(0, 1 << 20)[2])
+        ring.append(bytes([number]) * 100, 1)
+    assert [f.first_seq for f, _ in ring.standing(0)] == [8, 9, 2, 3, 4, 5, 6, 7]
+    assert [end for end, _ in following_frames(ring, 8, bytes([7]) * 100)] == [9, 10]
+
+
 def test_a_walk_ends_within_a_lap():
     """A ring full of frames is walked once, wherever one begins, wrap mark included."""
     ring, _ = make(1024)
