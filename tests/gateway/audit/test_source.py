@@ -157,3 +157,14 @@ def test_an_idle_source_says_that_it_lives(log: Log, monkeypatch: pytest.MonkeyP
     writer.heartbeat()
     writer.heartbeat()
     assert [type(e) for e in contents(writer)] == [EpochOpen, Heartbeat]
+
+
+def test_a_ring_left_half_made_is_removed_by_the_next(log: Log):
+    """A process killed while it made its ring leaves a file that nobody drains; those of other sources stay."""
+    writer = log.owner()
+    other = f"{1:016x}-{2:08x}.new"
+    (log.ring_dir / f"{writer.source.ring_path.name}.new").write_bytes(bytes(8192))
+    (log.ring_dir / other).write_bytes(bytes(8192))
+    forget_owner(writer)
+    again = log.owner()
+    assert log.rings() == sorted([other, writer.source.ring_path.name, again.source.ring_path.name])
