@@ -75,7 +75,7 @@ def test_the_limit_is_left_when_the_broker_is_back(tmp_path: Path, kafka_broker,
             troubled.await_true(lambda: troubled.metric("tidegate_forwarder_lag_events") < 5, 60)
             events = read(kafka_broker.bootstrap, topic)
         finally:
-            troubled.gateway.kill9_all()
+            troubled.end()
     ids = {event.id for event in events}
     gaps = [event for event in events if isinstance(event, Gap)]
     kept = {identity for identity, audit in troubled.answered.items() if audit == "spool"}

@@ -27,7 +27,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Troubled]:
         try:
             yield troubled
         finally:
-            troubled.gateway.kill9_all()
+            troubled.end()
 
 
 @pytest.fixture

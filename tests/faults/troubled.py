@@ -186,9 +186,18 @@ class Troubled:
             told = any(a <= int(seq, 16) <= (2**63 if b is None else b) for a, b in gaps.get(key, []))
             assert told == (audit == "none"), (identity, audit)
 
+    @property
+    def rings(self) -> Path:
+        """Where they are while they are in memory."""
+        return Path("/dev/shm") / f"tidegate-{(self.disk / 'gateway_id').read_text().strip()}"  # noqa: S108
+
+    def end(self) -> None:
+        """Kill all of it; nothing stays in memory."""
+        self.gateway.kill9_all()
+        shutil.rmtree(self.rings, ignore_errors=True)
+
     def _unsynced(self) -> int:
-        rings = Path("/dev/shm") / f"tidegate-{(self.disk / 'gateway_id').read_text().strip()}"  # noqa: S108
-        return sum(source.ring_bytes or 0 for source in status(self.spool, rings))
+        return sum(source.ring_bytes or 0 for source in status(self.spool, self.rings))
 
     def fill(self) -> None:
         """Take all that is free."""
