@@ -16,7 +16,7 @@ from gateway.audit.event import Feedback, Gap, Heartbeat
 from gateway.audit.frame import Events, Frame, encoder, expand, seal
 from gateway.audit.spool import EpochPath, epoch_path, epochs, segments
 from gateway.audit.verify import Report, bytes_of, verify
-from gateway.audit.walk import walk
+from gateway.audit.walk import Damage, walk
 from gateway.errors import WitnessUnusable
 from tests.gateway.audit.sim import Log, forget_owner, forget_recorder, label, settle, stop
 
@@ -282,6 +282,33 @@ def test_a_trimmed_beginning_starts_from_the_chain_file(scene: Scene, line: str)
     assert bool(report.notes) == (line == "missing")
     if line == "missing":
         assert f"names no value for number {begin}" in report.notes[0]
+
+
+def test_a_witness_of_just_that_number_stands_for_the_line(scene: Scene):
+    """A trimmed beginning without its line in the chain file."""
+    begin = scene.segments[2][0]
+    value = recorded(scene.epoch)[begin]
+    for _, path in scene.segments[:2]:
+        path.unlink()
+    (scene.epoch.path / "chain").unlink()
+    known = {scene.epoch.key: [witnesses.Known(begin, value, "a friend")]}
+    report = next(e for e in scene.check(known).epochs if e.source == scene.epoch.key[:16])
+    assert (report.ok, report.notes, report.proved_to) == (True, [], LAST + 2)
+
+
+@pytest.mark.parametrize("read_bytes", [1, 100, 700, 1 << 20])
+def test_a_walk_takes_any_pieces(scene: Scene, read_bytes: int):
+    """Whatever is read at once: the same frames, the same damage at the same byte."""
+    path = scene.segments[1][1]
+    whole = [(piece.offset, piece.frame, bytes(piece.raw)) for piece in walk(path)]
+    assert b"".join(raw for _, _, raw in whole) == path.read_bytes()
+    assert [(p.offset, p.frame, bytes(p.raw)) for p in walk(path, read_bytes=read_bytes)] == whole
+    content = bytearray(path.read_bytes())
+    for at, found in ((whole[2][0] + 25, "CRC does not match"), (whole[2][0] + 3, "bytes are left")):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(Damage, match=found) as told:
+            list(walk(path, read_bytes=read_bytes))
+        assert told.value.offset == whole[2][0]
 
 
 def test_an_auditor_s_file_is_a_witness(scene: Scene, tmp_path: Path):
