@@ -6,11 +6,12 @@ disk that refuses now and then. At each change of the disk the power may go: `Lo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -236,6 +237,7 @@ def recover(log: Log, loss: Loss, before_each: Callable[[], None] = lambda: None
         settle(recorder)
         assert recorder.quiet
         recorder.close()
+        forget_owner(recorder._own)
     except BaseException:
         disk.before_each = lambda: None
         forget_recorder(recorder)
@@ -265,13 +267,39 @@ def lost_again(log: Log, loss: Loss, rng: random.Random) -> Loss | None:
 
     log.recorder = recorder  # type: ignore[assignment, method-assign]
     try:
-        recover(log, loss, before_each)
+        with _closing_what_is_left_open():
+            recover(log, loss, before_each)
     except Killed:
         rings.look()
         taken.append(loss._replace(tree=disk[0].survivors(rng), rings=rings.survivors(rng, disk[0].gone)))
     finally:
         log.recorder = real  # type: ignore[method-assign]
     return taken[0] if taken else None
+
+
+@contextlib.contextmanager
+def _closing_what_is_left_open() -> Iterator[None]:
+    """A recorder killed while it is made leaves descriptors that nobody knows: the system would close them."""
+    opened: set[int] = set()
+    real_open, real_close = os.open, os.close
+
+    def open_(*args: Any, **named: Any) -> int:
+        fd = real_open(*args, **named)
+        opened.add(fd)
+        return fd
+
+    def close(fd: int) -> None:
+        opened.discard(fd)
+        real_close(fd)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "open", open_)
+        patched.setattr(os, "close", close)
+        try:
+            yield
+        finally:
+            for fd in tuple(opened):
+                close(fd)
 
 
 def check(log: Log, disk: SimulatedDisk, loss: Loss) -> None:
