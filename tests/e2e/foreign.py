@@ -125,6 +125,8 @@ class TopicReader:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "isolation.level": "read_uncommitted",
+                # Of each partition; 64 MB by default, which would be most of what the proof takes.
+                "queued.max.messages.kbytes": 8192,
                 "log_level": 0,
             }
         )
