@@ -124,6 +124,8 @@ def setup(role: str) -> logging.Logger:
     root.setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.captureWarnings(True)
+    # A line that stderr does not take (a full disk) is lost; a traceback about it would not find room either.
+    logging.raiseExceptions = False
     log = logging.getLogger(f"tidegate.{role}")
 
     def ended(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.audit.chain import NAME, ZERO, extended
 from gateway.audit.frame import seal
-from gateway.audit.spool import SyncedMark, closed, epoch_path, segment_name, write_closed
+from gateway.audit.spool import SyncedMark, closed, epoch_path, segment_name, segments, write_closed
 from gateway.audit.storage import Disk
+from gateway.audit.walk import walk
 from tests.gateway.audit.sim import Log, settle
 
 SOURCE = 0xABC
@@ -34,6 +36,12 @@ def fill(
                 file.write(b"".join(seal(n, 1, bytes(payload_bytes)) for n in range(seq, seq + count)))
             seq += count
             left -= count * frame_bytes
+        value, lines = ZERO, b""
+        for first_seq, path in segments(epoch):
+            lines += b"%020d %s\n" % (first_seq, value.hex().encode())
+            for piece in walk(path):
+                value = extended(value, piece.raw)
+        (epoch.path / NAME).write_bytes(lines)
         mark = SyncedMark(epoch.path / "synced")
         mark.store(seq)
         mark.close()
@@ -94,6 +102,6 @@ def test_a_start_reads_the_end_of_an_epoch_only(log: Log) -> None:
     ends = fill(log.spool, 3 << 20, 3, 1000, segment_bytes=100_000)
     disk = Counting()
     recorder = log.recorder(disk)
-    assert disk.read_bytes < 110_000
+    assert disk.read_bytes < 120_000
     settle(recorder)
     assert closed(epoch_path(log.spool, SOURCE, 0x65000002)) == {"next_seq": ends[-1], "cause": "host_loss"}
