@@ -172,10 +172,9 @@ class Chain:
             content = self._storage.content(path)
         except FileNotFoundError:
             content = b""
-        if content and not content.endswith(b"\n"):
-            # What somebody left of a line must not spoil the next.
-            content += b"\n"
-        replace(self._storage, path, content + self._unwritten)
+        # Half a line would make the next one unreadable, too.
+        whole = content[: content.rfind(b"\n") + 1]
+        replace(self._storage, path, whole + self._unwritten)
         self._unwritten = b""
 
 
