@@ -218,13 +218,15 @@ class Appender:
         now_ns = self._clock_ns()
         while self._held:
             payload, count, deadline_ns, fails, release = self._held[0]
+            # Before the try: had the mark moved behind it, nobody waited in vain.
+            synced = self._ring.synced
             first_seq = self._writer.append_run(payload, count)
             if first_seq is None and now_ns < deadline_ns and not self._hopeless:
                 break
             self._held.popleft()
             self._held_bytes -= len(payload)
             if first_seq is None:
-                self._stuck_at = self._ring.synced
+                self._stuck_at = synced
                 self._give_up(count, release, fails=fails)
             else:
                 release(first_seq, "spool")

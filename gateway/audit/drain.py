@@ -82,6 +82,9 @@ class Drain:
         """
         if self._writer is None or self._mark is None or self._chain is None:
             self._mark, self._writer, self._chain = self._recover()
+            if self.lost is not None:
+                # Told before anything is written behind it: no later start would take the hole for a loss.
+                return 0
         position = self.ring.synced
         if position == self.ring.committed:
             return 0

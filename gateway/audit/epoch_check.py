@@ -110,16 +110,21 @@ class EpochCheck:
         """The chain file's first line that the frames did not lead to."""
         self._place: tuple[str | None, int | None] = (None, None)
         self._expected = 0
+        self.is_emptied = False
+        """No segment is left of it."""
         self.report = EpochReport(source=f"{epoch.source:016x}", epoch=epoch.epoch)
         self.holes: list[Hole] = []
         self.gaps: list[Gap] = []
 
     def run(self) -> None:
         """Read it all. Cost: see docs/log.md; what is appended meanwhile is left out."""
-        # Both before the segments: what is appended meanwhile must not look lost.
-        mark = synced_seq(self._epoch)
+        # In this order: what is appended meanwhile must not look lost, nor what is before an end that comes meanwhile.
         over = closed(self._epoch)
+        mark = synced_seq(self._epoch)
         listed = segments(self._epoch)
+        if not listed:
+            # Retention says that it went, or nobody does: no matter of one epoch.
+            self.is_emptied, self._known = True, []
         report = self.report
         self._expected = report.first_seq = listed[0][0] if listed else mark
         for index, (first_seq, path) in enumerate(listed):

@@ -5,6 +5,7 @@ recovery (cut) -> **lost** -> recorder, which logs the events and then closes th
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Collection
@@ -40,34 +41,49 @@ def lost_epochs(spool: Path, ringed: Collection[str], storage: Storage = DISK) -
         ringed: keys of the epochs that have one.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the disk refused. An epoch whose bytes cannot be read (EIO) is told and left out, and open.
     """
     over: list[Lost] = []
     for epoch in epochs(spool, storage):
         if epoch.key in ringed or closed(epoch, storage) is not None:
             continue
-        tail = cut(epoch, None, storage)
-        mark = SyncedMark(epoch.path / "synced", storage)
-        next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
-        mark.store(next_seq)
-        mark.close()
-        position = Chain.resume(epoch, storage, next_seq).position
-        if closes(epoch, tail.payload):
-            over.append(Lost(epoch, next_seq, "closed", position, []))
-            continue
-        gap = Gap(
-            source=f"{epoch.source:016x}",
-            epoch=epoch.epoch,
-            from_seq=next_seq,
-            to_seq=None,
-            cause="host_loss",
-            at_ns=time.time_ns(),
-            last_synced_ns=tail.mtime_ns or None,
-        )
-        log.warning("ring_lost", extra={"epoch": epoch.key, "from_seq": next_seq})
-        end = close_event(epoch, next_seq, "host_loss")
-        over.append(Lost(epoch, next_seq, "host_loss", position, [gap, end]))
+        try:
+            over.append(_lost(epoch, storage))
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            log.error(
+                "epoch_unreadable",
+                extra={
+                    "epoch": epoch.key,
+                    "why": exc.strerror,
+                    "meanwhile": "it is left as it is; all others are recorded",
+                    "do": "see to the disk of the state directory; the next start tries again",
+                },
+            )
     return over
+
+
+def _lost(epoch: EpochPath, storage: Storage) -> Lost:
+    tail = cut(epoch, None, storage)
+    mark = SyncedMark(epoch.path / "synced", storage)
+    next_seq = mark.next_seq if tail.next_seq is None else tail.next_seq
+    mark.store(next_seq)
+    mark.close()
+    position = Chain.resume(epoch, storage, next_seq).position
+    if closes(epoch, tail.payload):
+        return Lost(epoch, next_seq, "closed", position, [])
+    gap = Gap(
+        source=f"{epoch.source:016x}",
+        epoch=epoch.epoch,
+        from_seq=next_seq,
+        to_seq=None,
+        cause="host_loss",
+        at_ns=time.time_ns(),
+        last_synced_ns=tail.mtime_ns or None,
+    )
+    log.warning("ring_lost", extra={"epoch": epoch.key, "from_seq": next_seq})
+    return Lost(epoch, next_seq, "host_loss", position, [gap, close_event(epoch, next_seq, "host_loss")])
 
 
 def close_event(epoch: EpochPath, events: int, cause: str) -> EpochClose:

@@ -110,6 +110,7 @@ class Recorder:
         self._looks = True
         self._retry_at = 0.0
         self._retry_s = RETRY_S[0]
+        self._lost_told: set[str] = set()
         source = claim_source(
             places.state_dir, gateway_id, "recorder", places.ring_dir, SMALL_RING_BYTES, storage
         )
@@ -120,7 +121,12 @@ class Recorder:
 
     def step(self) -> int:
         """One pass over all rings; returns the bytes moved to disk."""
-        failure = self._find_rings()
+        failure: OSError | None = None
+        try:
+            self._discover()
+        except OSError as exc:
+            # In the way of new rings alone; tried again with each pass.
+            failure = exc
         now_ns = time.monotonic_ns()
         self._looks = now_ns - self._looked_ns >= self.look_ns
         if self._looks:
@@ -222,19 +228,11 @@ class Recorder:
     def _in_order(self) -> list[Drain]:
         return sorted(self._drains.values(), key=lambda d: (d.source, d.epoch.epoch))
 
-    def _find_rings(self) -> OSError | None:
-        """Look for new rings; what stands in the way is returned, and it is tried again."""
-        try:
-            self._discover()
-        except OSError as exc:
-            return exc
-        return None
-
     def _discover(self) -> None:
         for drain in self._rings.new(self._drains.keys()):
             self._drains[drain.path.name] = drain
             self._tell_owner(drain)
-        if self._rings.ringless:
+        if self._rings.ringless and time.monotonic() >= self._retry_at:
             self._close_lost()
 
     def _advance(self, drain: Drain, now_ns: int) -> int:
@@ -300,7 +298,9 @@ class Recorder:
         self._log(self._positions.now(end_of_own(spool, self._own.source, storage)))
         over = lost_epochs(spool, {drain.key for drain in self._drains.values()}, storage)
         for lost in over:
-            self._log([*self._positions.now([(lost.epoch.key, lost.position)]), *lost.events])
+            if lost.epoch.key not in self._lost_told:
+                self._log([*self._positions.now([(lost.epoch.key, lost.position)]), *lost.events])
+                self._lost_told.add(lost.epoch.key)
         own = self._drains[self._own_name]
         while over and not own.empty:
             own.step()

@@ -7,12 +7,13 @@ recorder leaves workers' records in their rings until there is room (decision 00
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.audit.storage import DISK
@@ -81,6 +82,8 @@ class Retention:
         self.total_bytes = self.held_bytes = 0
         self.oldest_s: float | None = None
         self.at_limit = False
+        self._emptied: set[str] = set()
+        """Epochs of which an earlier pass said that all went."""
 
     @property
     def is_over(self) -> bool:
@@ -94,14 +97,20 @@ class Retention:
             self.held_bytes += size_bytes
             self.at_limit = self.at_limit or self.held_bytes > self.max_bytes
 
-    def apply(self, now_s: float | None = None) -> list[Trim]:
+    def apply(self, now_s: float | None = None, *, told: bool = True) -> list[Trim]:
         """Remove what is over, never the segment being written; returns what went, one entry an epoch and range.
+
+        The directory of an epoch that is over goes a pass after its last segment, once that was told: a kill in between
+        leaves it to the next life, which tells all of it.
+
+        Args:
+            told: what earlier passes returned is in the log.
 
         Raises:
             OSError: a file cannot be looked at or removed; what was done stays done.
         """
         now_s = time.time() if now_s is None else now_s
-        listed, active = self._look()
+        listed, active, emptied = self._look()
         total = sum(segment.size_bytes for segment in (*listed, *active))
         over = total > self.max_bytes or self.at_limit
         removed: list[_Segment] = []
@@ -115,8 +124,13 @@ class Retention:
             segment.path.with_suffix(".idx").unlink(missing_ok=True)
             total -= segment.size_bytes
             removed.append(segment)
-        for path in {segment.path.parent for segment in removed}:
-            _remove_empty(path)
+        trims = _ranges(removed)
+        for epoch, next_seq in emptied:
+            if epoch.key not in self._emptied:
+                trims += [Trim(epoch, 0, next_seq - 1, 0, 0)] if next_seq else []
+            elif told:
+                _remove_epoch(epoch.path)
+        self._emptied = {epoch.key for epoch, _ in emptied} | {segment.epoch.key for segment in removed}
         for path in self._spool.glob(f"*/*{REMOVED}"):
             shutil.rmtree(path)
         self.total_bytes = total
@@ -125,19 +139,25 @@ class Retention:
         # What is sent and only still being written to cannot go, and must not hold up what would roll it.
         stuck = total - sum(s.size_bytes for s in active if s.sent)
         self.at_limit = self.held and stuck > (self._low_bytes if self.at_limit else self.max_bytes)
-        return _ranges(removed)
+        return trims
 
-    def _look(self) -> tuple[list[_Segment], list[_Segment]]:
-        """Segments that may go if they are sent, and those being written."""
+    def _look(self) -> tuple[list[_Segment], list[_Segment], list[tuple[EpochPath, int]]]:
+        """Segments that may go if they are sent, those being written, and epochs that are over and have none left, with
+        the number behind their last."""
         positions = self._acknowledged()
         listed: list[_Segment] = []
         active: list[_Segment] = []
+        emptied: list[tuple[EpochPath, int]] = []
         for epoch in epochs(self._spool):
             found = self._segments(epoch, positions.get(epoch.key, {}).get("next_seq", 0))
-            if found and closed(epoch) is None:
-                active.append(found.pop())
+            over = closed(epoch)
+            if over is None:
+                active += found[-1:]
+                found = found[:-1]
+            elif not found:
+                emptied.append((epoch, int(str(over.get("next_seq", 0)))))
             listed.extend(found)
-        return listed, active
+        return listed, active, emptied
 
     def _segments(self, epoch: EpochPath, acknowledged_seq: int) -> list[_Segment]:
         found = segments(epoch)
@@ -153,8 +173,9 @@ class Retention:
         if not self.held:
             return {}
         try:
-            return json.loads(self._positions.read_bytes())  # type: ignore[no-any-return]
-        except (FileNotFoundError, ValueError):
+            return msgspec.json.decode(self._positions.read_bytes(), type=dict[str, dict[str, int]])
+        except (FileNotFoundError, msgspec.MsgspecError, ValueError):
+            # As the forwarder takes it: nothing was sent.
             return {}
 
 
@@ -184,12 +205,9 @@ def _ranges(removed: list[_Segment]) -> list[Trim]:
     return trims
 
 
-def _remove_empty(path: Path) -> None:
+def _remove_epoch(path: Path) -> None:
     """Remove the directory of an epoch that is over and has no segment left; the last number of a source
     is in its `epoch` file."""
-    names = {entry.name for entry in path.iterdir()}
-    if "closed" not in names or any(name.endswith(".log") for name in names):
-        return
     # Renamed first, for good: half removed it would look like an epoch whose ring was lost.
     aside = path.rename(path.with_suffix(REMOVED))
     DISK.sync_directory(path.parent)

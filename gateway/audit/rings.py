@@ -68,16 +68,18 @@ class Rings:
             log.error("ring_unusable", extra={"ring": path.name, "why": str(exc)})  # noqa: TRY400
             self._lose(path.name)
             return None
-        if closed(drain.epoch, storage) is not None:
-            drain.close(unlink=True)
-            return None
-        if not drain.believed:
-            kept = salvage(drain.ring, drain.epoch, self._target.segment_bytes, storage)
-            drain.close(unlink=True)
-            log.warning("ring_of_another_boot", extra={"ring": path.name, **kept._asdict()})
-            self.ringless = True
-            return None
-        return drain
+        try:
+            if closed(drain.epoch, storage) is None:
+                if drain.believed:
+                    return drain
+                kept = salvage(drain.ring, drain.epoch, self._target.segment_bytes, storage)
+                log.warning("ring_of_another_boot", extra={"ring": path.name, **kept._asdict()})
+                self.ringless = True
+        except OSError:
+            drain.close()
+            raise
+        drain.close(unlink=True)
+        return None
 
     def _lose(self, name: str) -> None:
         """The epoch of a ring that cannot be read is told like one whose ring is gone."""

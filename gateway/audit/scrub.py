@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.audit.chain import extended, recorded
+from gateway.audit.chain import ZERO, extended, recorded
 from gateway.audit.event import Event, Gap
 from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.audit.walk import Damage, walk
@@ -194,6 +194,8 @@ def _listed(epoch: EpochPath) -> list[_Segment]:
         if last and not over:
             break
         end_seq = mark if last else found[index + 1][0]
-        start = bytes(32) if not first_seq else lines.get(first_seq)
-        out.append(_Segment(epoch, first_seq, path, end_seq, start, None if last else lines.get(end_seq)))
+        start = ZERO if not first_seq else lines.get(first_seq)
+        # Where the hash begins anew nothing leads to it.
+        end = None if last or lines.get(end_seq) == ZERO else lines.get(end_seq)
+        out.append(_Segment(epoch, first_seq, path, end_seq, start, end))
     return out

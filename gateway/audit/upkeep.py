@@ -116,7 +116,7 @@ class Upkeep:
 
     def _trim(self) -> None:
         try:
-            trims = self.retention.apply()
+            trims = self.retention.apply(told=not self._trims)
         except OSError as exc:
             log.warning("retention_failed", extra={"why": exc.strerror})
             return

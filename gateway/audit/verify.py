@@ -6,9 +6,10 @@ A gap may stand in any source: the owner logs what its ring had no room for, the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,13 +17,15 @@ import msgspec
 from gateway.audit import witnesses
 from gateway.audit.epoch_check import EpochCheck, EpochReport, Finding
 from gateway.audit.event import Gap
+from gateway.audit.frame import expand
 from gateway.audit.ring import Ring
-from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
+from gateway.audit.spool import EpochPath, epochs, read_epoch, segments, synced_seq
 from gateway.audit.witnesses import Known, Witnesses
+from gateway.errors import FrameCorrupt
 
 
 class Gone(msgspec.Struct, kw_only=True):
-    """An epoch that a witness knows and that is not in the spool."""
+    """An epoch that a witness knows and of which no segment is in the spool."""
 
     key: str
     next_seq: int
@@ -61,6 +64,9 @@ def verify(
         check.run()
         checks[epoch.key] = check
         gaps.extend(check.gaps)
+    missing = {key: listed for key, listed in known.items() if key not in checks or checks[key].is_emptied}
+    if missing or any(check.holes for check in checks.values()):
+        gaps.extend(_told_meanwhile(spool, checks))
     for gap in gaps:
         about = checks.get(f"{gap.source}-{gap.epoch:08x}")
         entry = (gap.from_seq, gap.to_seq, gap.cause)
@@ -70,11 +76,21 @@ def verify(
             about.report.gaps.append(entry)
     for check in checks.values():
         _conclude(check)
-    missing = {key: listed for key, listed in known.items() if key not in checks}
     return Report(
         epochs=[check.report for check in checks.values()],
         gone=[_gone(key, listed[-1], gaps) for key, listed in missing.items()],
     )
+
+
+def _told_meanwhile(spool: Path, checks: dict[str, EpochCheck]) -> Iterator[Gap]:
+    """What the recorder told since its epochs were read: of those that ended, and of what went, behind our back."""
+    for epoch in witnesses.recorders(spool):
+        check = checks.get(epoch.key)
+        from_seq = 0 if check is None else check.report.next_seq
+        for frame in read_epoch(epoch, from_seq):
+            with contextlib.suppress(FrameCorrupt):
+                events = expand(epoch.source, epoch.epoch, frame)
+                yield from (event for event in events if isinstance(event, Gap))
 
 
 def bytes_of(spool: Path) -> int:

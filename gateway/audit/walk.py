@@ -6,6 +6,7 @@ For those that check a segment (`chain`, `verify`, `scrub`, `index`); what follo
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Iterator
@@ -56,15 +57,21 @@ def walk(
         keep_cached: False lets the kernel forget what was read, so that a long read does not push out what others use.
 
     Raises:
-        Damage: the bytes at its offset are no whole, valid frame (up to there all were yielded).
-        OSError: the file cannot be read.
+        Damage: the bytes at its offset are no whole, valid frame (up to there all were yielded), or the disk does not
+            give them (EIO).
+        OSError: the file cannot be read for another reason.
     """
     fd = storage.open(path)
     try:
         size = storage.size(fd)
         buffer = b""
         while offset + len(buffer) < size:
-            more = storage.read(fd, max(read_bytes, _needed(buffer) - len(buffer)), offset + len(buffer))
+            try:
+                more = storage.read(fd, max(read_bytes, _needed(buffer) - len(buffer)), offset + len(buffer))
+            except OSError as exc:
+                if exc.errno != errno.EIO:
+                    raise
+                raise Damage(offset, f"bytes that cannot be read: {exc.strerror}") from exc
             if not more:
                 return
             if not keep_cached:

@@ -155,6 +155,16 @@ def test_a_changed_segment_is_named_and_has_no_gap(scene: Scene, caplog: pytest.
     assert [record.__dict__["segment"] for record in caplog.records] == [str(path)]
 
 
+def test_where_the_hash_begins_anew_nothing_is_changed(scene: Scene, caplog: pytest.LogCaptureFixture):
+    """A line of zeros says that no earlier value was known: the segment before leads to none."""
+    path = scene.epoch.path / "chain"
+    lines = path.read_text().splitlines(keepends=True)
+    lines[4] = f"{lines[4][:20]} {'0' * 64}\n"
+    path.write_text("".join(lines[:5]))
+    scene.run()
+    assert (scene.told, caplog.records) == ([], [])
+
+
 def test_the_segment_being_written_is_left_alone(scene: Scene):
     """It is looked at when it is full, or its epoch over."""
     index = len(scene.segments) - 1

@@ -259,7 +259,7 @@ def test_segments_are_small_where_the_limit_is(tmp_path: Path):
 
 
 def test_an_epoch_that_is_over_and_empty_goes(log: Log):
-    """Its directory is removed with its last segment, and a recorder does not take it for lost."""
+    """Its directory is removed a pass after its last segment, and a recorder does not take it for lost."""
     writer = log.owner()
     recorder = log.recorder()
     writer.close()
@@ -267,6 +267,10 @@ def test_an_epoch_that_is_over_and_empty_goes(log: Log):
     stop(recorder)
     loaded = retention(log.state_dir, "audit.keep_h=1")
     loaded.apply(4e9)
+    assert [segments(epoch) for epoch in epochs(log.spool)] == [[], []]
+    assert loaded.apply(4e9, told=False) == []
+    assert len(epochs(log.spool)) == 2, "what went is not in the log yet"
+    assert loaded.apply(4e9) == []
     assert epochs(log.spool) == []
     stop(log.recorder())
     assert [epoch.closed for epoch in log.verify().epochs] == ["closed"]
