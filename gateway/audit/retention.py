@@ -7,17 +7,20 @@ recorder leaves workers' records in their rings until there is room (decision 00
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.audit.storage import DISK
 from gateway.config import Config
+
+log = logging.getLogger("tidegate.recorder")
 
 DEFAULT_MAX_BYTES = 20 * 1024**3
 DEFAULT_SHARE = 5
@@ -84,6 +87,7 @@ class Retention:
         self.at_limit = False
         self._emptied: set[str] = set()
         """Epochs of which an earlier pass said that all went."""
+        self._went: list[Trim] = []
 
     @property
     def is_over(self) -> bool:
@@ -115,31 +119,39 @@ class Retention:
         over = total > self.max_bytes or self.at_limit
         removed: list[_Segment] = []
         kept: list[_Segment] = [*active]
-        for segment in sorted(listed, key=lambda s: s.mtime_s):
-            old = now_s - segment.mtime_s > self._keep_s
-            if not segment.sent or not (old or (over and total > self._low_bytes)):
-                kept.append(segment)
-                continue
-            segment.path.unlink(missing_ok=True)
-            segment.path.with_suffix(".idx").unlink(missing_ok=True)
-            total -= segment.size_bytes
-            removed.append(segment)
-        trims = _ranges(removed)
-        for epoch, next_seq in emptied:
-            if epoch.key not in self._emptied:
-                trims += [Trim(epoch, 0, next_seq - 1, 0, 0)] if next_seq else []
-            elif told:
-                _remove_epoch(epoch.path)
+        try:
+            for segment in sorted(listed, key=lambda s: s.mtime_s):
+                old = now_s - segment.mtime_s > self._keep_s
+                if not segment.sent or not (old or (over and total > self._low_bytes)):
+                    kept.append(segment)
+                    continue
+                segment.path.with_suffix(".idx").unlink(missing_ok=True)
+                segment.path.unlink(missing_ok=True)
+                total -= segment.size_bytes
+                removed.append(segment)
+        finally:
+            # Returned by a later pass, should this one not end.
+            self._went += _ranges(removed)
+        self._clear(emptied, told=told)
         self._emptied = {epoch.key for epoch, _ in emptied} | {segment.epoch.key for segment in removed}
-        for path in self._spool.glob(f"*/*{REMOVED}"):
-            shutil.rmtree(path)
         self.total_bytes = total
         self.oldest_s = min((segment.mtime_s for segment in kept), default=None)
         self.held_bytes = sum(s.size_bytes for s in kept if not s.sent) if self.held else 0
         # What is sent and only still being written to cannot go, and must not hold up what would roll it.
         stuck = total - sum(s.size_bytes for s in active if s.sent)
         self.at_limit = self.held and stuck > (self._low_bytes if self.at_limit else self.max_bytes)
+        trims, self._went = self._went, []
         return trims
+
+    def _clear(self, emptied: list[tuple[EpochPath, int]], *, told: bool) -> None:
+        """Remove the directories of epochs that an earlier pass emptied; tell those that an earlier life did."""
+        for epoch, next_seq in emptied:
+            if epoch.key not in self._emptied:
+                self._went += [Trim(epoch, 0, next_seq - 1, 0, 0)] if next_seq else []
+            elif told:
+                _aside(epoch.path)
+        for path in self._spool.glob(f"*/*{REMOVED}"):
+            shutil.rmtree(path, onerror=_not_removed)
 
     def _look(self) -> tuple[list[_Segment], list[_Segment], list[tuple[EpochPath, int]]]:
         """Segments that may go if they are sent, those being written, and epochs that are over and have none left, with
@@ -155,7 +167,8 @@ class Retention:
                 active += found[-1:]
                 found = found[:-1]
             elif not found:
-                emptied.append((epoch, int(str(over.get("next_seq", 0)))))
+                next_seq = over.get("next_seq")
+                emptied.append((epoch, next_seq if isinstance(next_seq, int) else 0))
             listed.extend(found)
         return listed, active, emptied
 
@@ -205,10 +218,16 @@ def _ranges(removed: list[_Segment]) -> list[Trim]:
     return trims
 
 
-def _remove_epoch(path: Path) -> None:
-    """Remove the directory of an epoch that is over and has no segment left; the last number of a source
-    is in its `epoch` file."""
+def _aside(path: Path) -> None:
+    """Begin to remove the directory of an epoch that is over and has no segment left; the last number of a source is
+    in its `epoch` file."""
     # Renamed first, for good: half removed it would look like an epoch whose ring was lost.
-    aside = path.rename(path.with_suffix(REMOVED))
-    DISK.sync_directory(path.parent)
-    shutil.rmtree(aside)
+    try:
+        path.rename(path.with_suffix(REMOVED))
+        DISK.sync_directory(path.parent)
+    except OSError as exc:
+        log.warning("retention_failed", extra={"directory": str(path), "why": exc.strerror})
+
+
+def _not_removed(_: object, path: str, failure: Any) -> None:
+    log.warning("retention_failed", extra={"directory": path, "why": str(failure[1])})

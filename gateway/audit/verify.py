@@ -19,7 +19,7 @@ from gateway.audit.epoch_check import EpochCheck, EpochReport, Finding
 from gateway.audit.event import Gap
 from gateway.audit.frame import expand
 from gateway.audit.ring import Ring
-from gateway.audit.spool import EpochPath, epochs, read_epoch, segments, synced_seq
+from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
 from gateway.audit.witnesses import Known, Witnesses
 from gateway.errors import FrameCorrupt
 
@@ -87,7 +87,7 @@ def _told_meanwhile(spool: Path, checks: dict[str, EpochCheck]) -> Iterator[Gap]
     for epoch in witnesses.recorders(spool):
         check = checks.get(epoch.key)
         from_seq = 0 if check is None else check.report.next_seq
-        for frame in read_epoch(epoch, from_seq):
+        for frame in witnesses.readable(epoch, from_seq):
             with contextlib.suppress(FrameCorrupt):
                 events = expand(epoch.source, epoch.epoch, frame)
                 yield from (event for event in events if isinstance(event, Gap))

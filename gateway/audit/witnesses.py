@@ -6,6 +6,7 @@ that an auditor kept (`tidegate audit positions --json`). The further from this 
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -53,7 +54,7 @@ def in_spool(spool: Path) -> Witnesses:
     """What the recorder's own epochs in the spool say. Reads those whole, of others a frame."""
     out: Witnesses = {}
     for epoch in recorders(spool):
-        for frame in read_epoch(epoch, 0):
+        for frame in readable(epoch):
             if _POSITIONS not in frame.payload:
                 continue
             try:
@@ -130,8 +131,17 @@ def recorders(spool: Path) -> Iterator[EpochPath]:
         gateway_id = ""
     ours = {source_of(gateway_id, "recorder", index) for index in _RECORDERS} if gateway_id else set()
     for epoch in epochs(spool):
-        if epoch.source in ours or _may_record(next(read_epoch(epoch, 0), None)):
+        if epoch.source in ours or _may_record(next(readable(epoch), None)):
             yield epoch
+
+
+def readable(epoch: EpochPath, from_seq: int = 0) -> Iterator[Frame]:
+    """Frames of an epoch from a number on, to where the disk does not give them (EIO): its own check finds that."""
+    try:
+        yield from read_epoch(epoch, from_seq)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
 
 
 def _may_record(frame: Frame | None) -> bool:

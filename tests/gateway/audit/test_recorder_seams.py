@@ -11,7 +11,7 @@ import pytest
 
 from gateway.audit.event import EpochClose, Event, Gap
 from gateway.audit.scrub import Scrub
-from gateway.audit.spool import EpochPath, closed, epoch_path, segments
+from gateway.audit.spool import EpochPath, closed, epoch_path, segments, write_closed
 from gateway.audit.storage import Disk
 from gateway.audit.verify import verify
 from tests.gateway.audit.sim import (
@@ -54,6 +54,11 @@ class BadSector(Disk):
         if path == self.bad:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().content(path)
+
+
+def refuse(*_: object) -> None:
+    """What a bad disk says."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def over(log: Log) -> EpochPath:
@@ -108,6 +113,42 @@ def test_a_kill_before_retention_is_told_is_no_finding(log: Log, monkeypatch, wh
     stop(recorder)
 
 
+def test_what_went_before_the_disk_refused_is_told(tmp_path: Path, monkeypatch):
+    """A segment that cannot be removed keeps nobody from hearing what was."""
+    epoch = write(tmp_path / "spool", {0: [0, 1], 2: [2, 3], 4: [4, 5]}, 6)
+    second = segments(epoch)[1][1]
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path == second:
+            refuse()
+        unlink(path, missing_ok=missing_ok)
+
+    loaded = retention(tmp_path, "audit.keep_h=1")
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        loaded.apply(FAR_S)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    told = sorted(trim[1:3] for trim in loaded.apply(FAR_S))
+    assert (told[0][0], told[-1][1]) == (0, 3)
+    assert loaded.apply(FAR_S) == []
+
+
+def test_a_directory_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch, caplog):
+    """The others go, and what went is told."""
+    kept, gone = (epoch_path(tmp_path / "spool", 1, number) for number in (1, 2))
+    for epoch in (kept, gone):
+        epoch.path.mkdir(parents=True)
+        write_closed(epoch, 1, "closed")
+    loaded = retention(tmp_path, "audit.keep_h=1")
+    assert len(loaded.apply(FAR_S)) == 2
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: refuse() if path == kept.path else rename(path, to))
+    assert loaded.apply(FAR_S) == []
+    assert (kept.path.exists(), gone.path.exists()) == (True, False)
+    assert [record.__dict__["directory"] for record in caplog.records] == [str(kept.path)]
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_an_emptied_epoch_is_gone(log: Log, told: bool):
     """Of an epoch without segments whose directory is still there, a gap of retention must say that it went."""
@@ -155,9 +196,11 @@ def test_a_bad_sector_is_damage(log: Log, monkeypatch, caplog):
     settle(recorder)
     epoch = epoch_path(log.spool, writer.source.source, writer.source.epoch)
     disk = BadSector()
-    disk.bad = segments(epoch)[1][1]
+    disk.bad = segments(epoch)[0][1]
     monkeypatch.setattr("gateway.audit.walk.walk.__defaults__", (0, 1 << 20, disk))
-    (finding,) = next(e for e in log.verify().epochs if e.role == "worker").findings[:1]
+    monkeypatch.setattr("gateway.audit.spool.EpochReader.__init__.__defaults__", (disk,))
+    monkeypatch.setattr("gateway.audit.spool.read_epoch.__defaults__", (disk,))
+    (finding,) = next(e for e in log.verify().epochs if e.source == epoch.key[:16]).findings[:1]
     assert (finding.kind, finding.segment) == ("damaged", disk.bad.name)
     assert "Input/output error" in finding.found
     told: list[Gap] = []
@@ -165,7 +208,7 @@ def test_a_bad_sector_is_damage(log: Log, monkeypatch, caplog):
     for _ in range(100):
         scrub._next_ns = 0
         scrub.step(lambda events: told.extend(events) or True)
-    assert [(gap.from_seq, gap.cause) for gap in told] == [(segments(epoch)[1][0], "corrupt")]
+    assert [(gap.from_seq, gap.cause) for gap in told] == [(0, "corrupt")]
 
 
 def test_an_epoch_that_cannot_be_read_holds_nobody_up(log: Log, caplog):
@@ -255,10 +298,7 @@ def test_a_ring_that_cannot_be_looked_at_leaves_no_descriptor(log: Log, monkeypa
     recorder = log.recorder()
     log.owner()
 
-    def refused(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("gateway.audit.rings.closed", refused)
+    monkeypatch.setattr("gateway.audit.rings.closed", refuse)
     recorder.step()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
