@@ -187,7 +187,7 @@ class Retention:
             return {}
         try:
             return msgspec.json.decode(self._positions.read_bytes(), type=dict[str, dict[str, int]])
-        except (FileNotFoundError, msgspec.MsgspecError, ValueError):
+        except (OSError, msgspec.MsgspecError, ValueError):
             # As the forwarder takes it: nothing was sent.
             return {}
 

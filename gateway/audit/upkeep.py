@@ -69,6 +69,7 @@ class Upkeep:
         self.retention = Retention(spool, config)
         self.segment_bytes = segment_bytes(config, self.retention.max_bytes)
         self._trims: list[Trim] = []
+        self._refused = ""
         self._trimmed = self._trimmed_bytes = 0
         # Before anything is written: a full disk may be full of what is over.
         self._trim()
@@ -118,8 +119,11 @@ class Upkeep:
         try:
             trims = self.retention.apply(told=not self._trims)
         except OSError as exc:
-            log.warning("retention_failed", extra={"why": exc.strerror})
+            if exc.strerror != self._refused:
+                self._refused = exc.strerror or ""
+                log.warning("retention_failed", extra={"file": exc.filename, "why": exc.strerror})
             return
+        self._refused = ""
         self._trimmed += sum(trim.segments for trim in trims)
         self._trimmed_bytes += sum(trim.size_bytes for trim in trims)
         self._trims = [*self._trims, *trims][-TRIMS_KEPT:]

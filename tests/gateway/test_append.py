@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.audit.event import Gap, ModelFacts
 from gateway.audit.event import Model as ModelEvent
 from tests.gateway.path import Path_
@@ -102,6 +104,31 @@ def test_only_the_first_frames_wait_for_a_recorder_that_moves_nothing(tmp_path: 
         assert not frames.appender.unavailable
         frames.submit()
         assert frames.levels[3:] == [(50, "spool")]
+        frames.path.close()
+
+    asyncio.run(main())
+
+
+def test_a_mark_that_moves_behind_the_last_try_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorder drains all between a frame's last try and its giving up: those that come next are not refused."""
+
+    async def main() -> None:
+        frames = Frames(tmp_path, "audit.on_unavailable=fail")
+        frames.fill()
+        frames.submit()
+        frames.turn(49)
+        ring, writer = frames.path.ring, frames.appender._writer
+
+        def late(*_: object) -> None:
+            ring.set_synced(ring.committed)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "append_run", late)
+            frames.turn(50)
+        assert frames.levels == [(50, "")]
+        assert not frames.appender.unavailable
         frames.path.close()
 
     asyncio.run(main())

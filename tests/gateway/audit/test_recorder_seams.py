@@ -74,14 +74,18 @@ def over(log: Log) -> EpochPath:
 
 
 @pytest.mark.parametrize(
-    "content", ["[1]", '{"KEY": 5}', '{"KEY": {"next_seq": "many"}}', '{"KEY": null}', "{"]
+    "content", ["[1]", '{"KEY": 5}', '{"KEY": {"next_seq": "many"}}', '{"KEY": null}', "{", ""]
 )
 def test_positions_that_are_none_hold_everything_back(tmp_path: Path, content: str):
     """Whatever stands in the forwarder's file, the recorder goes on, and what may not be sent stays."""
     epoch = write(tmp_path / "spool", {0: [0], 1: [1]}, 2)
     positions = tmp_path / "forwarder" / "positions.json"
     positions.parent.mkdir()
-    positions.write_text(content.replace("KEY", epoch.key))
+    if content:
+        positions.write_text(content.replace("KEY", epoch.key))
+    else:
+        # As good as one that may not be read.
+        positions.mkdir()
     held = retention(tmp_path, KAFKA)
     assert held.apply(FAR_S) == []
     assert len(segments(epoch)) == 2
@@ -304,3 +308,12 @@ def test_a_ring_that_cannot_be_looked_at_leaves_no_descriptor(log: Log, monkeypa
     for _ in range(5):
         recorder.step()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_refused_retention_is_told_once(log: Log, monkeypatch, caplog):
+    """Over the limit it is tried four times a second: a line for each cause, not for each try."""
+    keeping = upkeep(log)
+    monkeypatch.setattr(keeping.retention, "apply", lambda **_: refuse())
+    for _ in range(5):
+        keeping._trim()
+    assert [record.getMessage() for record in caplog.records] == ["retention_failed"]
