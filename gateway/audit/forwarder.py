@@ -85,7 +85,7 @@ class Forwarder:
         """Closed epochs of which everything is sent."""
         self._readers: dict[str, EpochReader] = {}
         self._ended: dict[str, int] = {}
-        """Epochs that gave nothing although numbers up to this one are said to be on disk: damaged at the end."""
+        """Epochs that gave nothing though numbers below this are said to be on disk; looked at again at a check."""
         self.standing = Standing(directory, self._positions, self._readers)
         self.producers = 0
         """Made since the start."""
@@ -225,6 +225,8 @@ class Forwarder:
             if end <= acknowledged[partition]:
                 self._rewind(f"partition {partition} ends at offset {end}", partition, end)
         self._checked_s = time.monotonic()
+        # Such an epoch may be over by now, or its disk well.
+        self._ended.clear()
         for line in self._topic.differences:
             if line not in self._told:
                 self._told.add(line)
@@ -271,7 +273,7 @@ class Forwarder:
                 continue
             # Looked at first: what is closed gets nothing more.
             over = closed(epoch) is not None
-            if over and self._at(epoch.key) >= synced_seq(epoch):
+            if over and self._acknowledged(epoch.key) >= synced_seq(epoch):
                 self._done.add(epoch.key)
                 self._readers.pop(epoch.key, None)
             else:
@@ -279,9 +281,12 @@ class Forwarder:
         return self._open
 
     def _at(self, key: str) -> int:
-        """The number that an epoch goes on with."""
+        """The number that is waited for of an epoch."""
+        return max(self._acknowledged(key), self._ended.get(key, 0))
+
+    def _acknowledged(self, key: str) -> int:
         entry = self._positions.entries.get(key)
-        return 0 if entry is None else max(entry["next_seq"], self._ended.get(key, 0))
+        return 0 if entry is None else entry["next_seq"]
 
     async def _send_partition(self, producer: TopicProducer, partition: int, listed: list[EpochPath]) -> None:
         """Some batches of each epoch of a partition, one after another."""
@@ -293,8 +298,8 @@ class Forwarder:
             turns, before = 0, entry["next_seq"]
             synced = synced_seq(epoch)
             reader = self._readers.setdefault(epoch.key, EpochReader(epoch))
-            for frame in reader.frames(before):
-                pending.add(self._outgoing.parcel(epoch, frame, largest_bytes).after(before))
+            for parcel in self._outgoing.parcels(reader, epoch, before, largest_bytes):
+                pending.add(parcel)
                 while pending.size_bytes >= batch_bytes:
                     await self._send(producer, epoch.key, pending, batch_bytes)
                     turns += 1

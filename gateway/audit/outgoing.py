@@ -1,7 +1,8 @@
 """Outgoing: a frame's records, and gaps in place of what cannot be sent.
 
-spool -> **outgoing** -> batch. What no topic would take (too large for this one, or unreadable) is told by a gap that
-has its numbers and is written to `quarantine.jsonl`; it stays in the spool, and nothing waits behind it.
+spool -> **outgoing** -> batch. What no topic would take (too large for this one, unreadable, or damaged on disk) is
+told by a gap that has its numbers and is written to `quarantine.jsonl`; it stays in the spool, and nothing waits
+behind it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.audit.batch import Parcel
@@ -17,7 +19,7 @@ from gateway.audit.envelope import Envelope
 from gateway.audit.event import Event, Gap
 from gateway.audit.frame import Frame, expand
 from gateway.audit.identity import id_prefix
-from gateway.audit.spool import EpochPath
+from gateway.audit.spool import EpochPath, EpochReader, closed, segments, synced_seq
 from gateway.audit.values import values_of
 
 log = logging.getLogger("tidegate.forwarder")
@@ -37,22 +39,53 @@ class Outgoing:
         self._encoding = encoding
         self._envelopes: dict[int, Envelope] = {}
         self._quarantined: set[str] = set()
+        self._failing: set[str] = set()
+        """Epochs that the disk did not give, told once."""
 
     @property
     def quarantined(self) -> int:
         """Events and frames that were told by a gap instead of being sent."""
         return len(self._quarantined)
 
-    def parcel(self, epoch: EpochPath, frame: Frame, largest_bytes: int) -> Parcel:
-        """A frame's records, each with the number behind it.
+    def parcels(
+        self, reader: EpochReader, epoch: EpochPath, from_seq: int, largest_bytes: int
+    ) -> Iterator[Parcel]:
+        """An epoch's records from a number on, frame by frame, with gaps for what is damaged.
+
+        Numbers behind the last frame that can be read are waited for until the epoch is over: then a gap has them.
+        Where the disk fails this ends, as that may pass; all of it is still to come.
 
         Args:
             largest_bytes: of a value that the topic takes.
         """
-        envelope = self._envelopes.get(epoch.source)
-        if envelope is None:
-            envelope = Envelope(self._gateway_id, epoch.source, self._encoding)
-            self._envelopes[epoch.source] = envelope
+        synced = synced_seq(epoch)
+        damaged: list[tuple[int, int]] = []
+        at_seq = from_seq
+        try:
+            for frame in reader.frames(from_seq, damaged):
+                while damaged:
+                    yield self._lost(epoch, *damaged.pop(0))
+                yield self.parcel(epoch, frame, largest_bytes).after(from_seq)
+                at_seq = frame.next_seq
+        except OSError as exc:
+            if epoch.key not in self._failing:
+                self._failing.add(epoch.key)
+                log.error(
+                    "segment_unreadable",
+                    extra={
+                        "epoch": epoch.key,
+                        "why": exc.strerror,
+                        "meanwhile": "other records are sent; tried again",
+                    },
+                )
+            return
+        self._failing.discard(epoch.key)
+        if at_seq < synced and closed(epoch) is not None and segments(epoch):
+            yield self._lost(epoch, at_seq, synced)
+
+    def parcel(self, epoch: EpochPath, frame: Frame, largest_bytes: int) -> Parcel:
+        """A frame's records, each with the number behind it; see `parcels`."""
+        envelope = self._envelope(epoch)
         following = range(frame.first_seq + 1, frame.next_seq + 1)
         try:
             made = None
@@ -68,6 +101,19 @@ class Outgoing:
         if max(map(len, parcel.values), default=0) > largest_bytes:
             return self._without_large(epoch, parcel, envelope, largest_bytes)
         return parcel
+
+    def _lost(self, epoch: EpochPath, from_seq: int, end_seq: int) -> Parcel:
+        """Numbers whose frames are damaged."""
+        numbers = Frame(from_seq, end_seq - from_seq, b"")
+        gap = self._quarantine(epoch, numbers, "corrupt", why="its segment is damaged there")
+        return self._envelope(epoch).of_events([gap], [end_seq])
+
+    def _envelope(self, epoch: EpochPath) -> Envelope:
+        envelope = self._envelopes.get(epoch.source)
+        if envelope is None:
+            envelope = Envelope(self._gateway_id, epoch.source, self._encoding)
+            self._envelopes[epoch.source] = envelope
+        return envelope
 
     def _without_large(
         self, epoch: EpochPath, parcel: Parcel, envelope: Envelope, largest_bytes: int

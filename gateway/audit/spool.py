@@ -124,8 +124,13 @@ class EpochReader:
         self._place: tuple[int, int, int] | None = None
         """Segment, byte of its next frame, and that frame's number."""
 
-    def frames(self, from_seq: int) -> Iterator[Frame]:
-        """Frames from the one that holds `from_seq` on. Memory: 1 MiB, or the largest frame."""
+    def frames(self, from_seq: int, damaged: list[tuple[int, int]] | None = None) -> Iterator[Frame]:
+        """Frames from the one that holds `from_seq` on. Memory: 1 MiB, or the largest frame.
+
+        Args:
+            damaged: gets (first, behind the last) of numbers that a segment before the last holds and does not give any
+                more, before the next frame comes. A hole between whole frames is none.
+        """
         limit = synced_seq(self._epoch, self._storage)
         if limit <= from_seq:
             return
@@ -135,15 +140,20 @@ class EpochReader:
             end_seq = min(end_seq, limit)
             if end_seq <= from_seq:
                 continue
-            start = 0
+            end, at_seq = 0, first_seq
             if self._place and self._place[0] == first_seq and self._place[2] <= from_seq:
-                start = self._place[1]
-            for following, frame in _frames_at(path, start, self._storage):
+                _, end, at_seq = self._place
+            for following, frame in _frames_at(path, end, self._storage):
                 if frame.first_seq >= end_seq:
                     break
-                if frame.next_seq > from_seq:
-                    self._place = (first_seq, following, frame.next_seq)
+                end, at_seq = following, frame.next_seq
+                if at_seq > from_seq:
+                    self._place = (first_seq, following, at_seq)
                     yield frame
+            else:
+                lost = at_seq < end_seq and index + 1 < len(listed)
+                if damaged is not None and lost and (not end or self._storage.facts(path).size_bytes > end):
+                    damaged.append((max(at_seq, from_seq), end_seq))
 
 
 def read_epoch(epoch: EpochPath, from_seq: int, storage: Storage = DISK) -> Iterator[Frame]:
