@@ -353,15 +353,11 @@ class Forwarder:
 
     def _forget(self, present: set[str]) -> None:
         """Drop what is known of epochs that are gone from the spool."""
-        gone = self._positions.entries.keys() - present
-        for key in gone:
-            del self._positions.entries[key]
+        for key in self._positions.forget(present, self._done):
             self._readers.pop(key, None)
             self._ended.pop(key, None)
             self._done.discard(key)
             self.standing.forget(key)
-        if gone:
-            self._positions.moved()
 
     def _write_status(self, *, now: bool = False) -> None:
         self.standing.write(self._open or epochs(self._spool), self.quarantined, now=now)

@@ -7,15 +7,14 @@ later: a crash between costs doubles, never a record.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
+from collections.abc import Collection, Set
 from pathlib import Path
 
 import msgspec
 
-from gateway.audit.storage import DISK
+from gateway.audit.storage import DISK, replace
 
 log = logging.getLogger("tidegate.forwarder")
 
@@ -56,7 +55,6 @@ class Positions:
             found = {"partition": used.index(min(used)), "next_seq": 0}
             self.entries[key] = found
             self.save()
-            DISK.sync_directory(self._path.parent)
         return found
 
     def offsets(self, partitions: int) -> dict[int, int]:
@@ -88,6 +86,20 @@ class Positions:
     def _stands(entry: dict[str, int], partition: int, offset: int) -> bool:
         return entry["partition"] == partition and entry.get("offset", -1) >= offset
 
+    def forget(self, present: Set[str], over: Collection[str]) -> list[str]:
+        """Drop epochs that are gone from the spool; returns which.
+
+        The last one of a source stays unless it is `over`: if someone removed the spool, the recorder goes on with it,
+        and its records must not come to another partition, behind the backs of readers.
+        """
+        last = {key[:16]: key for key in sorted(self.entries.keys() | present)}
+        gone = [key for key in self.entries if key not in present and (key in over or last[key[:16]] != key)]
+        for key in gone:
+            del self.entries[key]
+        if gone:
+            self.moved()
+        return gone
+
     def moved(self) -> None:
         """A position moved; saved now and then."""
         self._dirty = True
@@ -100,15 +112,12 @@ class Positions:
             self.flush()
 
     def save(self) -> None:
-        """Temporary file, fsync, rename."""
-        temporary = self._path.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, json.dumps(self.entries).encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.rename(self._path)
+        """Put the file on disk.
+
+        Raises:
+            OSError: the last one stands there, whole.
+        """
+        replace(DISK, self._path, msgspec.json.encode(self.entries))
         self._saved_s, self._dirty = time.monotonic(), False
 
     def flush(self) -> None:
