@@ -127,6 +127,11 @@ class Pending:
         """The first record's time."""
         return self._columns[3][0]  # type: ignore[no-any-return]
 
+    @property
+    def first_bytes(self) -> int:
+        """The first record's value takes."""
+        return len(self._columns[2][0])
+
     def add(self, parcel: Parcel) -> None:
         """Behind what waits already."""
         for mine, more in zip(self._columns, parcel, strict=True):

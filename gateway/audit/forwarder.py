@@ -19,13 +19,14 @@ import signal
 import time
 from pathlib import Path
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from gateway import config as configuration
 from gateway import logs, process
 from gateway.audit.backlog import Standing
 from gateway.audit.batch import Pending
 from gateway.audit.brokers import client_arguments, diagnose
+from gateway.audit.limits import Limits
 from gateway.audit.outgoing import Outgoing
 from gateway.audit.producer import RENEW_RECORDS, TopicProducer
 from gateway.audit.sent import Positions
@@ -47,8 +48,6 @@ CHECK_S = 60.0
 STOP_S = 5.0
 TURN_BATCHES = 16
 """An epoch that is far behind lets others go on after so many batches."""
-RECORD_SLACK_BYTES = 4096
-"""Headers of a record and of a batch."""
 
 
 class Forwarder:
@@ -75,6 +74,7 @@ class Forwarder:
         self._positions = Positions(directory / "positions.json")
         self._outgoing = Outgoing(directory, gateway_id, kafka.encoding)
         self._topic = TopicFacts(0, 0, [], False)
+        self._limits = Limits(kafka.batch_bytes)
         self._checked_s = 0.0
         self._stopping = False
         self._limit: asyncio.Timeout | None = None
@@ -217,6 +217,7 @@ class Forwarder:
         """
         async with asyncio.timeout(self._kafka.request_timeout_ms / 1000 * 1.5):
             self._topic = await ensure_topic(self._kafka)
+            self._limits.found(self._topic.max_message_bytes)
             if self._topic.was_made:
                 self._rewind("it was not there", None, 0)
             acknowledged = self._positions.offsets(self._topic.partitions)
@@ -231,12 +232,6 @@ class Forwarder:
             if line not in self._told:
                 self._told.add(line)
                 log.warning("topic_differs", extra={"what": line})
-
-    @property
-    def _largest_bytes(self) -> int:
-        """Bytes of the largest value that the topic takes, and of the largest batch."""
-        most = self._topic.max_message_bytes
-        return most - min(RECORD_SLACK_BYTES, most // 2)
 
     async def _send_with(self, producer: TopicProducer) -> None:
         """Round after round over what waits, until stopped with nothing left or the producer is spent."""
@@ -290,8 +285,7 @@ class Forwarder:
 
     async def _send_partition(self, producer: TopicProducer, partition: int, listed: list[EpochPath]) -> None:
         """Some batches of each epoch of a partition, one after another."""
-        largest_bytes = self._largest_bytes
-        batch_bytes = min(self._kafka.batch_bytes, largest_bytes)
+        batch_bytes, largest_bytes = self._limits.batch_bytes, self._limits.record_bytes
         for epoch in listed:
             entry = self._positions.entries[epoch.key]
             pending = Pending()
@@ -319,7 +313,11 @@ class Forwarder:
         entry = self._positions.entries[key]
         self.standing.next_is(key, entry["next_seq"], pending.first_ms)
         batch = pending.batch(batch_bytes)
-        offset = await producer.send(batch, entry["partition"])
+        try:
+            offset = await producer.send(batch, entry["partition"])
+        except (MessageSizeTooLargeError, RecordListTooLargeError):
+            self._limits.refused(batch.count, pending.first_bytes)
+            raise
         if 0 <= offset <= entry.get("offset", -1):
             what = f"offset {offset} of partition {entry['partition']} was taken before"
             self._rewind(what, entry["partition"], offset)
