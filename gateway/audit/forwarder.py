@@ -327,6 +327,9 @@ class Forwarder:
         if offset >= 0:
             entry["offset"] = offset + batch.count - 1
         pending.drop(batch.count)
+        if pending:
+            # Else the status would look for it on disk, from the start of the segment.
+            self.standing.next_is(key, batch.next_seq, pending.first_ms)
         self._reached()
         self.standing.sent(batch.count, batch.size())
         self._positions.moved()
