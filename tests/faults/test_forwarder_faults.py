@@ -114,7 +114,7 @@ def test_no_leader_for_longer_than_the_timeout(flow, brokers) -> None:
         for partition in (0, 1):
             brokers.leader(one.topic, partition, -1)
         one.more()
-        await one.failed(2)
+        await one.failed(1)
         for partition in (0, 1):
             brokers.leader(one.topic, partition, 2)
         await one.sent()
@@ -236,7 +236,7 @@ def test_a_black_hole(flow, link, guarded) -> None:
     async def drive() -> None:
         link.both(is_black_hole=True)
         one.more()
-        await one.failed(2)
+        await one.failed(1)
         link.clear()
         link.reset_all()
         await one.sent()

@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from bench.kafka import Broker
 from gateway.audit.frame import seal
 from gateway.audit.spool import epoch_path, epochs, segments, write_closed
+from tests.faults.chaos_proxy import ChaosProxy
 from tests.gateway.audit.sim import GATEWAY_ID
 from tests.kafka.lived import Lived, check_contiguous, labels, read_topic, run_with, until
 
@@ -192,8 +193,10 @@ def test_a_damaged_segment_holds_up_nothing_else(lived):
     assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == [1]
 
 
+@pytest.mark.prove
 def test_a_broker_killed_in_the_middle_loses_nothing(tmp_path: Path, kafka_broker: Broker, monkeypatch):
-    """kill -9 of the broker and a restart while records flow: the topic is contiguous afterwards."""
+    """kill -9 of the broker and a restart while records flow: the topic is contiguous afterwards. In short:
+    tests/faults/test_ledger.py, where a broker is killed beneath a whole gateway."""
     monkeypatch.setattr("gateway.audit.forwarder.BACKOFF_S", (0.1, 1.0))
     one = Lived(tmp_path / "state", kafka_broker.bootstrap, partitions=2, request_timeout_ms=2000)
     forwarder = one.forwarder()
@@ -274,10 +277,10 @@ def test_a_frozen_broker_is_left_and_found_again(tmp_path: Path, kafka_broker: B
         one.close()
 
 
-def test_a_killed_forwarder_goes_on_when_it_is_back(tmp_path: Path, kafka_broker: Broker):
+def test_a_killed_forwarder_goes_on_when_it_is_back(tmp_path: Path, guarded: Broker, chaos: ChaosProxy):
     """The real process: started without a broker, killed -9 while it sends, told to stop; nothing is lost."""
-    kafka_broker.stop()
-    one = Lived(tmp_path / "state", kafka_broker.bootstrap, partitions=1, request_timeout_ms=2000)
+    chaos.refuses = True
+    one = Lived(tmp_path / "state", chaos.address, partitions=1, request_timeout_ms=2000)
     for i in range(100):
         one.append(*range(100 * i, 100 * i + 100), pad_bytes=300)
     process = one.process()
@@ -292,7 +295,7 @@ def test_a_killed_forwarder_goes_on_when_it_is_back(tmp_path: Path, kafka_broker
     async def drive() -> None:
         nonlocal process
         await until(lambda: "kafka_not_reachable" in one.said())
-        await asyncio.to_thread(kafka_broker.restart)
+        chaos.clear()
         await until(lambda: sent() > 0)
         process.kill()
         process.wait()
@@ -306,9 +309,10 @@ def test_a_killed_forwarder_goes_on_when_it_is_back(tmp_path: Path, kafka_broker
         assert process.wait(timeout=10) == 0
         assert one.said().count("kafka_not_reachable") == 1
         assert "Traceback" not in one.said()
-        messages = read_topic(kafka_broker.bootstrap, one.kafka.topic)
+        messages = read_topic(guarded.bootstrap, one.kafka.topic)
         assert labels(check_contiguous(messages, msgspec.msgpack.decode)) == list(range(10_001))
     finally:
+        chaos.clear()
         process.kill()
         process.wait()
         one.close()
