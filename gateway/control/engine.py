@@ -338,14 +338,12 @@ class Engine:
             # A change made on top of one whose fate is unknown would hide it from recovery.
             msg = "control restarts, since it does not know whether the last change was made; try again soon"
             raise AuditUnavailable(msg)
-        seq = self._writer.append_events([event])
         deadline = time.monotonic() + LOG_TIMEOUT_S
-        while seq is None and time.monotonic() < deadline:
+        while (seq := self._append(event)) is None:
+            if time.monotonic() > deadline:
+                msg = "the change could not be logged, so it was not made: see tidegate audit status for why"
+                raise AuditUnavailable(msg)
             await asyncio.sleep(POLL_S)
-            seq = self._writer.append_events([event])
-        if seq is None:
-            msg = "the change could not be logged, so it was not made: the log has no room"
-            raise AuditUnavailable(msg)
         if event.model is not None and event.revision is not None:
             self._drawn[event.model] = max(event.revision, self._drawn.get(event.model, 0))
         event.id = self._writer.event_id(seq)
@@ -363,6 +361,10 @@ class Engine:
                 )
                 raise AuditUnavailable(msg)
             await asyncio.sleep(POLL_S)
+
+    def _append(self, event: Control) -> int | None:
+        # What the recorder cannot write now would be made later, behind an answer that says no.
+        return None if self._writer.ring.unavailable else self._writer.append_events([event])
 
     def _publish(self, state: State) -> None:
         serving = msgspec.structs.replace(state.serving, generation=state.serving.generation + 1)

@@ -138,6 +138,26 @@ def test_all_else_waits(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     go(plane, body)
 
 
+def test_a_disk_that_takes_no_records(plane: Plane) -> None:
+    """While the recorder cannot write, a change is refused and not made, now or later; a hold goes ahead."""
+
+    async def body(engine: Engine) -> None:
+        ring = plane.writer.ring
+        before, plane.synced = ring.committed, False
+        ring.set_unavailable(True)
+        with pytest.raises(AuditUnavailable, match="was not made"):
+            await shift(engine, 500)
+        await freeze(engine)
+        assert (engine.must_restart, engine.route(MODEL).frozen, ring.committed) == (False, True, before)
+        plane.synced = True
+        ring.set_unavailable(False)
+        await engine.catch_up()
+        assert ring.committed > before
+        assert engine.state.ledger.unlogged == ()
+
+    go(plane, body)
+
+
 def test_owed_is_logged_first(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the log takes records, the owed change comes before the next one and gets its event's id."""
     plane.record()
