@@ -43,6 +43,8 @@ async def _serve(context: process.Context) -> int:
     tokens = ensure_tokens(state_dir)
     # For those who read the log later: where the bundles are that its records name.
     (state_dir / "repository").write_text(f"{context.models}\n")
+    config = configuration.decode(context.config)
+    forget_absent(state_dir, config)
     fleet = Fleet.open(Path(context.fleet_path))
     source = claim_source(state_dir, context.gateway_id, "control", ring_dir, SMALL_RING_BYTES)
     if not wait_drained(ring_dir, sources_of(context.gateway_id, "control"), source.ring_path.name):
@@ -53,7 +55,6 @@ async def _serve(context: process.Context) -> int:
     if fleet.generation == 0 and state.ledger.next_slot > SLOTS // 2:
         state = renumbered(state)
     writer = Writer(source, context.gateway_id)
-    config = configuration.decode(context.config)
     engine = Engine(state, writer, fleet, path, config.policy_of)
     engine.publish()
     placement = Placement(engine, Path(context.models), config.models_watch_s)
@@ -84,6 +85,16 @@ async def _serve(context: process.Context) -> int:
         task.cancel()
     writer.close()
     return 1 if engine.must_restart else 0
+
+
+def forget_absent(state_dir: Path, config: configuration.Config) -> None:
+    """Remove what forwarder and sidecar said of themselves in an earlier life, if they do not run in this one.
+
+    It would grow old for ever in `/metrics`, and look like a process that died.
+    """
+    for name, runs in (("forwarder", config.kafka is not None), ("sidecar", config.sidecar.enabled)):
+        if not runs:
+            (state_dir / name / "status.json").unlink(missing_ok=True)
 
 
 async def _tick(engine: Engine, writer: Writer, server: uvicorn.Server) -> None:

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway import config as configuration
 from gateway import fleet as words_of
 from gateway.api.metrics import exposition
 from gateway.batching import CUT_REASONS
+from gateway.control.__main__ import forget_absent
 from gateway.control.changes import leased, with_variants
 from gateway.control.snapshot import DesiredVersion, Serving
 from gateway.fleet import LATENCY_BOUNDS_NS, Fleet
@@ -136,6 +138,17 @@ def test_forwarder_status(fleet: Fleet, tmp_path: Path) -> None:
     assert found["tidegate_forwarder_lag_events",] == 12
     assert found["tidegate_forwarder_forwarded_events",] == 100
     assert found["tidegate_forwarder_oldest_seconds",] == 1.5
+
+
+@pytest.mark.parametrize("name", ["forwarder", "sidecar"])
+def test_a_process_that_is_switched_off_has_no_age(fleet: Fleet, tmp_path: Path, name: str) -> None:
+    """What it said while it ran is gone at the next start: its age would grow for ever, and alarm."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "status.json").write_text('{"at_ns": 1}')
+    forget_absent(tmp_path, configuration.decode('{"kafka": {"bootstrap_servers": "a:1"}}'))
+    assert (f"tidegate_{name}_age_seconds",) in scrape(fleet, tmp_path)
+    forget_absent(tmp_path, configuration.decode('{"sidecar": {"enabled": false}}'))
+    assert (f"tidegate_{name}_age_seconds",) not in scrape(fleet, tmp_path)
 
 
 @pytest.mark.parametrize(("left_s", "shares"), [(60, (9000, 1000)), (-1, (10_000, 0))])
