@@ -99,7 +99,8 @@ def in_file(path: Path) -> Witnesses:
         content = json.loads(path.read_bytes())
         return _parsed(content["positions"], path.name)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        msg = f"{path}: {exc}; expected what `tidegate audit positions --json` prints"
+        why = f"no {exc} in it" if isinstance(exc, KeyError) else str(exc)
+        msg = f"{path}: {why}; expected what `tidegate audit positions --json` prints"
         raise WitnessUnusable(msg) from exc
 
 

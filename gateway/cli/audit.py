@@ -19,12 +19,13 @@ from gateway.audit.standing import read_status
 from gateway.audit.verify import status as spool_status
 from gateway.cli import records, verifying
 from gateway.cli.client import repository
-from gateway.cli.export import bar, opened, suffix_format
+from gateway.cli.export import held_records, opened, suffix_format
 from gateway.cli.failures import INPUT, NO, Stop
 from gateway.cli.filters import Filter, filter_options
 from gateway.cli.forwarding import forwarder_status, in_words
 from gateway.cli.lookup import found_in
 from gateway.cli.places import Place, place_options, spool_options
+from gateway.cli.progress import reading
 from gateway.cli.screen import json_option, print_json, print_json_line, say, table
 from gateway.cli.standing import in_words as recorder_in_words
 from gateway.cli.tailing import Missed, last, up_to_now
@@ -158,22 +159,20 @@ def export(path: Path | None, form: str | None, wanted: Filter, place: Place) ->
     retention removed is not there; `tidegate audit verify` tells what is missing beside that.
     """
     feed = place.feed(since_ns=wanted.since_ns)
-    kept, missed = 0, Missed()
+    kept, missed, form = 0, Missed(), suffix_format(path, form)
     try:
         with (
-            opened(path, suffix_format(path, form)) as take,
-            bar(None if place.kafka else place.spool) as read,
+            opened(path, form) as take,
+            reading(lambda: None if place.kafka else held_records(place.spool), "records") as read,
         ):
             for events in up_to_now(feed, KAFKA_QUIET_MS if place.kafka else 0, missed):
                 read(len(events))
-                for event in filter(wanted.keeps, events):
-                    kept += 1
-                    take(event)
+                kept += sum(map(take, filter(wanted.keeps, events)))
     finally:
         feed.close()
         _tell(missed)
     if path is not None:
-        say(f"{kept} records in {path}")
+        say(f"{kept} {'predictions' if form == 'parquet' else 'records'} in {path}")
 
 
 command.add_command(verifying.verify)

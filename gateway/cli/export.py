@@ -15,8 +15,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import rich.console
-import rich.progress
 
 from gateway.audit.event import Event, Prediction, Tensor, encode_event
 from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
@@ -29,7 +27,8 @@ GROUP_MAX_CHARS = 32_000_000
 """Rows of a Parquet row group, and characters of their tensors: so much is in memory."""
 
 _PART = ".part"
-Sink = Callable[[Event], None]
+Sink = Callable[[Event], bool]
+"""Takes a record; whether it is one that this form has a place for."""
 
 
 def suffix_format(path: Path | None, given: str | None) -> str:
@@ -50,7 +49,7 @@ def opened(path: Path | None, form: str) -> Iterator[Sink]:
         if form == "parquet":
             msg = "Parquet needs a file: tidegate audit export predictions.parquet"
             raise Stop(msg)
-        yield lambda event: print_json_line(encode_event(event, "json"))
+        yield _print
         return
     if path.exists() and not path.is_file():
         msg = f"{path} is no plain file; expected one, or none for stdout"
@@ -63,6 +62,11 @@ def opened(path: Path | None, form: str) -> Iterator[Sink]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _print(event: Event) -> bool:
+    print_json_line(encode_event(event, "json"))
+    return True
 
 
 @contextmanager
@@ -80,9 +84,10 @@ def _lines(path: Path) -> Iterator[Sink]:
     with _told(path):
         file = open(path, "wb", opener=_private)  # noqa: PTH123, SIM115  pathlib has no opener
 
-    def take(event: Event) -> None:
+    def take(event: Event) -> bool:
         with _told(path):
             file.write(encode_event(event, "json") + b"\n")
+        return True
 
     try:
         yield take
@@ -126,14 +131,16 @@ def _parquet(path: Path) -> Iterator[Sink]:
             writer.write_table(arrow.Table.from_pylist(rows, schema))
         rows.clear()
 
-    def take(event: Event) -> None:
+    def take(event: Event) -> bool:
         nonlocal held
-        if isinstance(event, Prediction):
-            rows.append(row := _row(event))
-            held += len(row["inputs"]) + len(row["outputs"])
-            if len(rows) >= ROWS_MAX or held >= GROUP_MAX_CHARS:
-                flush()
-                held = 0
+        if not isinstance(event, Prediction):
+            return False
+        rows.append(row := _row(event))
+        held += len(row["inputs"]) + len(row["outputs"])
+        if len(rows) >= ROWS_MAX or held >= GROUP_MAX_CHARS:
+            flush()
+            held = 0
+        return True
 
     try:
         yield take
@@ -193,20 +200,9 @@ def _array(tensor: Tensor) -> Any:
     return to_array(tensor.datatype, tensor.data, tensor.shape, tensor.name)
 
 
-@contextmanager
-def bar(spool: Path | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where a person looks: how many records were read of those that the spool holds."""
-    console = rich.console.Console(stderr=True)
-    total = None if spool is None else sum(_held(epoch) for epoch in epochs(spool))
-    columns = (
-        rich.progress.TextColumn("reading"), rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as shown:
-        task = shown.add_task("reading", total=total)
-        yield lambda done: shown.advance(task, done)
+def held_records(spool: Path) -> float:
+    """How many records a spool holds, by its marks and its files' names."""
+    return float(sum(_held(epoch) for epoch in epochs(spool)))
 
 
 def _held(epoch: EpochPath) -> int:

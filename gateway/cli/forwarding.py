@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import gateway.config
+from gateway.errors import FeedUnreachable
+from gateway.kafka import Kafka
 
 
 def reader_arguments(bootstrap_servers: str) -> dict[str, Any]:
@@ -26,6 +31,31 @@ def reader_arguments(bootstrap_servers: str) -> dict[str, Any]:
     if kafka is None:
         return {}
     return client_arguments(msgspec.structs.replace(kafka, bootstrap_servers=bootstrap_servers))
+
+
+@contextmanager
+def reasons(bootstrap_servers: str) -> Iterator[None]:
+    """Within it, brokers that cannot be reached are told with the reason, as the forwarder tells it.
+
+    Raises:
+        FeedUnreachable: what was raised within; where no broker let us in, why. Looks for it take up to 5 s.
+    """
+    try:
+        yield
+    except FeedUnreachable as exc:
+        # Here, not above: commands that read the spool need no Kafka client.
+        from aiokafka.errors import KafkaConnectionError  # noqa: PLC0415
+
+        from gateway.audit.brokers import diagnose  # noqa: PLC0415
+
+        if not isinstance(exc.__cause__, KafkaConnectionError | TimeoutError):
+            raise
+        kafka = gateway.config.load()[0].kafka or Kafka(bootstrap_servers=bootstrap_servers)
+        why = asyncio.run(diagnose(msgspec.structs.replace(kafka, bootstrap_servers=bootstrap_servers)))
+        if why is None:
+            raise
+        msg = f"Kafka cannot be read: {why}"
+        raise FeedUnreachable(msg) from exc
 
 
 def forwarder_status(state_dir: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from gateway.audit.feed import Feed, Positions
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.cli.client import state_dir_option, state_directory
 from gateway.cli.failures import Stop
-from gateway.cli.forwarding import reader_arguments
+from gateway.cli.forwarding import reader_arguments, reasons
 
 if TYPE_CHECKING:
     from gateway.audit.topic_look import TopicLook
@@ -50,7 +50,8 @@ class Place(NamedTuple):
             # What the client library would say on stderr stands in the error already.
             logging.getLogger("aiokafka").addHandler(logging.NullHandler())
             arguments = reader_arguments(self.kafka)
-            return KafkaFeed(self.kafka, self.topic, group=group, since_ns=since_ns, arguments=arguments)
+            with reasons(self.kafka):
+                return KafkaFeed(self.kafka, self.topic, group=group, since_ns=since_ns, arguments=arguments)
         return SpoolFeed(self.spool, positions, since_ns=since_ns)
 
     def look(self) -> TopicLook:
@@ -63,7 +64,9 @@ class Place(NamedTuple):
 
         logging.getLogger("aiokafka").addHandler(logging.NullHandler())
         where = self.kafka or ""
-        return TopicLook(where, self.topic, reader_arguments(where))
+        arguments = reader_arguments(where)
+        with reasons(where):
+            return TopicLook(where, self.topic, arguments)
 
 
 def spool_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import sys
 import time
@@ -261,6 +262,19 @@ def test_follow_goes_on_where_the_tail_ended(run, at, monkeypatch) -> None:
     assert result.exit_code == 0, result.stderr
     assert ids(result) == ["c", "k1"]
     assert made[0].args[1] == {f"{SOURCE:016x}-{EPOCH:08x}": 5, f"{SOURCE + 1:016x}-{EPOCH:08x}": 1}
+
+
+@pytest.mark.parametrize("command", [("tail",), ("get", f"{SOURCE:016x}-{EPOCH:08x}-{0:016x}")])
+def test_a_broker_that_is_not_there_is_told_in_words(run, command: tuple[str, ...]) -> None:
+    """3, and why: what the forwarder says of it, not the name of an exception."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{held.getsockname()[1]}"
+        result = run("audit", *command, "--kafka", where)
+    assert result.exit_code == 3
+    assert result.stderr == (
+        f"tidegate: Kafka cannot be read: {where} refuses connections: nothing listens there\n"
+    )
 
 
 def test_errors_of_the_log_end_in_one_line(run, monkeypatch) -> None:

@@ -288,4 +288,7 @@ def test_a_file_that_holds_no_positions(run, spool: Spool, tmp_path: Path) -> No
     assert run("audit", "verify", "--against", str(tmp_path / "absent"), *spool.at).exit_code == 2
     result = run("audit", "verify", "--against", str(other), *spool.at)
     assert result.exit_code == 2
-    assert "audit positions --json" in result.stderr
+    assert (
+        f"{other}: no 'positions' in it; expected what `tidegate audit positions --json` prints"
+        in result.stderr
+    )
