@@ -188,6 +188,9 @@ class Room:
         self._back_s = min(self._back_s * 2, BACK_S[1]) if short else BACK_S[0]
         self._back_at_s = now_s + self._back_s
         given_up = self.reserve_bytes
+        with contextlib.suppress(OSError):
+            # As of the last look there may have been plenty.
+            self.free_bytes = free_bytes(self._state_dir)
         if self._reserve is not None:
             self._reserve.give_up()
         log.error(
