@@ -80,5 +80,7 @@ def in_words(status: dict[str, Any]) -> str:
     if status.get("why"):
         text += f"; nothing is sent: {status['why']}"
     if status["age_s"] > 10:
-        text += f"; it last said so {status['age_s']:.0f} s ago: is the gateway running?"
+        text += (
+            f"; it last said so {status['age_s']:.0f} s ago: no gateway with Kafka runs, or it stands still"
+        )
     return text

@@ -117,7 +117,7 @@ def _show(report: Report) -> None:
     elif any(epoch.proved_to for epoch in report.epochs):
         say("every number has a record or a gap, and no record differs from what is known")
     else:
-        say("every number has a record or a gap; whether records are what they were, nobody says")
+        say("every number has a record or a gap; no hash of them is logged yet: it is, about each minute")
 
 
 def _show_first(epoch: EpochReport) -> None:
