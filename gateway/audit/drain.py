@@ -89,10 +89,10 @@ class Drain:
         if position == self.ring.committed:
             return 0
         try:
-            frames, data, position = self.ring.read(position, READ_BYTES)
+            frames, data, position = self.ring.read(position, READ_BYTES, self.next_seq)
         except FrameCorrupt:
             # Those before the bad one are good.
-            frames, data, position = self.ring.read(position, 1)
+            frames, data, position = self.ring.read(position, 1, self.next_seq)
         self._doubt_since_ns = 0
         if frames:
             try:
@@ -234,7 +234,9 @@ class Drain:
         writer = SegmentWriter(self.epoch, self._target.segment_bytes, self._target.storage)
         storage = self._target.storage
         self._mark = mark = self._mark or SyncedMark(self.epoch.path / "synced", storage)
-        tail = cut(self.epoch, frames[0].first_seq if frames else None, storage)
+        # The mark follows the ring's: what is below it is no frame's that waits, whatever that one says.
+        from_seq = max(frames[0].first_seq, mark.next_seq) if frames else None
+        tail = cut(self.epoch, from_seq, storage)
         if tail.next_seq is None:
             # Nothing was written yet, or retention took all that came before.
             self.next_seq = mark.next_seq

@@ -43,6 +43,8 @@ PREFIX_BYTES = 8
 """length and crc: the part that `length` does not count."""
 _REST = struct.Struct("<QI")
 ALIGN = 8
+REQUEST_LEAST_BYTES = 8
+"""Of a run, for each request: none is without its time of receipt. What says less would fill a reader's memory."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -277,6 +279,9 @@ def expand_content(source: int, epoch: int, frame: Frame, content: Run | Events)
 
 def _expand_run(prefix: str, frame: Frame, run: Run) -> list[Event]:
     count = frame.count
+    if count * REQUEST_LEAST_BYTES > len(frame.payload):
+        msg = f"frame {prefix}{frame.first_seq:016x} says {count} requests in {len(frame.payload)} bytes"
+        raise FrameCorrupt(msg)
     model = model_of(run.model)
     routes = _column([route_of(raw) for raw in run.route], count)
     callers = _column([caller_of(raw) for raw in run.caller], count)
@@ -364,5 +369,8 @@ ITEM_BYTES = {
 
 def _bytes_end(view: memoryview, offset: int, elements: int) -> int:
     for _ in range(elements):
+        if offset >= len(view):
+            msg = f"{elements} texts are said to stand in {len(view)} bytes"
+            raise FrameCorrupt(msg)
         offset += 4 + int.from_bytes(view[offset : offset + 4], "little")
     return offset

@@ -214,17 +214,26 @@ class Ring:
 
     # --- the recorder ----------------------------------------------------------------------
 
-    def read(self, position: int, max_bytes: int) -> tuple[list[Frame], bytes, int]:
+    def read(self, position: int, max_bytes: int, next_seq: int = 0) -> tuple[list[Frame], bytes, int]:
         """Frames from `position` (bytes ever) up to `committed`, about `max_bytes` at most.
+
+        Args:
+            next_seq: no frame may begin before this number, or before the end of the one in front of it.
 
         Returns the frames, their bytes as they stand (padding included, no wrap marks), and the
         position behind them.
 
         Raises:
-            FrameCorrupt: when bytes below `committed` are no frame. On machines that reorder
-                stores, read again before you believe it.
+            FrameCorrupt: when bytes below `committed` are no frame, or one whose numbers are not the next, or the
+                marks are more than a ring apart: whatever an owner writes here, a read ends. On machines that
+                reorder stores, read again before you believe it.
         """
         committed = self._words[_COMMITTED]
+        if not 0 <= committed - position <= self.capacity:
+            msg = f"bytes {position} to {committed} are to be read from a ring of {self.capacity}"
+            raise FrameCorrupt(msg)
+        # Drawn before it was committed, so read behind it.
+        assigned = self._words[_ASSIGNED]
         frames: list[Frame] = []
         chunks: list[bytes] = []
         taken = 0
@@ -235,6 +244,13 @@ class Ring:
                 continue
             limit = min(self.capacity, at + committed - position)
             frame, following = open_frame(self._data, at, limit)
+            if not next_seq <= frame.first_seq < frame.next_seq <= assigned:
+                msg = (
+                    f"frame at byte {at}: {frame.count} numbers from {frame.first_seq} on; expected some between"
+                    f" {next_seq} and {assigned}"
+                )
+                raise FrameCorrupt(msg)
+            next_seq = frame.next_seq
             frames.append(frame)
             chunks.append(bytes(self._data[at:following]))
             taken += following - at

@@ -207,3 +207,22 @@ def test_a_torn_frame_is_no_frame(payload, data):
     size = data.draw(st.integers(0, HEADER_BYTES + len(payload) - 1))
     with pytest.raises(FrameCorrupt):
         open_frame(whole[:size], 0, size)
+
+
+def _one(**changed: Any) -> bytes:
+    request = Request(1, "full", (b"a",) * 4, 1, None, "/a", 200, 5)
+    return encoder.encode(msgspec.structs.replace(run_of([request], [], 1), **changed))
+
+
+@pytest.mark.parametrize("count", [100_000, 2**32 - 1])
+def test_a_count_that_a_frame_has_no_bytes_for_fills_no_memory(count: int):
+    """Columns of one value stand for many requests, but for no more than the frame can hold."""
+    with pytest.raises(FrameCorrupt, match=f"says {count} requests"):
+        expand(SOURCE, EPOCH, Frame(0, count, _one()))
+
+
+def test_a_shape_of_more_texts_than_there_are_bytes_ends():
+    """A shape is no reason to count to 2**60."""
+    endless = RunTensor("s", "BYTES", (2**60,), b"\0\0\0\0" * 4)
+    with pytest.raises(FrameCorrupt, match="texts"):
+        expand(SOURCE, EPOCH, Frame(0, 1, _one(inputs=[endless])))
