@@ -15,7 +15,7 @@ import msgspec
 from gateway.audit.chain import ZERO, extended, recorded
 from gateway.audit.event import SCHEMA, EpochOpen, Gap
 from gateway.audit.frame import Events, Frame, expand, look_at
-from gateway.audit.spool import EpochPath, closed, segments, synced_seq
+from gateway.audit.spool import EpochPath, closed, next_of, segments, synced_seq
 from gateway.audit.walk import Damage, Piece, walk
 from gateway.audit.witnesses import Known
 from gateway.errors import FrameCorrupt, FrameNewer
@@ -49,6 +49,8 @@ class EpochReport(msgspec.Struct, kw_only=True):
     role: str | None = None
     first_seq: int = 0
     """The oldest number that retention left."""
+    untold: bool = False
+    """Numbers before that one are not here, and no gap says what became of them."""
     next_seq: int = 0
     events: int = 0
     gaps: list[tuple[int, int | None, str]] = []
@@ -142,7 +144,7 @@ class EpochCheck:
         end = mark
         if over is not None:
             report.closed = str(over.get("cause"))
-            end = max(end, int(str(over.get("next_seq", 0))))
+            end = max(end, next_of(over))
         if end > self._expected:
             self.holes.append(Hole(self._expected, end - 1, *self._place))
         report.next_seq = max(self._expected, end)

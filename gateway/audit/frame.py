@@ -225,7 +225,7 @@ def look_at(payload: bytes) -> RunHead | Events:
 def _decoded(decoder: msgspec.msgpack.Decoder[Any], payload: bytes) -> object:
     try:
         return decoder.decode(payload)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as exc:
         newer = _newer_in(payload)
         if newer is not None:
             msg = f"{newer} is of a later version than {__version__}: read it with that"
@@ -238,7 +238,7 @@ def _newer_in(payload: bytes) -> str | None:
     """What in a frame's content a later version wrote, in words; None where it is nothing of ours."""
     try:
         content = msgspec.msgpack.decode(payload)
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     kind = content.get("frame") if isinstance(content, dict) else None
     if not isinstance(kind, str):

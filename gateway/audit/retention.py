@@ -151,7 +151,9 @@ class Retention:
             elif told:
                 _aside(epoch.path)
         for path in self._spool.glob(f"*/*{REMOVED}"):
-            shutil.rmtree(path, onerror=_not_removed)
+            # Never through a link: what lies behind one is not ours.
+            if not path.is_symlink() and not path.parent.is_symlink():
+                shutil.rmtree(path, onerror=_not_removed)
 
     def _look(self) -> tuple[list[_Segment], list[_Segment], list[tuple[EpochPath, int]]]:
         """Segments that may go if they are sent, those being written, and epochs that are over and have none left, with

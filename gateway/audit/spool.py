@@ -25,6 +25,8 @@ from gateway.audit.storage import DISK, Storage, replace, write_all
 SUFFIX = ".log"
 _NAME_CHARS = 24
 _HEX = frozenset("0123456789abcdef")
+SEQ_END = 2**64
+"""No number of an event is as large."""
 READ_BYTES = 1024 * 1024
 """A reader takes so much of a segment at once."""
 
@@ -83,9 +85,12 @@ def segments(epoch: EpochPath, storage: Storage = DISK) -> list[tuple[int, Path]
     names = sorted(
         name
         for name, _ in found
-        if name.endswith(SUFFIX) and len(name) == _NAME_CHARS and name[:-4].isdecimal()
+        if name.endswith(SUFFIX)
+        and len(name) == _NAME_CHARS
+        and name[:-4].isascii()
+        and name[:-4].isdecimal()
     )
-    return [(int(name[:-4]), epoch.path / name) for name in names]
+    return [(seq, epoch.path / name) for name in names if (seq := int(name[:-4])) < SEQ_END]
 
 
 def segment_name(first_seq: int) -> str:
@@ -106,9 +111,15 @@ def closed(epoch: EpochPath, storage: Storage = DISK) -> dict[str, object] | Non
     """What `closed` says, or None while the epoch is open. One that is not whole says nothing."""
     try:
         content = json.loads(storage.content(epoch.path / "closed"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def next_of(over: dict[str, object]) -> int:
+    """The number behind an epoch's last, as its `closed` says; 0 where it says none."""
+    found = over.get("next_seq")
+    return found if isinstance(found, int) and 0 <= found < SEQ_END else 0
 
 
 class EpochReader:

@@ -83,7 +83,7 @@ class Storage(Protocol):
         ...
 
     def entries(self, directory: Path) -> list[Entry]:
-        """Names in a directory, in no order. Raises FileNotFoundError."""
+        """Names in a directory, in no order; links are no directories. Raises FileNotFoundError."""
         ...
 
     def facts(self, path: Path) -> FileFacts:
@@ -111,17 +111,25 @@ class Storage(Protocol):
         ...
 
 
+_OURS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A file of the log is a file: a link leads out of the spool, an auditor's command too; a pipe holds up for ever."""
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | _OURS)
+
+
 class Disk:
     """The real one; documented by `Storage`."""
 
     def create(self, path: Path, *, exclusive: bool = False) -> int:
         """open(2)."""
         how = os.O_EXCL if exclusive else os.O_TRUNC
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | how, 0o600)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS | how, 0o600)
 
     def open(self, path: Path, *, write: bool = False) -> int:
         """open(2)."""
-        return os.open(path, (os.O_WRONLY if write else os.O_RDONLY) | os.O_CLOEXEC)
+        return os.open(path, (os.O_WRONLY if write else os.O_RDONLY) | _OURS)
 
     def close(self, fd: int) -> None:
         """close(2)."""
@@ -137,7 +145,8 @@ class Disk:
 
     def content(self, path: Path) -> bytes:
         """read(2)."""
-        return path.read_bytes()
+        with open(path, "rb", opener=_opened) as file:  # noqa: PTH123  pathlib has no opener
+            return file.read()
 
     def size(self, fd: int) -> int:
         """fstat(2)."""
@@ -153,7 +162,7 @@ class Disk:
 
     def map_word(self, path: Path) -> memoryview:
         """mmap(2)."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _OURS, 0o600)
         try:
             if os.fstat(fd).st_size < WORD_BYTES:
                 os.pwrite(fd, bytes(WORD_BYTES), 0)
@@ -172,7 +181,7 @@ class Disk:
     def entries(self, directory: Path) -> list[Entry]:
         """getdents(2)."""
         with os.scandir(directory) as found:
-            return [Entry(entry.name, entry.is_dir()) for entry in found]
+            return [Entry(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
 
     def facts(self, path: Path) -> FileFacts:
         """stat(2)."""

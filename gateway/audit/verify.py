@@ -19,9 +19,13 @@ from gateway.audit.epoch_check import EpochCheck, EpochReport, Finding
 from gateway.audit.event import Gap
 from gateway.audit.frame import expand
 from gateway.audit.ring import Ring
-from gateway.audit.spool import EpochPath, epochs, segments, synced_seq
+from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.audit.witnesses import Known, Witnesses
 from gateway.errors import FrameCorrupt
+
+LATE_S = 1.5
+"""A living recorder tells within a second what retention removed."""
+_GAP = b"\xa3gap"
 
 
 class Gone(msgspec.Struct, kw_only=True):
@@ -32,6 +36,8 @@ class Gone(msgspec.Struct, kw_only=True):
     by: str
     told: bool
     """A gap of cause `retention` covers it."""
+    says: str | None = None
+    """That gap's id. It is as good as the recorder's epoch that holds it."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -56,41 +62,34 @@ def verify(
         advance: told the bytes read, as it goes.
     """
     forwarder = witnesses.in_forwarder(spool.parent / "forwarder" / "positions.json")
-    known = witnesses.merged(witnesses.in_spool(spool), forwarder, known or {})
+    here = witnesses.in_spool(spool)
+    known = witnesses.merged(here, forwarder, known or {})
+    of_recorder = {epoch.key for epoch in witnesses.recorders(spool)}
     checks: dict[str, EpochCheck] = {}
     gaps: list[Gap] = []
     for epoch in epochs(spool):
         check = EpochCheck(epoch, known.get(epoch.key, ()), advance)
         check.run()
         checks[epoch.key] = check
-        gaps.extend(check.gaps)
+        # Who may write in one epoch excuses nothing in another's; the recorder tells of all.
+        gaps += [gap for gap in check.gaps if epoch.key in of_recorder or _about(gap) == epoch.key]
     missing = {key: listed for key, listed in known.items() if key not in checks or checks[key].is_emptied}
-    if missing or any(check.holes for check in checks.values()):
-        gaps.extend(_told_meanwhile(spool, checks))
+    gaps += _late_gaps(spool, checks, missing, gaps)
     for gap in gaps:
-        about = checks.get(f"{gap.source}-{gap.epoch:08x}")
+        about = checks.get(_about(gap))
         entry = (gap.from_seq, gap.to_seq, gap.cause)
         # What left the spool before the first number that is here is no gap in what is here.
         went = gap.cause == "retention" and about is not None and (gap.to_seq or 0) < about.report.first_seq
         if about is not None and entry not in about.report.gaps and not went:
             about.report.gaps.append(entry)
-    for check in checks.values():
+    for key, check in checks.items():
+        if not check.is_emptied:
+            _begin(check, gaps, here.get(key, []))
         _conclude(check)
     return Report(
         epochs=[check.report for check in checks.values()],
         gone=[_gone(key, listed[-1], gaps) for key, listed in missing.items()],
     )
-
-
-def _told_meanwhile(spool: Path, checks: dict[str, EpochCheck]) -> Iterator[Gap]:
-    """What the recorder told since its epochs were read: of those that ended, and of what went, behind our back."""
-    for epoch in witnesses.recorders(spool):
-        check = checks.get(epoch.key)
-        from_seq = 0 if check is None else check.report.next_seq
-        for frame in witnesses.readable(epoch, from_seq):
-            with contextlib.suppress(FrameCorrupt):
-                events = expand(epoch.source, epoch.epoch, frame)
-                yield from (event for event in events if isinstance(event, Gap))
 
 
 def bytes_of(spool: Path) -> int:
@@ -103,6 +102,89 @@ def bytes_of(spool: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
+
+
+def _about(gap: Gap) -> str:
+    return f"{gap.source}-{gap.epoch:08x}"
+
+
+def _late_gaps(spool: Path, checks: dict[str, EpochCheck], missing: Witnesses, gaps: list[Gap]) -> list[Gap]:
+    """What the recorder told while we read: epochs end and records go meanwhile, and it tells within a second."""
+    late: list[Gap] = []
+    for wait_s in (0.0, LATE_S):
+        told = [*gaps, *late]
+        explained = all(_is_explained(check, told) for check in checks.values())
+        if explained and all(_tellers(key, listed[-1], told) for key, listed in missing.items()):
+            break
+        own = list(witnesses.recorders(spool))
+        if wait_s and all(closed(epoch) is not None for epoch in own):
+            break
+        time.sleep(wait_s)
+        seen = {gap.id for gap in told}
+        late += [
+            gap for epoch in own for gap in _gaps_since(epoch, checks.get(epoch.key)) if gap.id not in seen
+        ]
+    return late
+
+
+def _gaps_since(epoch: EpochPath, check: EpochCheck | None) -> Iterator[Gap]:
+    """Gaps of an epoch that were not there when it was read."""
+    for frame in witnesses.readable(epoch, 0 if check is None else check.report.next_seq):
+        if _GAP not in frame.payload:
+            continue
+        with contextlib.suppress(FrameCorrupt):
+            yield from (e for e in expand(epoch.source, epoch.epoch, frame) if isinstance(e, Gap))
+
+
+def _is_explained(check: EpochCheck, gaps: list[Gap]) -> bool:
+    """Whether its beginning and its holes are told of."""
+    if not _begins_told(check.report, gaps):
+        return False
+    key = f"{check.report.source}-{check.report.epoch:08x}"
+    ranges = [(gap.from_seq, gap.to_seq, gap.cause) for gap in gaps if _about(gap) == key]
+    return not any(_uncovered((hole.from_seq, hole.to_seq), ranges) for hole in check.holes)
+
+
+def _begins_told(report: EpochReport, gaps: list[Gap]) -> bool:
+    key, last = f"{report.source}-{report.epoch:08x}", report.first_seq - 1
+    return last < 0 or any(
+        _about(gap) == key and gap.from_seq <= last and (gap.to_seq is None or gap.to_seq >= last)
+        for gap in gaps
+    )
+
+
+def _tellers(key: str, last: Known, gaps: list[Gap]) -> list[Gap]:
+    return [
+        gap
+        for gap in gaps
+        if gap.cause == "retention"
+        and _about(gap) == key
+        and (gap.to_seq is None or gap.to_seq >= last.next_seq - 1)
+    ]
+
+
+def _begin(check: EpochCheck, gaps: list[Gap], here: list[Known]) -> None:
+    """What is before the first number that is left: somebody has to say that it went.
+
+    A finding where a recorder's record of those numbers is still here: retention takes the oldest first, and its gap
+    is younger than that. Elsewhere the gap may have gone in its turn.
+    """
+    report = check.report
+    if _begins_told(report, gaps):
+        return
+    report.untold, last = True, report.first_seq - 1
+    witness = next((known for known in here if known.next_seq <= report.first_seq), None)
+    if witness is not None:
+        report.missing.append((0, last))
+        report.findings.append(
+            Finding(
+                kind="missing",
+                seq=0,
+                to_seq=last,
+                expected=f"numbers 0 to {last}, or a gap that says that retention took them; {witness.by} knows them",
+                found="neither",
+            )
+        )
 
 
 def _conclude(check: EpochCheck) -> None:
@@ -139,13 +221,9 @@ def _within(exact: Finding, wide: Finding) -> bool:
 
 
 def _gone(key: str, last: Known, gaps: list[Gap]) -> Gone:
-    told = any(
-        gap.cause == "retention"
-        and f"{gap.source}-{gap.epoch:08x}" == key
-        and (gap.to_seq is None or gap.to_seq >= last.next_seq - 1)
-        for gap in gaps
-    )
-    return Gone(key=key, next_seq=last.next_seq, by=last.by, told=told)
+    telling = _tellers(key, last, gaps)
+    says = telling[0].id if telling else None
+    return Gone(key=key, next_seq=last.next_seq, by=last.by, told=bool(telling), says=says)
 
 
 def _uncovered(hole: tuple[int, int], gaps: list[tuple[int, int | None, str]]) -> list[tuple[int, int]]:

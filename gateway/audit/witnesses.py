@@ -76,7 +76,7 @@ def in_forwarder(path: Path) -> Witnesses:
     """What the forwarder's positions file says, as far as it names values; nothing where there is none."""
     try:
         entries = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     found: dict[str, Any] = {}
     for key, entry in entries.items() if isinstance(entries, dict) else ():
@@ -98,7 +98,7 @@ def in_file(path: Path) -> Witnesses:
     try:
         content = json.loads(path.read_bytes())
         return _parsed(content["positions"], path.name)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         why = f"no {exc} in it" if isinstance(exc, KeyError) else str(exc)
         msg = f"{path}: {why}; expected what `tidegate audit positions --json` prints"
         raise WitnessUnusable(msg) from exc
@@ -125,15 +125,18 @@ def _take(out: Witnesses, events: Iterable[Event], by: str) -> None:
 
 
 def recorders(spool: Path) -> Iterator[EpochPath]:
-    """The recorder's epochs. By the gateway's id where it lies beside the spool; else those that may be."""
+    """The recorder's epochs. By the gateway's id where it lies beside the spool and names one; else those that may be:
+    what a worker writes is no witness, and no excuse for others."""
     try:
         gateway_id = (spool.parent / "gateway_id").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         gateway_id = ""
     ours = {source_of(gateway_id, "recorder", index) for index in _RECORDERS} if gateway_id else set()
-    for epoch in epochs(spool):
-        if epoch.source in ours or _may_record(next(readable(epoch), None)):
-            yield epoch
+    listed = epochs(spool)
+    if any(epoch.source in ours for epoch in listed):
+        yield from (epoch for epoch in listed if epoch.source in ours)
+        return
+    yield from (epoch for epoch in listed if _may_record(next(readable(epoch), None)))
 
 
 def readable(epoch: EpochPath, from_seq: int = 0) -> Iterator[Frame]:

@@ -105,19 +105,27 @@ def _show(report: Report) -> None:
     for epoch in report.epochs:
         for note in epoch.notes:
             say(f"{_name(epoch)}: {note}")
+        if epoch.untold:
+            say(
+                f"{_name(epoch)}: numbers before {epoch.first_seq} are not here, and no gap here says who took them"
+            )
     for gone in report.gone:
         if gone.told:
-            say(f"{gone.key}: retention took it")
+            say(f"{gone.key}: retention took it, says {gone.says}")
         else:
             say(f"{gone.key}: NOT HERE, and no gap says that retention took it; {gone.by} knows of it")
     for epoch in report.epochs:
         _show_first(epoch)
     if not report.ok:
         say("the log does NOT add up")
-    elif any(epoch.proved_to for epoch in report.epochs):
-        say("every number has a record or a gap, and no record differs from what is known")
+        return
+    every = "every number has a record or a gap"
+    if any(epoch.untold for epoch in report.epochs):
+        every = "every number from an epoch's first here on has a record or a gap"
+    if any(epoch.proved_to for epoch in report.epochs):
+        say(f"{every}, and no record differs from what is known")
     else:
-        say("every number has a record or a gap; no hash of them is logged yet: it is, about each minute")
+        say(f"{every}; no hash of them is logged yet: it is, about each minute")
 
 
 def _show_first(epoch: EpochReport) -> None:
