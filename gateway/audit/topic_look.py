@@ -30,6 +30,7 @@ _WAIT_MS = 200
 _ANSWER_S = 15.0
 _EMPTY_MAX = 2
 _POSITIONS = b"positions"
+_RETENTION = b"retention"
 
 
 class Item(NamedTuple):
@@ -182,7 +183,7 @@ class TopicLook:
         return event if covers else None
 
     def positions(self, advance: Callable[[float], None]) -> list[Event]:
-        """All heartbeats that carry positions. Reads the whole topic.
+        """All heartbeats that carry positions, and all gaps of retention. Reads the whole topic.
 
         Raises:
             FeedUnreachable: the brokers stopped answering.
@@ -231,10 +232,10 @@ class TopicLook:
             at = part.begin
             while at < part.end and (items := await part.fetch(at)):
                 for item in items:
-                    if _POSITIONS in item.value:
-                        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+                    if _POSITIONS in item.value or _RETENTION in item.value:
+                        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
                             event = decode_event(item.value)
-                            if isinstance(event, Heartbeat):
+                            if isinstance(event, Heartbeat) or _is_trim(event):
                                 found.append(event)
                 advance(len(items))
                 at = items[-1].offset + 1
@@ -260,6 +261,10 @@ class TopicLook:
             tps = [TopicPartition(self._topic, number) for number in sorted(numbers)]
             begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
             self._parts = [_TopicPartition(consumer, tp, begins[tp], ends[tp]) for tp in tps]
+
+
+def _is_trim(event: Event) -> bool:
+    return isinstance(event, Gap) and event.cause == "retention"
 
 
 async def search_all(part: Partition, key: bytes, advance: Callable[[float], None]) -> Item | None:

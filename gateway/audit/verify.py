@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -53,20 +53,24 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def verify(
-    spool: Path, known: Witnesses | None = None, advance: Callable[[int], None] = lambda _: None
+    spool: Path,
+    known: Witnesses | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    trims: Sequence[Gap] = (),
 ) -> Report:
     """Read everything and check. Streams: memory does not grow with the spool.
 
     Args:
         known: what witnesses elsewhere say; those in the spool and beside it are asked in any case.
         advance: told the bytes read, as it goes.
+        trims: gaps of retention that the topic holds: those here go in their turn.
     """
     forwarder = witnesses.in_forwarder(spool.parent / "forwarder" / "positions.json")
     here = witnesses.in_spool(spool)
     known = witnesses.merged(here, forwarder, known or {})
     of_recorder = {epoch.key for epoch in witnesses.recorders(spool)}
     checks: dict[str, EpochCheck] = {}
-    gaps: list[Gap] = []
+    gaps: list[Gap] = [*trims]
     for epoch in epochs(spool):
         check = EpochCheck(epoch, known.get(epoch.key, ()), advance)
         check.run()

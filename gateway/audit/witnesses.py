@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway.audit.event import EpochOpen, Event, Heartbeat
+from gateway.audit.event import EpochOpen, Event, Gap, Heartbeat
 from gateway.audit.frame import Events, Frame, decode_payload, expand
-from gateway.audit.identity import source_of
+from gateway.audit.identity import ROLES, source_of
 from gateway.audit.spool import EpochPath, epochs, read_epoch
 from gateway.errors import FrameCorrupt, WitnessUnusable
 
 _KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}", re.ASCII)
 _VALUE = re.compile(r"[0-9a-f]{64}", re.ASCII)
+SOURCES_MAX = 1024
+"""Of a role of one gateway (`gateway/audit/source.py`)."""
 _RECORDERS = range(8)
 """Recorders of one gateway, by index: one lives at a time."""
 _RUN = b"\xa5frame\xa3run"
@@ -70,6 +72,27 @@ def in_events(events: Iterable[Event]) -> Witnesses:
     out: Witnesses = {}
     _take(out, events, "the topic's record")
     return merged(out)
+
+
+def of_spool(spool: Path, known: Witnesses) -> Witnesses:
+    """What of it is about this gateway: several share a topic. By the sources that lie here, and by the gateway's id.
+
+    Cost: 10 ms.
+    """
+    gateway_id = _gateway_id(spool)
+    sources = {epoch.source for epoch in epochs(spool)}
+    if gateway_id:
+        sources |= {source_of(gateway_id, role, index) for role in ROLES for index in range(SOURCES_MAX)}
+    return {
+        key: listed for key, listed in known.items() if _KEY.fullmatch(key) and int(key[:16], 16) in sources
+    }
+
+
+def trims_in(spool: Path, events: Iterable[Event]) -> list[Gap]:
+    """What this gateway's recorder told of retention, of events that were read from the topic."""
+    ours = _recorder_sources(spool)
+    gaps = (event for event in events if isinstance(event, Gap) and event.cause == "retention")
+    return [gap for gap in gaps if int(gap.id[:16], 16) in ours]
 
 
 def in_forwarder(path: Path) -> Witnesses:
@@ -127,11 +150,7 @@ def _take(out: Witnesses, events: Iterable[Event], by: str) -> None:
 def recorders(spool: Path) -> Iterator[EpochPath]:
     """The recorder's epochs. By the gateway's id where it lies beside the spool and names one; else those that may be:
     what a worker writes is no witness, and no excuse for others."""
-    try:
-        gateway_id = (spool.parent / "gateway_id").read_text().strip()
-    except (OSError, ValueError):
-        gateway_id = ""
-    ours = {source_of(gateway_id, "recorder", index) for index in _RECORDERS} if gateway_id else set()
+    ours = _recorder_sources(spool)
     listed = epochs(spool)
     if any(epoch.source in ours for epoch in listed):
         yield from (epoch for epoch in listed if epoch.source in ours)
@@ -146,6 +165,18 @@ def readable(epoch: EpochPath, from_seq: int = 0) -> Iterator[Frame]:
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
+
+
+def _gateway_id(spool: Path) -> str:
+    try:
+        return (spool.parent / "gateway_id").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _recorder_sources(spool: Path) -> set[int]:
+    gateway_id = _gateway_id(spool)
+    return {source_of(gateway_id, "recorder", index) for index in _RECORDERS} if gateway_id else set()
 
 
 def _may_record(frame: Frame | None) -> bool:

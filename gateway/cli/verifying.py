@@ -11,6 +11,7 @@ import click
 from gateway.audit import witnesses
 from gateway.audit.chain import Position, read_position
 from gateway.audit.epoch_check import EpochReport
+from gateway.audit.event import Event, Gap
 from gateway.audit.spool import epochs
 from gateway.audit.verify import Report, bytes_of
 from gateway.audit.verify import verify as verify_spool
@@ -39,10 +40,13 @@ def verify(  # noqa: PLR0913
     Records are held against the hashes that the recorder logged, and against those given.
     """
     known: Witnesses = witnesses.merged(*(witnesses.in_file(path) for path in against))
+    trims: list[Gap] = []
     if kafka is not None:
-        known = witnesses.merged(known, _in_topic(kafka, topic))
+        events = _in_topic(kafka, topic)
+        known = witnesses.merged(known, witnesses.of_spool(where, witnesses.in_events(events)))
+        trims = witnesses.trims_in(where, events)
     with reading(lambda: bytes_of(where), "verifying") as advance:
-        report = verify_spool(where, known, advance)
+        report = verify_spool(where, known, advance, trims)
     if as_json:
         print_json({"ok": report.ok, "epochs": report.epochs, "gone": report.gone})
     else:
@@ -74,11 +78,11 @@ def positions(where: Path, as_json: bool) -> None:
     say(f"{len(found)} epochs; keep them: tidegate audit positions --json > positions.json")
 
 
-def _in_topic(kafka: str, topic: str) -> Witnesses:
+def _in_topic(kafka: str, topic: str) -> list[Event]:
     look = Place(Path(), kafka, topic).look()
     try:
         with reading(look.records, "records") as advance:
-            return witnesses.in_events(look.positions(advance))
+            return look.positions(advance)
     finally:
         look.close()
 

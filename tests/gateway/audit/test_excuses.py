@@ -11,11 +11,14 @@ import pytest
 
 from gateway import config
 from gateway.audit import verify as verifying
-from gateway.audit.event import Gap
+from gateway.audit import witnesses
+from gateway.audit.event import Gap, Heartbeat
 from gateway.audit.frame import Events, encoder, seal
+from gateway.audit.identity import EventId, source_of
 from gateway.audit.index import IndexBuilder
 from gateway.audit.retention import Retention
-from gateway.audit.spool import epoch_path, segment_name
+from gateway.audit.spool import epoch_path, segment_name, segments
+from gateway.audit.verify import verify
 from tests.gateway.audit.sim import GATEWAY_ID, Log, settle, stop
 from tests.gateway.audit.test_tampering import LAST, Scene
 
@@ -171,4 +174,24 @@ def test_an_index_is_not_written_through_a_link(scene: Scene, tmp_path: Path):
 def test_numbers_beyond_all_are_no_segment_s(scene: Scene):
     """A name of digits that no number has is somebody else's file."""
     (scene.epoch.path / ("9" * 20 + ".log")).write_bytes(b"x")
-    assert scene.report().ok
+    assert segments(scene.epoch) == scene.segments
+
+
+def test_a_topic_of_several_gateways_misses_nothing_here(scene: Scene):
+    """What another gateway's recorder said of its epochs is no epoch that is gone from this spool."""
+    other = source_of("ffeeddccbbaa0011", "worker", 0)
+    own = source_of(GATEWAY_ID, "worker", 7)
+    positions = {f"{source:016x}-00000001": (5, "ab" * 32) for source in (other, own)}
+    known = witnesses.in_events([Heartbeat(at_ns=1, positions=positions, id="x")])
+    kept = witnesses.of_spool(scene.log.spool, known)
+    assert [gone.key for gone in scene.check(kept).gone] == [f"{own:016x}-00000001"]
+
+
+def test_the_topic_s_gap_outlives_that_of_the_spool(scene: Scene):
+    """Retention takes its own gaps, too; what another than the recorder says there counts for nothing."""
+    shutil.rmtree(scene.epoch.path)
+    told = gap(scene, LAST + 1)
+    for role, counts in (("worker", False), ("recorder", True)):
+        told.id = str(EventId(source_of(GATEWAY_ID, role, 0), 1, 5))
+        trims = witnesses.trims_in(scene.log.spool, [told])
+        assert verify(scene.log.spool, trims=trims).ok == counts
