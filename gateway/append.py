@@ -81,6 +81,12 @@ class Appender:
         return self._held_bytes > self.max_frame_bytes or self._hopeless
 
     @property
+    def crowded(self) -> bool:
+        """Half of the ring waits for the disk, or a frame for room: no time for records that are larger by a wish."""
+        ring = self._ring
+        return bool(self._held) or ring.committed - ring.synced > ring.capacity // 2
+
+    @property
     def _hopeless(self) -> bool:
         """Waiting for room is in vain: the recorder cannot write, or has moved nothing since a frame waited so."""
         ring = self._ring

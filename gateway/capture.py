@@ -8,6 +8,7 @@ of requests above the limit: others pay nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from gateway.audit.sampling import sampled_by
@@ -26,13 +27,15 @@ class Asked:
 
     Attributes:
         captured: "full", or "hash" where the record did not take them.
+        declined: there is no room for wishes now.
     """
 
-    __slots__ = ("_sink", "captured")
+    __slots__ = ("_sink", "captured", "declined")
 
     def __init__(self, sink: Any, captured: str = "full") -> None:
         self._sink = sink
         self.captured = captured
+        self.declined = False
 
     @property
     def disconnected(self) -> bool:
@@ -53,6 +56,13 @@ def ask(inference: Any) -> None:
         inference.sink = Asked(inference.sink)
 
 
+def decline(inferences: Iterable[Any]) -> None:
+    """Records of these are as others' though they asked for more: what a client wishes takes nobody's room."""
+    for inference in inferences:
+        if type(inference.sink) is Asked:
+            inference.sink.declined = True
+
+
 def asked_by(parameters: dict[str, Any]) -> bool:
     """Whether a request's parameters ask for it; other values were refused as they were read."""
     return parameters.get(CAPTURE_PARAMETER) == "full"
@@ -62,7 +72,7 @@ def wanted(version: Any, inference: Any) -> bool:
     """Whether a request above the limit is recorded whole if a frame takes it. Cost: up to 1 us a shadow."""
     return (
         version.captures_full
-        or type(inference.sink) is Asked
+        or (type(inference.sink) is Asked and not inference.sink.declined)
         or bool(sampled_by(inference.unit, version.version, inference.assignment.shadows))
     )
 

@@ -11,6 +11,7 @@ import time
 from functools import partial
 from typing import Any
 
+from gateway import capture
 from gateway.audit.event import Prediction
 from gateway.batching import Batch, Inference
 from gateway.errors import AuditTimeout, FrameTooLarge, GatewayError
@@ -61,6 +62,8 @@ class Delivery:
         try:
             texts = [] if error is not None else version.encoder.texts(batch)
             now_ns = _now()
+            if self._appender.crowded:
+                capture.decline(batch.inferences)
             facts = RunFacts(version, batch, self._batch_id, error, now_ns, (self.admit_ns, self.route_ns))
             frames = facts.frames(self.limits)
         except Exception:

@@ -102,6 +102,29 @@ def test_what_does_not_fit_a_frame_is_by_hash_and_told(tmp_path: Path, inline_us
     asyncio.run(main())
 
 
+def test_wishes_take_at_most_half_of_the_ring(tmp_path: Path) -> None:
+    """While the disk stands still: who asked is told `hash`, and others' requests are recorded as ever."""
+
+    async def main() -> None:
+        path = Path_(tmp_path, LIMIT, "batch.inline_us=1000", "audit.append_timeout_ms=0", ring_bytes=65_536)
+        wishes = [Sink() for _ in range(30)]
+        for sink in wishes:
+            path.send_body(made(100, parameters={"audit_capture": "full"}), sink)
+            await until(lambda sink=sink: sink.status)
+        said = [sink.fields["x-tidegate-audit-capture"] for sink in wishes]
+        assert said == sorted(said)
+        assert {"full", "hash"} == set(said)
+        other = Sink()
+        path.send_body(made(LARGE), other)
+        await until(lambda: other.status)
+        assert {sink.fields["x-tidegate-audit"] for sink in [*wishes, other]} == {"spool"}
+        path.core.turn()
+        assert [event.capture for event in path.predictions()] == [*said, "hash"]
+        path.close()
+
+    asyncio.run(main())
+
+
 def test_a_version_may_ask_for_all_its_requests(tmp_path: Path) -> None:
     """bundle.toml's audit.capture; the reply speaks only where it could not be done."""
 
