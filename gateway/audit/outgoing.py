@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ from gateway.audit.values import values_of
 log = logging.getLogger("tidegate.forwarder")
 
 
+REMEMBERED = 10_000
+QUARANTINE_MAX_BYTES = 8 * 1024 * 1024
+"""Then the file is put aside as `.1` and begun anew: clients decide how many records are too large."""
+TOLD_PER_S = 10
+"""Log lines; the file has them all."""
+
+
 class Outgoing:
     """Makes frames of one spool into records.
 
@@ -38,14 +46,13 @@ class Outgoing:
         self._gateway_id = gateway_id
         self._encoding = encoding
         self._envelopes: dict[int, Envelope] = {}
-        self._quarantined: set[str] = set()
+        self._quarantined: dict[str, None] = {}
+        """The last ones: a batch that is sent again is not told again."""
         self._failing: set[str] = set()
         """Epochs that the disk did not give, told once."""
-
-    @property
-    def quarantined(self) -> int:
+        self.quarantined = 0
         """Events and frames that were told by a gap instead of being sent."""
-        return len(self._quarantined)
+        self._second = self._told = 0
 
     def parcels(
         self, reader: EpochReader, epoch: EpochPath, from_seq: int, largest_bytes: int
@@ -133,11 +140,14 @@ class Outgoing:
         """Numbers that stay in the spool only; the gap that stands in their place."""
         event_id = f"{id_prefix(epoch.source, epoch.epoch)}{frame.first_seq:016x}"
         if event_id not in self._quarantined:
-            self._quarantined.add(event_id)
+            self._quarantined[event_id] = None
+            if len(self._quarantined) > REMEMBERED:
+                del self._quarantined[next(iter(self._quarantined))]
+            self.quarantined += 1
             line = json.dumps({"id": event_id, "count": frame.count, "cause": cause, **facts})
-            with contextlib.suppress(OSError), (self._directory / "quarantine.jsonl").open("a") as file:
-                file.write(line + "\n")
-            log.warning("record_quarantined", extra={"id": event_id, "cause": cause, **facts})
+            with contextlib.suppress(OSError):
+                _append(self._directory / "quarantine.jsonl", f"{line}\n".encode())
+            self._tell({"id": event_id, "cause": cause, **facts})
         return Gap(
             source=f"{epoch.source:016x}",
             epoch=epoch.epoch,
@@ -147,3 +157,22 @@ class Outgoing:
             at_ns=time.time_ns(),
             id=event_id,
         )
+
+    def _tell(self, facts: dict[str, object]) -> None:
+        second = time.monotonic_ns() // 1_000_000_000
+        if second != self._second:
+            self._second, self._told = second, 0
+        self._told += 1
+        if self._told <= TOLD_PER_S:
+            log.warning("record_quarantined", extra=facts)
+
+
+def _append(path: Path, line: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, line)
+        over = os.fstat(fd).st_size >= QUARANTINE_MAX_BYTES
+    finally:
+        os.close(fd)
+    if over:
+        path.rename(path.with_suffix(".jsonl.1"))
