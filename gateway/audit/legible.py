@@ -45,6 +45,7 @@ def read_frame(
     source: int, epoch: int, frame: Frame, since_ns: int | None = None
 ) -> list[Event | Refusal] | None:
     """A frame's events in order, one for each of its numbers; None where all of it was before `since_ns`.
+    Of a frame that says more numbers than it has bytes not all are there.
 
     Cost: about 5 us an event; of a run that is before `since_ns` about 1 us a frame.
     """
@@ -64,6 +65,8 @@ def read_frame(
 
 def _one_by_one(source: int, epoch: int, frame: Frame) -> list[Event | Refusal]:
     """A frame of which something is not ours: the events in it that are."""
+    # A number may be said that nothing could hold: not more than bytes.
+    count = min(frame.count, max(len(frame.payload), 1))
     try:
         content = msgspec.msgpack.decode(frame.payload)
     except _ERRORS:
@@ -72,10 +75,10 @@ def _one_by_one(source: int, epoch: int, frame: Frame) -> list[Event | Refusal]:
         schema = content.get("schema") if isinstance(content, dict) else None
         newer = isinstance(schema, int) and schema > SCHEMA
         refusal = _newer("prediction", schema) if newer else NO_EVENT  # type: ignore[arg-type]
-        return [refusal] * frame.count
+        return [refusal] * count
     found = content.get("events")
     if not isinstance(found, list) or len(found) != frame.count:
-        return [NO_EVENT] * frame.count
+        return [NO_EVENT] * count
     prefix = id_prefix(source, epoch)
     return [_converted(each, f"{prefix}{frame.first_seq + index:016x}") for index, each in enumerate(found)]
 

@@ -135,6 +135,11 @@ class SpoolFeed:
             delivery.events.append(event)
             if isinstance(event, Gap) and event.cause == RETENTION:
                 self._note_trimmed(event, delivery.holes)
+        if len(found) < frame.count:
+            at = self._marks.positions.get(epoch.key, 0)
+            self._marks.positions[epoch.key] = max(at, frame.next_seq)
+            first = frame.first_seq + len(found)
+            delivery.holes.append(Hole(epoch.source, epoch.epoch, first, frame.next_seq - 1, UNREADABLE))
 
     def _frames(self, holes: list[Hole]) -> Iterator[tuple[EpochPath, Frame]]:
         """What is new, beginning with another source each time: none starves behind a busy one.

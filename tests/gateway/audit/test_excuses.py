@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from gateway import config
+from gateway.audit import legible, witnesses
 from gateway.audit import verify as verifying
-from gateway.audit import witnesses
 from gateway.audit.event import Gap, Heartbeat
-from gateway.audit.frame import Events, encoder, seal
+from gateway.audit.frame import Events, Frame, encoder, seal
 from gateway.audit.identity import EventId, source_of
 from gateway.audit.index import IndexBuilder
+from gateway.audit.legible import read_frame, read_record
 from gateway.audit.retention import Retention
 from gateway.audit.spool import epoch_path, segment_name, segments
+from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.verify import verify
 from tests.gateway.audit.sim import GATEWAY_ID, Log, settle, stop
 from tests.gateway.audit.test_tampering import LAST, Scene
@@ -195,3 +197,27 @@ def test_the_topic_s_gap_outlives_that_of_the_spool(scene: Scene):
         told.id = str(EventId(source_of(GATEWAY_ID, role, 0), 1, 5))
         trims = witnesses.trims_in(scene.log.spool, [told])
         assert verify(scene.log.spool, trims=trims).ok == counts
+
+
+def test_a_frame_that_says_too_many_numbers_is_passed(scene: Scene):
+    """A reader tells the hole and goes on behind it, at once."""
+    frames = scene.frames(len(scene.segments) - 1)
+    path = scene.segments[-1][1]
+    last = frames[-1]
+    run = encoder.encode({"frame": "run"})
+    path.write_bytes(path.read_bytes() + seal(last.next_seq, 2**32 - 1, run))
+    end = last.next_seq + 2**32 - 1
+    (scene.epoch.path / "synced").write_bytes(end.to_bytes(8, "little"))
+    feed = SpoolFeed(scene.log.spool)
+    holes = [hole for _ in range(3) for hole in feed.read(100_000, 0).holes]
+    assert max(hole.to_seq for hole in holes) == end - 1
+    assert feed.positions[scene.epoch.key] == end
+
+
+@pytest.mark.parametrize("value", [b'{"a":' * 100_000, b"\x81\xa1a" * 100_000, b"\x91" * 100_000])
+def test_a_topic_s_record_nested_without_end_is_no_event(value: bytes):
+    """Whoever may write to the topic does not end its readers, nor with a frame those of the spool."""
+    assert read_record(value) is legible.NO_EVENT
+    told = read_frame(1, 2, Frame(0, 1, value))
+    assert told is not None
+    assert not any(isinstance(one, Gap) for one in told)
