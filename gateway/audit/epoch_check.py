@@ -145,7 +145,9 @@ class EpochCheck:
         if over is not None:
             report.closed = str(over.get("cause"))
             end = max(end, next_of(over))
-        if end > self._expected:
+        # What went took with it what there was to say of its end, which the recorder's own epoch may have lost, too.
+        went = self.is_emptied and mark > 0
+        if end > self._expected and not went:
             self.holes.append(Hole(self._expected, end - 1, *self._place))
         report.next_seq = max(self._expected, end)
         self._end()

@@ -169,6 +169,15 @@ def test_an_emptied_epoch_is_gone(log: Log, told: bool):
     assert all(entry.ok for entry in report.epochs)
 
 
+def test_an_emptied_epoch_whose_end_is_told_no_more_is_no_finding(tmp_path: Path):
+    """The gap of a dead owner's last numbers may go with the pass that took their epoch's segments."""
+    epoch = write(tmp_path / "spool", {0: [0, 1]}, 2)
+    write_closed(epoch, 4, "owner_died")
+    assert not verify(tmp_path / "spool").ok
+    retention(tmp_path, "audit.keep_h=1").apply(FAR_S)
+    assert verify(tmp_path / "spool").ok
+
+
 def test_an_epoch_that_ends_while_verify_reads_is_no_finding(log: Log, monkeypatch):
     """The recorder tells a death after its own epoch was read, or an end comes between two looks: all is well."""
     writer = log.owner()
