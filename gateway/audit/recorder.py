@@ -349,7 +349,7 @@ _ADVICE = {
 
 
 def run(context: process.Context) -> None:
-    """Drain until SIGTERM, then until nothing is left to drain."""
+    """Drain until SIGTERM, then, after one more pass at least, until nothing is left to drain."""
     config = configuration.decode(context.config)
     places = Places(context.state_path, Path(context.ring_dir))
     stop: list[float] = []
@@ -365,8 +365,9 @@ def run(context: process.Context) -> None:
         raise
     recorder.look_ns = LOOK_NS
     log.info("draining", extra={"spool": "ready"})
-    while not (stop and (recorder.quiet or time.monotonic() > stop[0])):
-        moved = recorder.step()
+    ends = False
+    while not (ends and (recorder.quiet or time.monotonic() > stop[0])):
+        ends, moved = bool(stop), recorder.step()
         upkeep.after_pass(recorder, moved)
         if moved < PACE_BYTES:
             time.sleep(PACE_S if moved else IDLE_S)

@@ -78,6 +78,18 @@ def test_an_owner_is_killed(log: Log):
         assert len(values) > published(log, child)
 
 
+def test_a_ring_that_came_just_before_the_end_is_drained(log: Log):
+    """A recorder that stood still while an owner came and went is told to stop: it looks once more before it ends."""
+    recorder = log.real_recorder()
+    draining(log, recorder)
+    recorder.send_signal(signal.SIGSTOP)
+    assert appender(log, limit=100).wait(20) == 0
+    recorder.send_signal(signal.SIGTERM)
+    recorder.send_signal(signal.SIGCONT)
+    ended(log, recorder)
+    assert values_per_epoch(log) == [list(range(100))]
+
+
 @pytest.mark.parametrize("role", ["sidecar", "mirror"])
 def test_those_who_follow_the_log_are_sources_like_workers(log: Log, role: str):
     """Killed, two of a role at once and a successor: all is on disk, the recorder tells each epoch's end."""
