@@ -171,16 +171,8 @@ class TopicLook:
             FeedUnreachable: the brokers stopped answering.
         """
         item = self._run(self._find(wanted, advance))
-        if item is None:
-            return None
-        try:
-            event = decode_event(item.value)
-        except (msgspec.MsgspecError, ValueError):
-            return None
-        if event.id == str(wanted):
-            return event
-        covers = isinstance(event, Gap) and (event.to_seq is None or event.to_seq >= wanted.seq)
-        return event if covers else None
+        event = None if item is None else _event(item)
+        return event if event is not None and (event.id == str(wanted) or _covers(event, wanted)) else None
 
     def positions(self, advance: Callable[[float], None]) -> list[Event]:
         """All heartbeats that carry positions, and all gaps of retention. Reads the whole topic.
@@ -210,13 +202,16 @@ class TopicLook:
         since_ms = max(wanted.epoch - CLOCK_MARGIN_S, 0) * 1000
         best: Item | None = None
         own = str(wanted).encode()
-        for part in self._parts:
-            low = await part.offset_at(since_ms)
-            where = await bracket(part, wanted, low)
-            found = await search(part, wanted, where, advance) if where is not None else None
-            if found is not None and found.key == own:
-                return found
-            best = best or found
+        # Twice before it is said that there is none: the client loses its place at times while partitions change.
+        for _ in range(2):
+            for part in self._parts:
+                part.forget()
+                low = await part.offset_at(since_ms)
+                where = await bracket(part, wanted, low)
+                found = await search(part, wanted, where, advance) if where is not None else None
+                if found is not None and _answers(found, own, wanted):
+                    return found
+                best = best or found
         if best is not None:
             # Its epoch's partition is known, and the number has no record there.
             return best
@@ -263,6 +258,25 @@ class TopicLook:
             self._parts = [_TopicPartition(consumer, tp, begins[tp], ends[tp]) for tp in tps]
 
 
+def _event(item: Item) -> Event | None:
+    try:
+        return decode_event(item.value)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def _covers(event: Event, wanted: EventId) -> bool:
+    return isinstance(event, Gap) and (event.to_seq is None or event.to_seq >= wanted.seq)
+
+
+def _answers(item: Item, own: bytes, wanted: EventId) -> bool:
+    """Whether it is the record, or the gap that stands in its place."""
+    if item.key == own:
+        return True
+    event = _event(item)
+    return event is not None and _covers(event, wanted)
+
+
 def _is_trim(event: Event) -> bool:
     return isinstance(event, Gap) and event.cause == "retention"
 
@@ -301,7 +315,7 @@ class _TopicPartition:
             while True:
                 fetched = await self._consumer.getmany(self._tp, timeout_ms=_WAIT_MS)
                 records = fetched.get(self._tp, ())
-                if records and records[0].offset >= offset:
+                if records and (records[0].offset == offset or (records[0].offset > offset and empty)):
                     break
                 if records or await self._consumer.position(self._tp) >= self.end:
                     # The client may lose its place while partitions change; only marks of transactions are nothing.
@@ -311,6 +325,10 @@ class _TopicPartition:
                     self._consumer.seek(self._tp, offset)
         self._next = records[-1].offset + 1
         return [Item(record.offset, record.key or b"", record.value or b"") for record in records]
+
+    def forget(self) -> None:
+        """Ask for the next records anew, whatever the client holds."""
+        self._next = None
 
     async def offset_at(self, since_ms: int) -> int:
         """The first offset whose record is as young; where brokers do not say, the first of all."""
