@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 _ALIVE: dict[int, Writer] = {}
 """Writers of this process that no test has let go of: each holds a mapping and two locks."""
+_RECORDING: dict[int, Recorder] = {}
+"""Recorders of this process, likewise."""
 
 
 class Killed(BaseException):
@@ -45,13 +48,11 @@ class Log:
     def owner(self, role: str = "worker", ring_bytes: int = 65536) -> Writer:
         """A process that writes."""
         source = claim_source(self.state_dir, GATEWAY_ID, role, self.ring_dir, ring_bytes)
-        writer = Writer(source, GATEWAY_ID)
-        _ALIVE[id(writer)] = writer
-        return writer
+        return owning(Writer(source, GATEWAY_ID))
 
     def recorder(self, storage: Storage = DISK, segment_bytes: int = 4096) -> Recorder:
         """A recorder in this process."""
-        return Recorder(self.places, GATEWAY_ID, segment_bytes, storage)
+        return recording(Recorder(self.places, GATEWAY_ID, segment_bytes, storage))
 
     def child(self, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """A real process, killed at the end of the test; `output` is what it wrote. `prefix`: what it runs under."""
@@ -116,6 +117,18 @@ def label(value: int, pad_bytes: int = 0) -> Feedback:
     )
 
 
+def owning(writer: Writer) -> Writer:
+    """Let go of it with the test at the latest."""
+    _ALIVE[id(writer)] = writer
+    return writer
+
+
+def recording(recorder: Recorder) -> Recorder:
+    """Let go of it with the test at the latest."""
+    _RECORDING[id(recorder)] = recorder
+    return recorder
+
+
 def forget_owner(writer: Writer) -> None:
     """The owner dies: its locks go, its ring stays."""
     _ALIVE.pop(id(writer), None)
@@ -127,18 +140,25 @@ def forget_owner(writer: Writer) -> None:
 
 
 def alive() -> frozenset[int]:
-    """Writers that are held now."""
-    return frozenset(_ALIVE)
+    """Writers and recorders that are held now."""
+    return frozenset((*_ALIVE, *_RECORDING))
 
 
 def forget_since(before: frozenset[int]) -> None:
-    """Let go of the writers made since: a suite of thousands would run out of descriptors."""
+    """Let go of the recorders and writers made since: a suite of thousands would run out of descriptors."""
+    for key in [key for key in _RECORDING if key not in before]:
+        # What a test let go of in its own way is released already.
+        with contextlib.suppress(ValueError):
+            forget_recorder(_RECORDING[key])
     for key in [key for key in _ALIVE if key not in before]:
-        forget_owner(_ALIVE[key])
+        with contextlib.suppress(ValueError):
+            forget_owner(_ALIVE[key])
 
 
 def forget_recorder(recorder: Recorder) -> None:
     """The recorder dies: locks and descriptors go, files stay as they are."""
+    if _RECORDING.pop(id(recorder), None) is None:
+        return
     for drain in recorder._drains.values():
         drain.close()
     forget_owner(recorder._own)

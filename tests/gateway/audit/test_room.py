@@ -17,7 +17,7 @@ from gateway.audit.room import RESERVE_FLOOR_BYTES, Reserve, Room
 from gateway.audit.spool import epochs, segments
 from gateway.audit.storage import Disk
 from gateway.audit.upkeep import Upkeep
-from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, label, settle, stop
+from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, label, recording, settle, stop
 
 RESERVE = RESERVE_FLOOR_BYTES
 KAFKA = 'kafka={"bootstrap_servers": "127.0.0.1:1"}'
@@ -61,7 +61,7 @@ class Full:
         monkeypatch.setattr("gateway.audit.room.free_bytes", lambda _: self.disk.free_bytes)
         self.disk.reserve = Reserve(log.state_dir, RESERVE)
         self.room = Room(log.state_dir, self.disk.reserve)
-        self.recorder = Recorder(log.places, GATEWAY_ID, 65536, self.disk, self.room)
+        self.recorder = recording(Recorder(log.places, GATEWAY_ID, 65536, self.disk, self.room))
 
 
 class Clock:

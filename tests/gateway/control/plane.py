@@ -17,6 +17,7 @@ from gateway.control.recovery import recover
 from gateway.control.state import State
 from gateway.fleet import LOAD_FAILED, LOADING, READY, SERVING, Fleet
 from gateway.routing import Change, first_route
+from tests.gateway.audit.sim import owning, recording
 
 GATEWAY_ID = "00112233aabbccdd"
 MODEL = "m"
@@ -43,7 +44,7 @@ class Plane:
         for index in range(workers):
             self.fleet.worker(index)[words_of.STATE] = SERVING
         source = claim_source(state_dir, GATEWAY_ID, "control", self.ring_dir, SMALL_RING_BYTES)
-        self.writer = Writer(source, GATEWAY_ID)
+        self.writer = owning(Writer(source, GATEWAY_ID))
         empty = State(snapshot.Serving(gateway_id=GATEWAY_ID, generation=0), snapshot.Ledger())
         self.engine = Engine(empty, self.writer, self.fleet, self.path)
         self.synced = True
@@ -53,7 +54,7 @@ class Plane:
 
     def record(self) -> None:
         """From now on a real recorder drains to the spool."""
-        self.recorder = Recorder(Places(self.state_dir, self.ring_dir), GATEWAY_ID, 1 << 20)
+        self.recorder = recording(Recorder(Places(self.state_dir, self.ring_dir), GATEWAY_ID, 1 << 20))
 
     def step(self) -> None:
         """What recorder and workers do between two looks of the engine."""
