@@ -46,6 +46,12 @@ def _successor(gateway: Gateway, role: str, spoil: Callable[[], object]) -> int:
     return successor
 
 
+def _spoil(state: Path) -> None:
+    """Garbage, and no journal: of a transaction cut short it would be played back into the garbage."""
+    state.write_bytes(GARBAGE)
+    state.with_name("state.db-journal").unlink(missing_ok=True)
+
+
 def _complaints(gateway: Gateway, role: str, pid: int) -> list[tuple[str, Any]]:
     """What a process said that is more than news, decisions aside: event and reason."""
     return [
@@ -73,7 +79,7 @@ def test_broken_files_of_the_watch_touch_no_request_and_heal(tmp_path: Path) -> 
         with Sender(gateway.data_url, half_year(), over_s=120.0) as sender:
             sender.await_answered(200)
 
-            pid = _successor(gateway, "sidecar", lambda: state.write_bytes(GARBAGE))
+            pid = _successor(gateway, "sidecar", lambda: _spoil(state))
             assert _complaints(gateway, "sidecar", pid) == [("state_unreadable", "file is not a database")]
             aside = list(state.parent.glob("state.db.broken-*"))
             assert [path.read_bytes() for path in aside] == [GARBAGE]
