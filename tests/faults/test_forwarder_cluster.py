@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from confluent_kafka.admin import AdminClient
 from bench.cluster import Cluster
 from bench.kafka import Broker, KafkaAbsent, Setup
 from gateway.audit.producer import TopicProducer
-from tests.faults.flow import Flow
 from tests.kafka.lived import until
 
 pytestmark = pytest.mark.prove
@@ -56,20 +54,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     one = _or_skip(lambda: Cluster(tmp_path_factory.mktemp("cluster")).start())
     yield one
     one.stop()
-
-
-@pytest.fixture
-def flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
-    """A new one before a broker or a cluster."""
-    made: list[Flow] = []
-
-    def make(bootstrap: str, **settings: Any) -> Flow:
-        made.append(Flow(tmp_path / f"state{len(made)}", bootstrap, **settings))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.one.close()
 
 
 def leader_of(bootstrap: str, topic: str, partition: int = 0) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from aiokafka import TopicPartition
@@ -15,7 +13,6 @@ from bench.kafka import Broker
 from gateway.audit.producer import TopicProducer
 from tests.faults import mock_cluster as mock
 from tests.faults.chaos_proxy import ChaosProxy, Weather
-from tests.faults.flow import Flow
 from tests.faults.mock_cluster import MockCluster
 from tests.kafka.lived import run_with
 
@@ -32,20 +29,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not wait for what operators may."""
     monkeypatch.setattr("gateway.audit.forwarder.BACKOFF_S", (0.02, 0.1))
     monkeypatch.setattr("gateway.audit.producer.RETRY_BACKOFF_MS", 20)
-
-
-@pytest.fixture
-def flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
-    """A new one before a cluster."""
-    made: list[Flow] = []
-
-    def make(bootstrap: str, **settings: Any) -> Flow:
-        made.append(Flow(tmp_path / f"state{len(made)}", bootstrap, **settings))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.one.close()
 
 
 @pytest.mark.parametrize(
