@@ -1,6 +1,6 @@
 """Where a number stands on disk: its segment by name, its place by the segment's index, its frame by a look.
 
-spool -> **locate**, for `spool_feed.find` and the commands. Nothing that an index says is believed before it is seen.
+spool -> **locate**, for the commands. Nothing that an index says is believed before it is seen.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from gateway.audit.event import Event, Gap
+from gateway.audit.event import Gap
 from gateway.audit.feed import RETENTION, UNREADABLE, Delivery, HighWater, Hole, Positions, Unreadable
-from gateway.audit.frame import Frame, expand
-from gateway.audit.identity import EventId, id_prefix
+from gateway.audit.frame import Frame
+from gateway.audit.identity import id_prefix
 from gateway.audit.legible import Refusal, read_frame
-from gateway.audit.locate import frame_of
 from gateway.audit.spool import (
     EpochPath,
     EpochReader,
@@ -236,11 +235,3 @@ def _written_ns(segment: Path) -> int:
         return segment.stat().st_mtime_ns
     except FileNotFoundError:
         return 1 << 62
-
-
-def find(spool: Path, event_id: EventId) -> Event | None:
-    """One event by its id, or None when the spool does not hold it (any more, or yet)."""
-    frame = frame_of(epoch_path(spool, event_id.source, event_id.epoch), event_id.seq)
-    if frame is None or frame.first_seq > event_id.seq:
-        return None
-    return expand(event_id.source, event_id.epoch, frame)[event_id.seq - frame.first_seq]

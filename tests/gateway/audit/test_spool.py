@@ -11,8 +11,9 @@ import pytest
 from gateway import config
 from gateway.audit import spool as spool_module
 from gateway.audit.event import Feedback
-from gateway.audit.frame import Events, encoder, seal
+from gateway.audit.frame import Events, encoder, expand, seal
 from gateway.audit.identity import EventId
+from gateway.audit.locate import frame_of
 from gateway.audit.retention import Retention, default_max_bytes, segment_bytes
 from gateway.audit.spool import (
     EpochPath,
@@ -25,7 +26,7 @@ from gateway.audit.spool import (
     synced_seq,
     write_closed,
 )
-from gateway.audit.spool_feed import SpoolFeed, find
+from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.verify import status, verify
 from tests.gateway.audit.sim import Log, forget_owner, label, settle, stop
 
@@ -57,7 +58,7 @@ def test_readers_stop_at_the_mark(tmp_path: Path):
     assert seqs(epoch) == [0, 1, 2, 3]
     assert seqs(epoch, 2) == [2, 3]
     assert seqs(epoch, 4) == []
-    assert find(tmp_path, EventId(SOURCE, EPOCH, 4)) is None
+    assert frame_of(epoch, 4) is None
 
 
 def test_the_mark_never_moves_back(tmp_path: Path):
@@ -115,12 +116,15 @@ def test_an_event_is_found_by_its_id(log: Log):
         recorder.step()
     settle(recorder)
     which = EventId(writer.source.source, writer.source.epoch, 1 + 2 * 13 + 1)
-    found = find(log.spool, which)
+    epoch = epoch_path(log.spool, which.source, which.epoch)
+    frame = frame_of(epoch, which.seq)
+    assert frame is not None
+    found = expand(which.source, which.epoch, frame)[which.seq - frame.first_seq]
     assert isinstance(found, Feedback)
     assert found.labels[0]["value"] == 113
     assert found.id == str(which)
-    assert find(log.spool, which._replace(seq=999)) is None
-    assert find(log.spool, which._replace(source=1)) is None
+    assert frame_of(epoch, 999) is None
+    assert frame_of(epoch_path(log.spool, 1, which.epoch), which.seq) is None
 
 
 def test_frames_for_columns_move_the_positions(log: Log):
