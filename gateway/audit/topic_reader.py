@@ -69,7 +69,7 @@ class Batch(NamedTuple):
 
 
 def consumer_arguments(wanted: Wanted) -> dict[str, Any]:
-    """Arguments of every consumer: the one place that says how brokers are reached."""
+    """Arguments of every consumer that follows a topic; one look at it has its own (`topic_look`)."""
     made: dict[str, Any] = {
         "bootstrap_servers": wanted.bootstrap_servers,
         **wanted.arguments,
