@@ -21,7 +21,13 @@ WHOLE = st.integers(0, 2**64 - 1)
 JSON = st.none() | st.dictionaries(
     st.text(max_size=3), st.integers(-(2**63), 2**63 - 1) | st.text(max_size=3)
 )
-TEXT = st.none() | st.text(max_size=40)
+TEXT = st.none() | st.text(max_size=40) | st.sampled_from(["%", "%b%%", "100 %s"])
+
+PLAIN = Run(
+    model=MODEL, batch_id=1, cut="turn", infer_ns=1, rows=[1], received_ns=[1], done_ns=[1],
+    route=[msgspec.Raw(encoder.encode(RouteFacts(1, 1, "1", "1", None, "weight")))], unit_hash=[None],
+    caller=[msgspec.Raw(encoder.encode(Caller("/a", "oip-json", None)))], stages=[[1]] * 5, inputs=[], outputs=[],
+)  # fmt: skip
 
 
 def _columns(draw: Any, count: int, values: st.SearchStrategy[Any]) -> list[Any]:
@@ -87,7 +93,7 @@ def runs(draw: Any) -> tuple[Frame, Run]:
     return Frame(draw(st.integers(0, 2**63)), count, encoder.encode(run)), run
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(runs())
 def test_values_are_those_of_the_events(made: tuple[Frame, Run]) -> None:
     """The same bytes as made from events, ids and columns beside them."""
@@ -103,6 +109,28 @@ def test_values_are_those_of_the_events(made: tuple[Frame, Run]) -> None:
         assert envelope.of_values(found, following) == envelope.of_events(events, following)
 
 
+@settings(deadline=None, max_examples=25)
+@given(runs(), runs())
+def test_runs_that_differ_in_one_thing_have_values_of_their_own(
+    made: tuple[Frame, Run], other: tuple[Frame, Run]
+) -> None:
+    """What is kept of one run is not taken for another's, whatever field differs."""
+    frame, run = made
+    for name in Run.__struct_fields__:
+        changed = msgspec.structs.replace(run, **{name: getattr(other[1], name)})
+        for each in (run, changed):
+            one = frame._replace(payload=encoder.encode(each))
+            found = values_of(SOURCE, EPOCH, one)
+            if found is not None:
+                assert found.values == [encode_event(event) for event in expand(SOURCE, EPOCH, one)], name
+
+
+def test_a_run_without_rows_is_left_to_the_events() -> None:
+    """A column of no values fits no frame."""
+    frame = Frame(0, 1, encoder.encode(msgspec.structs.replace(PLAIN, rows=[])))
+    assert values_of(SOURCE, EPOCH, frame) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -115,11 +143,6 @@ def test_values_are_those_of_the_events(made: tuple[Frame, Run]) -> None:
 )
 def test_what_is_unusual_is_left_to_the_events(change: dict[str, Any]) -> None:
     """Hashes, strings and columns that do not fit: whoever makes events takes them or says what is wrong."""
-    run = Run(
-        model=MODEL, batch_id=1, cut="turn", infer_ns=1, rows=[1], received_ns=[1], done_ns=[1],
-        route=[msgspec.Raw(encoder.encode(RouteFacts(1, 1, "1", "1", None, "weight")))], unit_hash=[None],
-        caller=[msgspec.Raw(encoder.encode(Caller("/a", "oip-json", None)))], stages=[[1]] * 5, inputs=[], outputs=[],
-    )  # fmt: skip
-    assert values_of(SOURCE, EPOCH, Frame(0, 1, encoder.encode(run))) is not None
-    changed = msgspec.structs.replace(run, **change)
+    assert values_of(SOURCE, EPOCH, Frame(0, 1, encoder.encode(PLAIN))) is not None
+    changed = msgspec.structs.replace(PLAIN, **change)
     assert values_of(SOURCE, EPOCH, Frame(0, 1, encoder.encode(changed))) is None
