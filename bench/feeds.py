@@ -28,7 +28,7 @@ from gateway.audit.forwarder import Forwarder
 from gateway.audit.frame import STAGE_COLUMNS, Caller, Run, RunTensor, decode_payload, encoder, seal
 from gateway.audit.spool import epoch_path, segment_name
 from gateway.audit.spool_feed import SpoolFeed
-from gateway.config import Kafka
+from gateway.kafka import Kafka
 
 FEATURES = 20
 EPOCH = 1_700_000_000

@@ -20,17 +20,18 @@ from gateway import errors
 from gateway.api.metrics import STATUS_FIGURES, FleetCollector
 from gateway.api.problems import status_of
 from gateway.batching import CUT_REASONS
-from gateway.config import DEFAULT_FILE, ENV_PREFIX, Config
+from gateway.config import DEFAULT_FILE, ENV_PREFIX
 from gateway.control.snapshot import DesiredVersion, Serving
 from gateway.fleet import FLAG_KINDS, TIMEOUTS, VARIANTS_MAX, Fleet
 from gateway.routing import Change, first_route
+from gateway.settings import Config
 from gateway.stages import TIMED_STAGES
 
 DIRECTORY = Path(__file__).parent
 
 _CONFIG_HEAD = f"""# Settings
 
-Made from `gateway/config.py` by `make docs`. Every setting has a default; no file is needed.
+Made from `gateway/settings.py` by `make docs`. Every setting has a default; no file is needed.
 
 Order, later wins: defaults, the file (`--config FILE`, else `./{DEFAULT_FILE}` when it is there), the environment,
 `--set`.

@@ -16,7 +16,6 @@ from typing import Any
 from gateway import capture
 from gateway.audit.event import ModelFacts
 from gateway.batching import Inference, order_ns
-from gateway.config import Config
 from gateway.entry import Entry
 from gateway.errors import AuditUnavailable, GatewayError, InvalidRequest, ModelNotReady, Overloaded
 from gateway.head import TIMEOUT_MAX_MS, Head, raised
@@ -24,6 +23,7 @@ from gateway.lanes import Lanes
 from gateway.recording import Wish, refused_event
 from gateway.replies import UNRECORDED
 from gateway.serving import Models
+from gateway.settings import Config
 from gateway.version import Version
 
 log = logging.getLogger("tidegate.worker")

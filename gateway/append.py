@@ -20,8 +20,8 @@ import msgspec
 
 from gateway.audit.event import Event, ModelFacts, Prediction, RouteFacts
 from gateway.audit.writer import Writer
-from gateway.config import Audit
 from gateway.errors import FrameTooLarge
+from gateway.settings import Audit
 
 log = logging.getLogger("tidegate.worker")
 

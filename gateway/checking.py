@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gateway.config import Session
+from gateway.settings import Session
 from loaders.errors import ModelError
 from loaders.repository import scan
 from loaders.session import Threads, check

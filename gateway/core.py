@@ -24,7 +24,6 @@ from gateway.admission import Admission
 from gateway.append import Appender
 from gateway.audit.frame import Caller, encoder
 from gateway.batching import Inference
-from gateway.config import Config
 from gateway.delivery import Delivery
 from gateway.entry import Entry
 from gateway.errors import GatewayError, ModelNotReady, UnknownModel
@@ -32,6 +31,7 @@ from gateway.head import Head
 from gateway.replies import Problem
 from gateway.runs import Runs
 from gateway.serving import Models
+from gateway.settings import Config
 from gateway.version import FREE_LEFT_NS, Version
 
 _now = time.perf_counter_ns

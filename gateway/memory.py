@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from gateway.config import Config
 from gateway.control import snapshot
 from gateway.errors import SnapshotCorrupt, StateFormatNewer
+from gateway.settings import Config
 from loaders.errors import RepositoryMissing
 from loaders.memory import Plan, limit_bytes
 from loaders.repository import scan, version_directory

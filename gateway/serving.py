@@ -16,7 +16,6 @@ from typing import Any
 from gateway import fleet as fleet_words
 from gateway.audit.event import Model as ModelEvent
 from gateway.audit.event import ModelFacts, Prediction
-from gateway.config import Batch as BatchConfig
 from gateway.control import snapshot
 from gateway.counting import Counting
 from gateway.entry import Entry
@@ -24,6 +23,7 @@ from gateway.errors import GatewayError, SnapshotCorrupt, StateFormatNewer, Unkn
 from gateway.fleet import LOAD_STATES, SLOTS, Fleet
 from gateway.head import raised
 from gateway.redaction import Redactor
+from gateway.settings import Batch as BatchConfig
 from gateway.version import Version
 from loaders.session import Session
 

@@ -14,10 +14,10 @@ import msgspec
 from gateway.audit.event import ModelFacts
 from gateway.audit.frame import encoder
 from gateway.batching import Batch, Inference, VersionQueue
-from gateway.config import Batch as BatchConfig
 from gateway.cost import CostModel
 from gateway.counting import Counting
 from gateway.errors import GatewayError
+from gateway.settings import Batch as BatchConfig
 from gateway.tensors import named_bytes, row_bytes
 from gateway.validation import compile_checks
 from loaders.session import Session

@@ -46,6 +46,7 @@ from gateway.fleet import Fleet
 from gateway.memory import memory_plan
 from gateway.redaction import read_key
 from gateway.serving import Models
+from gateway.settings import Data
 from gateway.vitals import Vitals
 from loaders.errors import ModelError
 from loaders.registry import Registry
@@ -266,7 +267,7 @@ class Worker:
             vitals.connections(len(self.server.server_state.connections), self.door.crowd)
 
 
-def _limits(data: configuration.Data) -> Limits:
+def _limits(data: Data) -> Limits:
     return Limits(
         body_max_bytes=data.body_max_bytes,
         bodies_max_bytes=data.bodies_max_bytes,

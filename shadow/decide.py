@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.config import Policy
+from gateway.settings import Policy
 from shadow.detectors.relative import ShiftEvidence
 from shadow.documents import Document
 from shadow.harm import MICRO, OMEGA, hard_failure

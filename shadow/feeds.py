@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gateway.audit.feed import Feed, Positions
 from gateway.audit.spool_feed import SpoolFeed
-from gateway.config import Config
 from gateway.errors import FeedUnreachable
+from gateway.settings import Config
 
 log = logging.getLogger("tidegate.shadow")
 

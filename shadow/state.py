@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.config import Policy
+from gateway.settings import Policy
 from shadow.rollouts import Rollouts
 
 _DEFAULT_POLICY = Policy()

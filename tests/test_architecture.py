@@ -49,7 +49,7 @@ PARTS = {
 # Words, not steps: they import nothing of ours and do not lengthen a chain.
 LEAVES = {"gateway", "gateway.stages", "gateway.errors", "loaders", "loaders.errors"}
 # What shadow may know of the gateway (`tensors`: what the log holds); its commands know the command line besides.
-SHADOW_READS = {"audit", "config", "errors", "logs", "process", "stages", "tensors", "gateway"}
+SHADOW_READS = {"audit", "config", "errors", "logs", "process", "settings", "stages", "tensors", "gateway"}
 FILE_LINES, FUNCTION_LINES, PARAMETERS, DEPTH = 400, 60, 7, 8
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from gateway.audit.spool import EpochPath, closed, epochs, segments, synced_seq
 from gateway.audit.storage import DISK
-from gateway.config import Config
+from gateway.settings import Config
 
 log = logging.getLogger("tidegate.recorder")
 

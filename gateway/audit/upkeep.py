@@ -17,7 +17,7 @@ from gateway.audit.retention import Retention, Trim, segment_bytes
 from gateway.audit.room import Reserve, Room
 from gateway.audit.scrub import Scrub
 from gateway.audit.standing import Alarms, Drained, Rate, Unsynced, hours_left, write_status
-from gateway.config import Config
+from gateway.settings import Config
 
 log = logging.getLogger("tidegate.recorder")
 

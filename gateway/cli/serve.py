@@ -20,6 +20,7 @@ from gateway.cli.config import file_option, set_option
 from gateway.cli.failures import Stop
 from gateway.memory import sum_at_start
 from gateway.process import Context
+from gateway.settings import Config
 
 
 @click.command("serve")
@@ -58,7 +59,7 @@ def command(
     become_supervisor(context)
 
 
-def make_context(config: gateway.config.Config) -> Context:
+def make_context(config: Config) -> Context:
     """What the supervisor starts with; paths made absolute.
 
     Raises:

@@ -28,6 +28,7 @@ from gateway.control.state import renumbered
 from gateway.control.tokens import ensure_tokens
 from gateway.errors import GatewayError
 from gateway.fleet import SLOTS, Fleet
+from gateway.settings import Config
 
 log = logging.getLogger("tidegate.control")
 
@@ -87,7 +88,7 @@ async def _serve(context: process.Context) -> int:
     return 1 if engine.must_restart else 0
 
 
-def forget_absent(state_dir: Path, config: configuration.Config) -> None:
+def forget_absent(state_dir: Path, config: Config) -> None:
     """Remove what forwarder and sidecar said of themselves in an earlier life, if they do not run in this one.
 
     It would grow old for ever in `/metrics`, and look like a process that died.

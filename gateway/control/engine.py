@@ -21,7 +21,6 @@ import msgspec
 from gateway import fleet as words_of
 from gateway.audit.event import Control
 from gateway.audit.writer import Writer
-from gateway.config import Config, Policy
 from gateway.control import snapshot
 from gateway.control.changes import released, renewed
 from gateway.control.gates import check_latches, check_ready, only_retreats, with_leases
@@ -35,6 +34,7 @@ from gateway.errors import (
 )
 from gateway.fleet import LOAD_STATES, Fleet
 from gateway.routing import Change, Route
+from gateway.settings import Config, Policy
 
 log = logging.getLogger("tidegate.control")
 

@@ -14,10 +14,10 @@ from msgspec import Meta
 
 from gateway.audit.drained import sources_of
 from gateway.audit.identity import parse_event_id
-from gateway.config import Policy
 from gateway.control.changes import leased
 from gateway.errors import ChangeInvalid, EvidenceStale, StateConflict
 from gateway.routing import Change, Route, iso_time
+from gateway.settings import Policy
 
 LEASING = frozenset(("route", "shift", "promote", "rollback", "thaw"))
 """Kinds of change that begin the leases of the canaries which they leave with weight."""

@@ -29,8 +29,8 @@ from gateway.audit.kafka_feed import KafkaFeed
 from gateway.audit.spool import EpochPath, epoch_path, epochs, segment_name, segments
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
-from gateway.config import Kafka
 from gateway.errors import FeedUnreachable
+from gateway.kafka import Kafka
 from tests.gateway.audit.sim import GATEWAY_ID, Log, forget_owner, label, settle, stop
 
 Fill = Callable[[list[Writer], Callable[[], int]], object]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import config
+from gateway import config, settings
 from gateway.errors import ConfigInvalid
 
 
@@ -19,7 +19,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_needed() -> None:
     """Defaults are a working configuration on loopback, and no key has an origin."""
     loaded, origins = config.load(environ={})
-    assert loaded == config.Config()
+    assert loaded == settings.Config()
     assert (loaded.data.host, loaded.admin.host, loaded.kafka) == ("127.0.0.1", "127.0.0.1", None)
     assert origins == {}
 
@@ -97,7 +97,7 @@ def test_policy_of_a_model(tmp_path: Path) -> None:
     file = tmp_path / "t.toml"
     file.write_text('[policy."a.b"]\nramp = "auto"\nmax_shift_sd = { "out.1" = 0.3 }\n')
     loaded, origins = config.load(file, ["policy.c.lease_s=3"], {})
-    assert loaded.policy_of("nobody") == config.Policy()
+    assert loaded.policy_of("nobody") == settings.Policy()
     assert (loaded.policy_of("a.b").ramp, loaded.policy_of("a.b").max_shift_sd) == ("auto", {"out.1": 0.3})
     assert (loaded.policy_of("c").ramp, loaded.policy_of("c").lease_s) == ("manual", 3)
     assert origins["policy.a.b.max_shift_sd.out.1"] == str(file)
@@ -106,11 +106,11 @@ def test_policy_of_a_model(tmp_path: Path) -> None:
 
 def test_expected_shift_is_the_nearest_declared() -> None:
     """Of the version, else of the model, else the default."""
-    made = config.Policy(
-        max_shift_sd={"p": 0.3, "q": 0.2}, versions={"2": config.VersionPolicy(max_shift_sd={"p": 0.4})}
+    made = settings.Policy(
+        max_shift_sd={"p": 0.3, "q": 0.2}, versions={"2": settings.VersionPolicy(max_shift_sd={"p": 0.4})}
     )
     asked = (("2", "p"), ("2", "q"), ("1", "p"), ("1", "other"))
-    assert [made.shift_sd(*pair) for pair in asked] == [0.4, 0.2, 0.3, config.SHIFT_SD]
+    assert [made.shift_sd(*pair) for pair in asked] == [0.4, 0.2, 0.3, settings.SHIFT_SD]
 
 
 def test_sidecar_may_follow_the_topic() -> None:

@@ -22,7 +22,7 @@ from gateway.audit.forwarder import Forwarder
 from gateway.audit.recorder import Recorder
 from gateway.audit.spool import epochs
 from gateway.audit.writer import Writer
-from gateway.config import Kafka
+from gateway.kafka import Kafka
 from gateway.process import Context
 from tests.gateway.audit.sim import GATEWAY_ID, ROOT, Log, forget_owner, forget_recorder, label, settle
 

@@ -16,7 +16,7 @@ from gateway.audit.feed import Feed, Positions
 from gateway.audit.forwarder import Forwarder
 from gateway.audit.kafka_feed import KafkaFeed
 from gateway.audit.spool_feed import SpoolFeed
-from gateway.config import Kafka
+from gateway.kafka import Kafka
 from shadow.bundles import Bundles
 from shadow.replay import Replayed, Source, read_verdicts, replay, stored_of
 from shadow.sidecar import Sidecar

@@ -12,7 +12,7 @@ import numpy as np
 from gateway.audit.event import Control, Event, Heartbeat, Prediction
 from gateway.audit.feed import Delivery, HighWater, Positions
 from gateway.audit.identity import id_prefix, parse_event_id, source_of
-from gateway.config import Policy
+from gateway.settings import Policy
 from loaders.bundle import BundleSettings
 from shadow.bundles import Reference
 from shadow.decide import Decision

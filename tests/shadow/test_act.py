@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from gateway.audit.identity import EventId, source_of
-from gateway.config import Policy
+from gateway.settings import Policy
 from shadow.act import Acted, Actor, Exchange, Pending, Reply
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, Plane
 from tests.gateway.test_admin import ROUTE, SIDECAR_TOKEN, Admin

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.config import Policy, VersionPolicy
+from gateway.settings import Policy, VersionPolicy
 from loaders.bundle import BundleSettings
 from shadow.decide import Decision, _short, decide, summary
 from shadow.documents import Arm as RouteArm

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from gateway.audit.event import Heartbeat
-from gateway.config import Policy
 from gateway.errors import LogIncomplete
+from gateway.settings import Policy
 from shadow.state import Settings
 from shadow.store import Store
 from tests.gateway.audit.sim import Killed, Log

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.audit.event import Gap, Heartbeat, Verdict
-from gateway.config import Policy
+from gateway.settings import Policy
 from shadow import runner as runner_module
 from shadow import sidecar as sidecar_module
 from shadow.act import Acted

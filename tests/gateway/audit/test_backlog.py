@@ -15,7 +15,7 @@ from gateway.audit.batch import RecordBatch
 from gateway.audit.forwarder import Forwarder
 from gateway.audit.frame import seal
 from gateway.audit.spool import epoch_path, segment_name
-from gateway.config import Kafka
+from gateway.kafka import Kafka
 from tests.gateway.audit.sim import GATEWAY_ID, label
 
 FRAMES = 20

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.audit.event import Control
-from gateway.config import Policy
 from gateway.control import snapshot
 from gateway.control.changes import (
     promoted,
@@ -24,6 +23,7 @@ from gateway.control.gates import check_latches, only_retreats, with_leases
 from gateway.control.state import State, applied, public_document, rollback_target, route_document
 from gateway.errors import ChangeInvalid, StateConflict
 from gateway.routing import TOTAL_BP, Change, Route, Variant, first_route
+from gateway.settings import Policy
 
 WHY = Change(by="ana", reason="try", at_ns=1_000)
 HARM = Change(by="sidecar", reason="fails twice as often", at_ns=1_700_000_000_000_000_000, event="e-7")

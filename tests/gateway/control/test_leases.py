@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gateway import config
+from gateway import config, settings
 from gateway.audit.event import Control
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.control import engine as module
@@ -137,7 +137,7 @@ def test_ramp_that_became_manual(plane: Plane) -> None:
         await engine.renew_leases(MODEL, at(soon_ns), expected_revision=2)
         await engine.release_leases()
         assert end_ns(plane) == soon_ns + 15 * S
-        manual = config.Config().policy_of
+        manual = settings.Config().policy_of
         engine.policy_of, auto = manual, engine.policy_of
         await engine.release_leases()
         assert end_ns(plane) is None
