@@ -181,7 +181,7 @@ def _sections(block: str) -> list[tuple[str, str]]:
 def _section(case: Case, result: Result) -> str:
     options = result.options
     how = (
-        f"{options.rounds} rounds of {options.seconds:g} s" if case.name not in {"memory", "profile"} else ""
+        f"{options.rounds} rounds of {options.seconds:g} s" if case.name not in {"memory", "profile", "kafka-away"} else ""
     )
     facts = ", ".join(
         part for part in (result.at, f"commit {result.commit}" if result.commit else "", how) if part
