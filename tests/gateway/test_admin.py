@@ -14,7 +14,7 @@ from starlette.routing import Route as Address
 
 from gateway import fleet as words_of
 from gateway.api.admin import LOAD, OPEN, RULES, AdminApi
-from gateway.control import engine as engine_module
+from gateway.control import committing
 from gateway.control.placement import Placement
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
@@ -283,7 +283,7 @@ def test_dry_run(admin: Admin) -> None:
 
 def test_pending_workers_make_it_202(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The change is made, and those who do not run it yet are named."""
-    monkeypatch.setattr(engine_module, "APPLY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(committing, "APPLY_TIMEOUT_S", 0.05)
     admin.plane.absent.add(1)
     reply = admin.split()
     assert (reply.status_code, reply.json()["applied"]["pending"]) == (202, [1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control import engine as engine_module
+from gateway.control import committing
 from tests.gateway.control.plane import Plane
 from tests.gateway.test_admin import ROUTE, VARIANTS, Admin
 from tests.gateway.test_admin import admin as admin  # a fixture
@@ -41,7 +41,7 @@ def test_change_that_cannot_be_logged_says_when_to_come_again(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503 with Retry-After; a hold goes ahead and says that it is not logged."""
-    monkeypatch.setattr(engine_module, "LOG_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(committing, "LOG_TIMEOUT_S", 0.02)
     monkeypatch.setattr(admin.plane.writer, "append_events", lambda events: None)
     refused = admin.split()
     assert (refused.status_code, refused.json()["code"]) == (503, "audit_unavailable")

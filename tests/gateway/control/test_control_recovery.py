@@ -15,6 +15,7 @@ from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.control import recovery, snapshot
 from gateway.control.changes import set_frozen, with_variants
+from gateway.control.committing import Commit
 from gateway.control.state import State
 from gateway.errors import SnapshotCorrupt, StateFormatNewer
 from gateway.fleet import Fleet
@@ -60,7 +61,7 @@ def after_rename(plane: Plane, patch: pytest.MonkeyPatch) -> None:
 
 
 def after_publish(plane: Plane, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(plane.engine, "_wait_applied", kill)
+    patch.setattr(Commit, "wait_applied", kill)
 
 
 STEPS: dict[Callable[[Plane, pytest.MonkeyPatch], None], int] = {

@@ -12,7 +12,7 @@ import pytest
 from gateway import fleet as words_of
 from gateway.audit.event import Control
 from gateway.audit.frame import expand
-from gateway.control import engine as module
+from gateway.control import committing as module
 from gateway.control import snapshot, state
 from gateway.control.changes import promoted, set_frozen, shifted, with_variants
 from gateway.control.engine import Engine, Outcome

@@ -11,7 +11,7 @@ import pytest
 from gateway import config, settings
 from gateway.audit.event import Control
 from gateway.audit.spool_feed import SpoolFeed
-from gateway.control import engine as module
+from gateway.control import committing as module
 from gateway.control import snapshot
 from gateway.control.changes import rolled_back_canary, set_frozen, shifted, with_variants
 from gateway.control.engine import Engine

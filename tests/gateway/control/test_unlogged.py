@@ -12,7 +12,7 @@ from gateway.audit.event import Control
 from gateway.audit.source import claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
-from gateway.control import engine as module
+from gateway.control import committing as module
 from gateway.control import snapshot
 from gateway.control.changes import rolled_back, set_frozen, shifted, with_variants
 from gateway.control.engine import Engine, Outcome

@@ -1,0 +1,211 @@
+"""Committing: a checked change becomes the state. The order that the engine promises is kept here.
+
+engine (checked, drawn up as an event) -> **committing**: append, wait until it is on disk -> snapshot -> generation
+word -> wait for the workers. A kill at any point leaves the old state or the new.
+
+One exception: urgent changes go ahead when the log takes nothing. They stand in the snapshot as owed to the log and
+are logged first thing when it takes records again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from gateway import fleet as words_of
+from gateway.audit.event import Control
+from gateway.control import snapshot
+from gateway.control.state import State, applied, forced, placed
+from gateway.errors import AuditUnavailable
+from gateway.fleet import Fleet
+
+log = logging.getLogger("tidegate.control")
+
+POLL_S = 0.001
+LOG_TIMEOUT_S = 5.0
+APPLY_TIMEOUT_S = 2.0
+
+
+class RingMarks(Protocol):
+    """What a change needs to know of its writer's ring."""
+
+    @property
+    def committed(self) -> int:
+        """Bytes ever appended."""
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether the recorder cannot write at present."""
+
+
+class Log(Protocol):
+    """What a change needs of the log: `gateway.audit.writer.Writer` is one."""
+
+    @property
+    def ring(self) -> RingMarks:
+        """Where it appends."""
+
+    def append_events(self, events: Sequence[Control]) -> int | None:
+        """Append whole events; the first number, or None when there is no room."""
+
+    def synced(self, position: int) -> bool:
+        """Whether everything below a `committed` position is on disk."""
+
+    def event_id(self, seq: int) -> str:
+        """The text id of a number."""
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """How far a generation got: workers that run it, of how many live, after so many ms."""
+
+    workers: int
+    of: int
+    ms: int
+    pending: tuple[int, ...] = ()
+
+
+class Commit:
+    """Holds the control state and replaces it, one change at a time.
+
+    Args:
+        state: as recovered.
+        path: where the snapshot lies.
+
+    Threading: one event loop; every method that changes the state is called inside `turn`.
+    """
+
+    def __init__(self, state: State, writer: Log, fleet: Fleet, path: Path) -> None:
+        self.state = state
+        self.found: dict[str, tuple[str, ...]] = {}
+        """Versions on disk by model, as last scanned."""
+        self.chosen: dict[str, tuple[str, ...]] = {}
+        """Those that a model's settings want loaded, where it has any."""
+        self.must_restart = False
+        """A change is in the ring and its fate unknown: only recovery can tell."""
+        self.drawn: dict[str, int] = {}
+        """The newest revision of each model that was appended, made or not."""
+        self._writer = writer
+        self._fleet = fleet
+        self._path = path
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The right to change the state, held by one at a time."""
+        async with self._lock:
+            yield
+
+    async def make(self, event: Control, *, urgent: bool = False) -> Applied:
+        """Log a change, take it up, and wait for the workers.
+
+        Raises:
+            StateConflict: the versions that it wants loaded find no slots; nothing was logged.
+            AuditUnavailable: not logged and not urgent, so not made; or of unknown fate (`must_restart`).
+        """
+        await self.take_up(event, urgent=urgent)
+        return await self.wait_applied()
+
+    async def take_up(self, event: Control, *, urgent: bool = False) -> None:
+        """As `make`, without the wait for the workers."""
+        # What placement refuses is refused before it is in the log.
+        placed(applied(self.state, event), self.found, self.chosen)
+        take_up = applied
+        try:
+            await self.log_owed()
+            await self.log(event)
+        except AuditUnavailable:
+            if not urgent:
+                raise
+            take_up = forced
+            log.error("change_not_logged_yet", extra={"kind": event.kind, "model": event.model})  # noqa: TRY400
+        try:
+            self.publish(placed(take_up(self.state, event), self.found, self.chosen))
+        except OSError as exc:
+            self.must_restart = True
+            told = "is" if take_up is applied else "could not be"
+            msg = f"the change {told} logged, its snapshot could not be written ({exc.strerror}); control restarts"
+            raise AuditUnavailable(msg) from exc
+
+    async def log_owed(self) -> None:
+        """Log the changes that took effect unlogged, oldest first.
+
+        Raises:
+            AuditUnavailable: not yet.
+        """
+        while self.state.ledger.unlogged:
+            event = msgspec.convert(self.state.ledger.unlogged[0], Control)
+            await self.log(event)
+            self.state = applied(self.state, event)
+
+    async def log(self, event: Control) -> None:
+        """Append an event and wait until it is on disk; its id is set then.
+
+        Raises:
+            AuditUnavailable: there was no room in time; or it was not on disk in time, so that nobody knows.
+        """
+        if self.must_restart:
+            # A change made on top of one whose fate is unknown would hide it from recovery.
+            msg = "control restarts, since it does not know whether the last change was made; try again soon"
+            raise AuditUnavailable(msg)
+        deadline = time.monotonic() + LOG_TIMEOUT_S
+        while (seq := self._append(event)) is None:
+            if time.monotonic() > deadline:
+                msg = "the change could not be logged, so it was not made: see tidegate audit status for why"
+                raise AuditUnavailable(msg)
+            await asyncio.sleep(POLL_S)
+        if event.model is not None and event.revision is not None:
+            self.drawn[event.model] = max(event.revision, self.drawn.get(event.model, 0))
+        event.id = self._writer.event_id(seq)
+        mark = self._writer.ring.committed
+        while not self._writer.synced(mark):
+            if time.monotonic() > deadline:
+                self._give_up_on(event)
+            await asyncio.sleep(POLL_S)
+
+    def _give_up_on(self, event: Control) -> None:
+        """Appended, and not on disk in time."""
+        if event.kind == "lease":
+            # The next one, or any change, says the same or more: what became of this one does not matter.
+            msg = "the disk did not take the renewal in time; renew again"
+            raise AuditUnavailable(msg)
+        self.must_restart = True
+        msg = (
+            "the disk did not take the change in time; control restarts and finds out"
+            " whether it was made. Look at the route before you try again"
+        )
+        raise AuditUnavailable(msg)
+
+    def _append(self, event: Control) -> int | None:
+        # What the recorder cannot write now would be made later, behind an answer that says no.
+        return None if self._writer.ring.unavailable else self._writer.append_events([event])
+
+    def publish(self, state: State) -> None:
+        """Write a state as the next generation and announce it; it is the present one from then on.
+
+        Raises:
+            OSError: it cannot be written; the present state stays.
+        """
+        serving = msgspec.structs.replace(state.serving, generation=state.serving.generation + 1)
+        snapshot.write(self._path, snapshot.encode(serving, state.ledger))
+        self.state = State(serving, state.ledger)
+        self._fleet.publish_shadows(serving.sampled_shadows)
+        self._fleet.publish_generation(serving.generation)
+
+    async def wait_applied(self) -> Applied:
+        """Wait until every live worker runs the present generation, at most `APPLY_TIMEOUT_S`."""
+        generation = self.state.serving.generation
+        started = time.monotonic()
+        while True:
+            live = self._fleet.live_workers()
+            pending = tuple(i for i in live if self._fleet.worker(i)[words_of.GENERATION] < generation)
+            waited_s = time.monotonic() - started
+            if not pending or waited_s > APPLY_TIMEOUT_S:
+                return Applied(len(live) - len(pending), len(live), int(waited_s * 1000), pending)
+            await asyncio.sleep(POLL_S)
