@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from path import Path_, Sink, until
 from test_fast_door import REQUEST, Waiting, connect
 
-from gateway.api.connection import BYTES_PER_S
 from gateway.api.large import ALIGN_BYTES, LargeCycle
+from gateway.api.leaving import BYTES_PER_S
 
 LARGE_BYTES = 400_000
 JSON_BYTES = 77

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.api.connection import PIECE_BYTES
 from gateway.api.crowd import TURN_MAX_NS, Crowd, Limits
-from gateway.api.fast import TASK_NS
+from gateway.api.doors import TASK_NS
 from gateway.api.incoming import JOINED_AT_ONCE_BYTES, Held, Room, read_body
 from gateway.api.infer import _gone
 from tests.gateway.test_fast_door import REQUEST, Transport, Waiting, connect
