@@ -32,6 +32,8 @@ ROLES = {
     "mirror": "shadow.mirror",
 }
 """Module names as they stand in children's command lines."""
+QUICK = "data.lame_duck_s=0.2"
+"""Whoever starts gateways by the hundred keeps connections that nobody would miss."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -99,7 +101,7 @@ class Gateway:
     Args:
         models: the repository.
         state_dir: where its state goes; the same one again continues it.
-        settings: texts of `--set`.
+        settings: texts of `--set`, after QUICK.
         cpus: processors that the whole tree may use, as taskset takes them; None: all.
     """
 
@@ -126,7 +128,7 @@ class Gateway:
     def command(self) -> list[str]:
         """The command line that is run."""
         pinned = [] if self._cpus is None else ["taskset", "-c", self._cpus]
-        options = [part for text in self._settings for part in ("--set", text)]
+        options = [part for text in (QUICK, *self._settings) for part in ("--set", text)]
         return [*pinned, sys.executable, "-m", "gateway.cli", "serve", str(self.models),
                 "--port", "0", "--admin-port", "0", "--workers", str(self.workers),
                 "--state-dir", str(self.state_dir), *options]  # fmt: skip

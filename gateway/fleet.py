@@ -15,7 +15,7 @@ import mmap
 import os
 from pathlib import Path
 
-MAGIC = int.from_bytes(b"TGFLEET2", "big")
+MAGIC = int.from_bytes(b"TGFLEET3", "big")
 PAGE_BYTES = 4096
 SLOT_BYTES = 4096
 SLOTS = 512
@@ -57,6 +57,8 @@ CONNECTIONS_EVICTED = 18
 """Idle connections closed to make room (counter)."""
 LOG_UNAVAILABLE = 19
 """1: records cannot be kept at present (the recorder cannot write, or the ring is full and nothing moves)."""
+LAME = 20
+"""Connections that asked nothing in a stopping worker's lame-duck time, and were closed (counter)."""
 TIMED_OUT0 = 24
 """Connections cut off for being slow (counters), one a code in TIMEOUTS."""
 ERROR_CODE0 = 32

@@ -53,6 +53,14 @@ class Data(Section):
     write_timeout_s: Annotated[
         int, Meta(ge=1, description="a client that takes less than 16 KiB/s of its answers is cut off after")
     ] = 10
+    lame_duck_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=300,
+            description="a worker that stops tells clients with their next answers; idle ones are closed after",
+        ),
+    ] = 5
     connections_max: Annotated[
         int, Meta(ge=1, description="connections a worker holds; the idlest make room")
     ] = 4096

@@ -24,6 +24,7 @@ _COUNTERS = (
     words_of.TURNS,
     words_of.CONNECTIONS_REFUSED,
     words_of.CONNECTIONS_EVICTED,
+    words_of.LAME,
     words_of.CPU_NS,
     *range(words_of.TIMED_OUT0, words_of.TIMED_OUT0 + len(words_of.TIMEOUTS)),
     *range(words_of.ERROR_CODE0, words_of.ERROR_CODE0 + words_of.ERROR_CODES_MAX),
@@ -35,6 +36,7 @@ class Crowd(Protocol):
 
     turned_away: int
     made_room: int
+    lame_closed: int
     cut_off: dict[str, int]
 
 
@@ -88,5 +90,6 @@ class Vitals:
         if crowd is not None:
             self.count(words_of.CONNECTIONS_REFUSED, crowd.turned_away)
             self.count(words_of.CONNECTIONS_EVICTED, crowd.made_room)
+            self.count(words_of.LAME, crowd.lame_closed)
             for index, code in enumerate(words_of.TIMEOUTS):
                 self.count(words_of.TIMED_OUT0 + index, crowd.cut_off.get(code, 0))

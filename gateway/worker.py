@@ -43,6 +43,7 @@ from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError, Overloaded
 from gateway.fleet import Fleet
+from gateway.head import TIMEOUT_MAX_MS
 from gateway.memory import memory_plan
 from gateway.redaction import read_key
 from gateway.serving import Models
@@ -57,8 +58,12 @@ log = logging.getLogger("tidegate.worker")
 
 POLL_S = 0.02
 """How soon an idle worker sees a new generation."""
+GRACE_S = TIMEOUT_MAX_MS // 1000 + 1
+"""What is in flight when the lame-duck time is over has its own deadline; this is beyond all of them."""
 ENDING_S = 1.0
 """So long requests that the server gave up may take to say so."""
+HURRIED = 1
+"""Exit code of a worker that was told twice, and did not wait for what was in flight."""
 SETTLE_S = 60.0
 """Loading at start may take this long before the worker accepts anyway."""
 ROUTE_S = 5.0
@@ -122,7 +127,7 @@ class Worker:
     def _load(self, model: str, version: str) -> Session:
         # On the loader's thread. Not before this worker serves: it must be back in time, and gives way to nobody. A
         # session's own threads would inherit it, and serve with it.
-        if self.intra_op_threads == 1 and self.words[words_of.STATE] == words_of.SERVING:
+        if self.intra_op_threads == 1 and self.words[words_of.STATE] != words_of.STARTING:
             process.give_way()
         session = load(
             Path(self.context.models),
@@ -148,8 +153,8 @@ class Worker:
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.models.on_change, model, version, state, reason)
 
-    async def run(self) -> None:
-        """Load, serve, drain."""
+    async def run(self) -> bool:
+        """Load, serve, drain. False: it was told to end at once, and did not wait for what was in flight."""
         for event in self.models.aborted_events():
             self.appender.log(event)
         self.models.start()
@@ -178,8 +183,9 @@ class Worker:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=data.keep_alive_s,
-                timeout_graceful_shutdown=10,
-            )
+                timeout_graceful_shutdown=GRACE_S,
+            ),
+            lame_duck_s=data.lame_duck_s,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._stop)
@@ -190,14 +196,17 @@ class Worker:
         if ending := set(self.server.server_state.tasks):
             # They were told to end: what they answer is logged, so the log is closed after them.
             await asyncio.wait(ending, timeout=ENDING_S)
-        while self.core.inflight or self.appender.held:
+        while (self.core.inflight or self.appender.held) and not self.server.force_exit:
             await asyncio.sleep(0.005)
         ticking.cancel()
         self._each_second()
         self.writer.close()
+        if self.server.force_exit:
+            return False
         self.core.close()
         self.registry.close()
         self.trials.close()
+        return True
 
     def _api(self) -> DataApi:
         """What the Starlette door serves."""
@@ -222,9 +231,14 @@ class Worker:
             await asyncio.sleep(0.01)
 
     def _stop(self) -> None:
-        log.info("drain", extra={"inflight": self.core.inflight})
-        if self.server is not None:
-            self.server.should_exit = True
+        """Be a lame duck, then end; told again: end."""
+        if self.server is None or self.door is None:
+            return
+        connections = len(self.server.server_state.connections)
+        log.info("drain", extra={"inflight": self.core.inflight, "connections": connections})
+        self.words[words_of.STATE] = words_of.DRAINING
+        self.door.crowd.lame = True
+        self.server.leave()
 
     async def _tick(self) -> None:
         """The heartbeat, and what needs a clock rather than a request."""
@@ -289,8 +303,8 @@ def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:
     return RunEncoder(model, version, session.signature, batchable=session.batchable, labels=labels)
 
 
-async def _main(index: int, context: process.Context) -> None:
-    await Worker(index, context, asyncio.get_running_loop()).run()
+async def _main(index: int, context: process.Context) -> bool:
+    return await Worker(index, context, asyncio.get_running_loop()).run()
 
 
 def _raise_file_limit() -> None:
@@ -312,7 +326,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(index, context))
+            if not runner.run(_main(index, context)):
+                # The log is closed. Runs that go on would end in an interpreter that is being taken apart.
+                os._exit(HURRIED)
     except GatewayError as exc:
         sys.stderr.write(f"tidegate: {exc}\n")
         raise SystemExit(2) from None

@@ -49,6 +49,9 @@ class Connection(Leaving):
         self.flow = Flow(self)
         self._active_s = now_s = self.loop.time()
         crowd = self.crowd
+        if crowd.lame:
+            # It was accepted just before.
+            self.go_lame()
         if len(self.connections) > crowd.connections_max and not crowd.make_room(self.connections, now_s):
             crowd.turned_away += 1
             self.refuse(Overloaded(f"too many connections; a worker holds {crowd.connections_max}"))

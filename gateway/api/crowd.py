@@ -56,6 +56,10 @@ class Crowd:
         """Connections that found no room."""
         self.made_room = 0
         """Idle connections closed for others."""
+        self.lame = False
+        """The worker stops: a connection's next answer is its last."""
+        self.lame_closed = 0
+        """Connections that asked nothing in the lame-duck time, and were closed without being told."""
         self.cut_off: dict[str, int] = {}
         """Connections closed before their request was whole or their answer taken, by the error's code."""
         self._looked_s = -LOOK_AGAIN_S

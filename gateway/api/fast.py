@@ -219,13 +219,7 @@ class FastProtocol(Doors):
         self.pipeline.clear()
         self._buffer, self._began_in = b"", None
 
-    def shutdown(self) -> None:
-        """Graceful end: idle connections close now, busy ones after their answer."""
-        self._draining = True
-        cycle = self.cycle
-        if self._leaving_s:
-            self.transport.abort()
-        elif cycle is None or (cycle.response_complete and not self._reading):
-            self.leave_now()
-        else:
-            cycle.keep_alive = False
+    def go_lame(self) -> None:
+        """As of any connection; heads are read by the parser from now on."""
+        self._before, self._keeps_heads = None, False
+        super().go_lame()

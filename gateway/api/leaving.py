@@ -3,6 +3,7 @@
 crowd -> **leaving** -> connection -> fast. What comes too slowly, too large or malformed is answered where an answer
 can still be understood, and the connection ends. An ending connection is closed for writing first and read for a
 moment longer: closed outright with bytes unread, the kernel would reset it and the client might never see the answer.
+When the worker stops, its connections are lame (`go_lame`): each is told with its next answer.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Leaving(HttpToolsProtocol):
         self._unwritten = 0
         self._write_s = self._leaving_s = 0.0
         self._draining = False
+        """Whatever is answered from now on is the last."""
         self.replied = 0
         """Fast replies; with `_reaped` it tells whether an idle connection was used since the last look."""
         self._reaped = 0
@@ -123,6 +125,29 @@ class Leaving(HttpToolsProtocol):
             transport.abort()
             return
         FlowControl.resume_reading(self.flow)
+
+    def go_lame(self) -> None:
+        """The worker stops: the next answer says `connection: close`, and the connection goes with it. An idle one
+        stays for the request that may be on its way."""
+        self._draining = True
+        cycle = self.cycle
+        if (
+            cycle is not None
+            and not cycle.response_complete
+            and not getattr(cycle, "response_started", False)
+        ):
+            cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The lame-duck time is over: idle connections close now, busy ones after their answer."""
+        self.go_lame()
+        cycle = self.cycle
+        if self._leaving_s:
+            self.transport.abort()
+        elif not self._reading and self.unfed is None and (cycle is None or cycle.response_complete):
+            if not self.transport.is_closing():
+                self.crowd.lame_closed += 1
+            self.leave_now()
 
     def leave_now(self) -> None:
         """Close an idle connection."""

@@ -47,6 +47,7 @@ _COUNTERS = (
     ("cpu_seconds", "CPU time, user and system", words_of.CPU_NS, 1e9),
     ("refused_connections", "connections that found no room", words_of.CONNECTIONS_REFUSED, 1),
     ("evicted_connections", "idle connections closed to make room", words_of.CONNECTIONS_EVICTED, 1),
+    ("lame_connections", "connections that asked nothing while their worker stopped", words_of.LAME, 1),
 )
 # What stands in a process's status.json: its key, our name, what it is, what it counts in.
 _SIDECAR = (
