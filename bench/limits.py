@@ -180,9 +180,8 @@ def _sections(block: str) -> list[tuple[str, str]]:
 
 def _section(case: Case, result: Result) -> str:
     options = result.options
-    how = (
-        f"{options.rounds} rounds of {options.seconds:g} s" if case.name not in {"memory", "profile", "kafka-away"} else ""
-    )
+    in_rounds = case.name not in {"memory", "profile", "kafka-away"}
+    how = f"{options.rounds} rounds of {options.seconds:g} s" if in_rounds else ""
     facts = ", ".join(
         part for part in (result.at, f"commit {result.commit}" if result.commit else "", how) if part
     )
