@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-SHOWN_MAX = 20
+SHOWN_MAX = 100
 """Failures that are told one by one."""
 AGAIN_S = 0.02
 """After a failure the client waits at least so long before its next request."""
@@ -62,6 +62,8 @@ class Failure(msgspec.Struct, frozen=True):
     think_s: float
     idle_s: float
     """How long its connection had been idle before; 0: it was new."""
+    last_id: str = ""
+    """Prediction id of the connection's last answer, which says whose connection it was."""
 
 
 class SteadyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +121,11 @@ class Steady:
         self._thread.start()
         return self
 
+    @property
+    def elapsed_s(self) -> float:
+        """Since its first request; failures are told in this time."""
+        return time.monotonic() - self._began_s if self._began_s else 0.0
+
     def await_sent(self, count: int, timeout_s: float) -> None:
         """Wait until so many requests were sent.
 
@@ -173,7 +180,7 @@ class Steady:
         self.sent += 1
         return True
 
-    def fail(self, kind: str, think_s: float, idle_s: float) -> None:
+    def fail(self, kind: str, think_s: float, idle_s: float, last_id: str) -> None:
         """Enter a request that got no answer of 2xx."""
         if kind in ("reset", "closed") and idle_s >= self.plan.lame_duck_s:
             self.idle_resets += 1
@@ -181,7 +188,7 @@ class Steady:
         self.failures[kind] += 1
         if len(self.first_failures) < SHOWN_MAX:
             at_s = time.monotonic() - self._began_s
-            self.first_failures.append(Failure(round(at_s, 3), kind, think_s, round(idle_s, 3)))
+            self.first_failures.append(Failure(round(at_s, 3), kind, think_s, round(idle_s, 3), last_id))
 
     def _main(self) -> None:
         try:
@@ -207,6 +214,7 @@ class _Client:
         self.steady = steady
         self.think_s = think_s
         self._line: _Line | None = None
+        self._last_id = ""
         self._connecting: asyncio.Task[None] | None = None
 
     def ask(self) -> None:
@@ -223,17 +231,20 @@ class _Client:
         steady = self.steady
         making = steady.loop.create_connection(lambda: _Line(self), *steady.address)
         try:
-            _, self._line = await asyncio.wait_for(making, CONNECT_S)
+            _, line = await asyncio.wait_for(making, CONNECT_S)
         except OSError as exc:
             late = isinstance(exc, TimeoutError)
-            self.failed("connect_timeout" if late else "refused", 0.0)
+            self.failed("connect_timeout" if late else "refused", 0.0, used=False)
             return
         steady.connections += 1
-        self._line.send()
+        self._line = line
+        line.send()
 
     def answered(self, head: bytes, body: bytes, took_s: float, idle_s: float) -> None:
         """A whole reply is here."""
         steady = self.steady
+        if found := _IDENTITY.search(head):
+            self._last_id = found[1].decode()
         steady.slowest_s = max(steady.slowest_s, took_s)
         if _CLOSES.search(head):
             steady.told += 1
@@ -241,16 +252,16 @@ class _Client:
         status = head[9:12]
         if not status.startswith(b"2"):
             code = _CODE.search(body)
-            self.failed(f"{status.decode()} {code[1].decode() if code else ''}".strip(), idle_s)
+            self.failed(f"{status.decode()} {code[1].decode() if code else ''}".strip(), idle_s, used=True)
             return
         steady.answered += 1
-        if steady.plan.keeps_ids and (found := _IDENTITY.search(head)):
-            steady.identities.append(found[1].decode())
+        if steady.plan.keeps_ids and self._last_id:
+            steady.identities.append(self._last_id)
         self._think(self.think_s)
 
-    def failed(self, kind: str, idle_s: float) -> None:
-        """The request got no answer of 2xx."""
-        self.steady.fail(kind, self.think_s, idle_s)
+    def failed(self, kind: str, idle_s: float, *, used: bool) -> None:
+        """The request got no answer of 2xx, on a connection that was used before or not."""
+        self.steady.fail(kind, self.think_s, idle_s, self._last_id if used else "")
         self._think(max(self.think_s, AGAIN_S))
 
     def drop(self) -> None:
@@ -289,7 +300,7 @@ class _Line(asyncio.Protocol):
 
     def send(self) -> None:
         """Send a request."""
-        self._sent_s = self._loop.time()
+        self._sent_s = time.monotonic()
         self._idle_s = self._sent_s - self._free_s if self._free_s else 0.0
         self._asking, self._buffer = True, b""
         self._timer = self._loop.call_later(self._client.steady.plan.timeout_s, self._late)
@@ -315,7 +326,7 @@ class _Line(asyncio.Protocol):
             self._end("no_length")
         elif len(body) >= int(length[1]):
             self._settle()
-            self._free_s = self._loop.time()
+            self._free_s = time.monotonic()
             self._client.answered(head, body, self._free_s - self._sent_s, self._idle_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -333,7 +344,7 @@ class _Line(asyncio.Protocol):
     def _end(self, kind: str) -> None:
         self._settle()
         self._client.drop()
-        self._client.failed(kind, self._idle_s)
+        self._client.failed(kind, self._idle_s, used=self._free_s > 0)
 
     def _settle(self) -> None:
         self._asking = False

@@ -61,11 +61,18 @@ def source_of_process(pid: int) -> str:
     raise AssertionError(f"process {pid} has no ring open")
 
 
-def connections_to(gateway: Gateway, source: str, count: int) -> list[Wire]:
+@pytest.fixture
+def held() -> Iterator[contextlib.ExitStack]:
+    """Connections that are held until the test is over."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def connections_to(gateway: Gateway, source: str, count: int, held: contextlib.ExitStack) -> list[Wire]:
     """Kept connections to one of two workers."""
     found: list[Wire] = []
     for _ in range(300):
-        wire = Wire(gateway.data_url)
+        wire = held.enter_context(Wire(gateway.data_url))
         if source_of(wire.exchange(ASK)) == source:
             found.append(wire)
         else:
@@ -105,17 +112,17 @@ def ended(gateway: Gateway, pid: int) -> int:
 
 
 @pytest.mark.parametrize("door", ["fast", "starlette"])
-def test_the_next_answer_tells(tmp_path: Path, door: str) -> None:
+def test_the_next_answer_tells(tmp_path: Path, door: str, held: contextlib.ExitStack) -> None:
     """A connection that is idle when SIGTERM comes gets one more answer, with `connection: close`, then its end."""
     write_linear(tmp_path / "models")
     gateway = serve(tmp_path, 10, door=door).start()
     try:
-        wires = [Wire(gateway.data_url) for _ in range(4)]
+        wires = [held.enter_context(Wire(gateway.data_url)) for _ in range(4)]
         for wire in wires[:-1]:
             assert not tells(wire.exchange(ASK))
         started = time.monotonic()
         gateway.terminate()
-        until(lambda: "drain" in gateway.said(), gateway)
+        until(lambda: '"event": "drain"' in gateway.said(), gateway)
         for wire, asks, status in zip(wires, (ASK, LIVE, WRONG, ASK), (200, 200, 400, 200), strict=True):
             reply = wire.exchange(asks)
             assert reply.status == status
@@ -129,11 +136,11 @@ def test_the_next_answer_tells(tmp_path: Path, door: str) -> None:
         gateway.stop()
 
 
-def test_a_stopping_worker_takes_no_new_connections(pair: Gateway) -> None:
+def test_a_stopping_worker_takes_no_new_connections(pair: Gateway, held: contextlib.ExitStack) -> None:
     """New connections go to the other worker, none is refused, and the old ones are answered meanwhile."""
     pid = pair.pids("worker")[0]
     leaving = source_of_process(pid)
-    (old,) = connections_to(pair, leaving, 1)
+    (old,) = connections_to(pair, leaving, 1, held)
     os.kill(pid, signal.SIGTERM)
     until(lambda: "draining" in states(pair), pair)
     for _ in range(40):
@@ -145,10 +152,10 @@ def test_a_stopping_worker_takes_no_new_connections(pair: Gateway) -> None:
     assert (last.status, tells(last), source_of(last)) == (200, True, leaving)
 
 
-def test_idle_connections_are_closed_when_the_time_is_over(pair: Gateway) -> None:
+def test_idle_connections_are_closed_when_the_time_is_over(pair: Gateway, held: contextlib.ExitStack) -> None:
     """Who asks nothing is kept for `data.lame_duck_s`, then closed and counted; the worker exits 0."""
     pid = pair.pids("worker")[0]
-    wires = connections_to(pair, source_of_process(pid), 3)
+    wires = connections_to(pair, source_of_process(pid), 3, held)
     before, started = lame_connections(pair), time.monotonic()
     os.kill(pid, signal.SIGTERM)
     for wire in wires:
