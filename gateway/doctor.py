@@ -20,7 +20,8 @@ _TOOLS = (
     ("kcat", "an independent reader of the topic", "the package kcat"),
     ("openssl", "certificates of tests", "the package openssl"),
     ("strace", "proofs: what processes connect to, kills and errors at system calls", "the package strace"),
-    ("nginx", "the partner of the benchmark", "the package nginx-light"),
+    ("nginx", "the partner of the benchmark, and deploy/nginx.conf in tests", "the package nginx-light"),
+    ("haproxy", "deploy/haproxy.cfg in tests", "the package haproxy"),
     ("wrk", "the load of the benchmark", "the package wrk"),
     ("chromium", "tests of the console", "the package chromium"),
 )

@@ -18,7 +18,7 @@ pytest_plugins = ["tests.fixtures_flights", "tests.fixtures_kafka", "tests.kafka
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
-TOOLS = ("java", "mvn", "kcat", "openssl", "strace", "nginx", "wrk")
+TOOLS = ("java", "mvn", "kcat", "openssl", "strace", "nginx", "haproxy", "wrk")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,9 @@ def test_everything_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
     """No check fails without saying what to do, and tools are never required for serving."""
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     absent = [check for check in doctor.checks() if not check.ok]
-    assert {"java", "mvn", "docker", "kcat", "strace", "nginx", "wrk", "chromium"} <= {c.name for c in absent}
+    assert {"java", "mvn", "docker", "kcat", "strace", "nginx", "haproxy", "wrk", "chromium"} <= {
+        c.name for c in absent
+    }
     assert [c.name for c in absent if not c.how_to_get or c.required] == []
 
 
