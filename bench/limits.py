@@ -21,6 +21,7 @@ from bench import report
 from bench.cases.append import append
 from bench.cases.beside import profiled, shadowed
 from bench.cases.case import Bench, Case, Options
+from bench.cases.flood import flood
 from bench.cases.forwarder import forwarder
 from bench.cases.kafka_away import kafka_away
 from bench.cases.latency import latency, latency_squeezenet
@@ -50,6 +51,7 @@ CASES: Mapping[str, Measure] = {
     "loading": loading,
     "overload": overload,
     "stalls": stalls,
+    "flood": flood,
     "forwarder": forwarder,
     "kafka-away": kafka_away,
     "shadow": shadowed,

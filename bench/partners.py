@@ -1,11 +1,12 @@
 """Partners: what a figure is held against, each a process of its own, pinned as the gateway is.
 
-nginx is in bench.serving. Here: the bare loop (bench.bare) and raw ONNX Runtime (bench.raw). Both end with this
-process, since their stdin does.
+nginx is in bench.serving. Here: the bare loop (bench.bare), raw ONNX Runtime (bench.raw), and a client that floods
+(bench.flood). All end with this process, since their stdin does.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,23 @@ class Bare(_Child):
     def __init__(self, reply_file: Path, cpus: str | None = None) -> None:
         super().__init__(cpus, "bench.bare", "--reply", str(reply_file))
         self.url = f"http://127.0.0.1:{int(self._line())}"
+
+
+class Flood(_Child):
+    """A client at an address of its own that asks as fast as it is answered."""
+
+    def __init__(
+        self, url: str, path: str, body_file: Path, cpus: str | None = None, *, connections: int = 64
+    ) -> None:
+        super().__init__(
+            cpus, "bench.flood", "--url", url, "--path", path, "--body", str(body_file),
+            "--connections", str(connections),
+        )  # fmt: skip
+
+    def end(self) -> dict[str, int]:
+        """End it; what it got, by status."""
+        said, _ = self._process.communicate(timeout=20)
+        return dict(json.loads(said))
 
 
 class Raw(_Child):

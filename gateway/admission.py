@@ -10,6 +10,7 @@ come in numbers.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,15 @@ from gateway import capture
 from gateway.audit.event import ModelFacts
 from gateway.batching import Inference, order_ns
 from gateway.entry import Entry
-from gateway.errors import AuditUnavailable, GatewayError, InvalidRequest, ModelNotReady, Overloaded
+from gateway.errors import (
+    AuditUnavailable,
+    GatewayError,
+    InvalidRequest,
+    ModelNotReady,
+    Overloaded,
+    RateLimited,
+)
+from gateway.fairness import Fairness, Refusal, Turns
 from gateway.head import TIMEOUT_MAX_MS, Head, raised
 from gateway.lanes import Lanes
 from gateway.recording import Wish, refused_event
@@ -36,6 +45,8 @@ TURN_AWAY_NS = 2_000_000
 """Requests are turned away by their head so long at most, until the next is looked at."""
 PROBE_NS = 1_000_000_000
 """A version that did not run for so long may run, whatever was learnt of its cost: it may be other now."""
+HOLD_BACK_S = 0.1
+"""A connection is not read for so long, or up to twice as long, after a request over its principal's limits."""
 HUNG_MAX = 3
 """A version with so many runs that hang gets no more."""
 
@@ -69,11 +80,16 @@ class Admission:
         self._level: str = config.audit.level
         self._timeout_ns = config.data.request_timeout_ms * 1_000_000
         self._inflight_max = config.data.inflight_max
+        limits = config.limits
+        self.shares = Fairness(limits, config.data.inflight_max) if limits.is_on else None
+        self.turns = Turns(limits.models) if limits.models else None
         self._queue_max_rows = config.batch.queue_max_rows
         self.refused = 0
         self.turned_away = 0
         """Refused by the head alone, less the replies that were made for that: errors that `problem` did not see."""
-        self._turned_away: dict[str, list[tuple[int, bytes, bytes]]] = {}
+        self.rate_limited = 0
+        """The same, of those over their own limits."""
+        self._made: dict[str | Refusal, list[tuple[int, bytes, bytes]]] = {}
 
     def examine(self, head: Head, inference: Inference, inflight: int) -> None:
         """What does not hold for every request: a level of its own, a log that cannot be written, too many in flight.
@@ -181,13 +197,22 @@ class Admission:
         before_ns = self._lanes.wait_ns(now_ns)
         for other in self._waiting:
             if other is not version and other.on_lane and other.queue:
-                before_ns += other.cost.work_ns(other.queue.rows_before(place_ns)) // self._lanes.count
+                before_ns += self._before_ns(version, rows, other, place_ns) // self._lanes.count
         ahead = queue.rows_before(place_ns) // self._lanes.count if queue.rows else 0
         if not ahead and not before_ns:
             return cost.wall_ns(rows)
         work_ns = cost.work_ns(ahead + rows)
         own_ns = min(cost.limit_ns, work_ns)
         return int((before_ns + work_ns - own_ns) * MARGIN_AHEAD + own_ns * MARGIN)
+
+    def _before_ns(self, version: Version, rows: int, other: Version, place_ns: int) -> int:
+        """What another version's queue has of the lanes before a request that takes its place now."""
+        if self.turns is None or other.model == version.model:
+            return other.cost.work_ns(other.queue.rows_before(place_ns))
+        # Not by deadline: as much as its share lets it have meanwhile, and the run that is next.
+        own_ns = version.cost.work_ns(version.queue.rows + rows)
+        most_ns = self.turns.before_ns(version.model, other.model, own_ns) + other.cost.limit_ns
+        return min(other.cost.work_ns(other.queue.rows), most_ns)
 
     def _spares_others(self, version: Version, inference: Inference, now_ns: int) -> bool:
         """Whether those whom it would pass still make it; some of them are looked at."""
@@ -212,27 +237,65 @@ class Admission:
 
     def turn_away(self, head: Head, entry: Entry, sink: Any, received_ns: int) -> bool:
         """Refuse by the head alone, with a reply made before; True when the refusal needs an event of its own."""
-        replies = self._turned_away.get(head.model)
+        self.turned_away += 1
+        replies = self._made.get(head.model)
         if replies is None:
             text = (
                 f"model '{head.model}' is overloaded: what comes now would not be answered before its deadline;"
                 " try again shortly"
             )
-            if len(self._turned_away) > 1024:
-                self._turned_away.clear()
-            # Several, since each has a jittered Retry-After.
-            made = [self._problem(Overloaded(text)) for _ in range(8)]
-            replies = [(status, fields + UNRECORDED, body) for status, fields, body in made]
-            self._turned_away[head.model] = replies
+            replies = self._made_for(head.model, Overloaded(text))
+        return self._refuse_by_head(head, entry, sink, received_ns, (Overloaded.code, replies))
+
+    def refuse_share(self, head: Head, entry: Entry, sink: Any, received_ns: int, why: Refusal) -> bool:
+        """Refuse, by the head alone, what is over its principal's limits or its model's share; True when the refusal
+        needs an event of its own.
+
+        Its connection rests for a moment: who asks again at once, whatever it was told, shall not keep us busy.
+        """
+        replies = self._made.get(why)
+        kind = RateLimited if why.by_principal else Overloaded
+        if replies is None:
+            error = RateLimited(why.text, why.wait_s) if why.by_principal else Overloaded(why.text)
+            replies = self._made_for(why, error)
+        if why.by_principal:
+            self.rate_limited += 1
+        else:
+            self.turned_away += 1
+        waits = self._refuse_by_head(head, entry, sink, received_ns, (kind.code, replies))
+        if why.by_principal:
+            # Not all of its connections for as long: they would come back together.
+            sink.hold_back(HOLD_BACK_S * (1 + random.random()))  # noqa: S311
+        return waits
+
+    def _made_for(self, key: str | Refusal, error: GatewayError) -> list[tuple[int, bytes, bytes]]:
+        """Replies to refuse with; several, since each has a jittered Retry-After."""
+        if len(self._made) > 1024:
+            self._made.clear()
+        made = [self._problem(error) for _ in range(8)]
+        replies = self._made[key] = [(status, fields + UNRECORDED, body) for status, fields, body in made]
+        if isinstance(error, RateLimited):
+            self.rate_limited -= len(replies)
+        else:
             self.turned_away -= len(replies)
+        return replies
+
+    def _refuse_by_head(
+        self,
+        head: Head,
+        entry: Entry,
+        sink: Any,
+        received_ns: int,
+        answer: tuple[str, list[tuple[int, bytes, bytes]]],
+    ) -> bool:
         self.refused += 1
-        self.turned_away += 1
+        code, replies = answer
         status, fields, body = replies[self.refused & 7]
         sink.reply(status, fields, body)
-        if self._appender.sums((ModelFacts(head.model, None), None, Overloaded.code, status)):
+        if self._appender.sums((ModelFacts(head.model, None), None, code, status)):
             return False
         asked = Wish(raised(self._level, head.audit_level))
-        event = refused_event(head, (Overloaded.code, status), entry, received_ns, asked)
+        event = refused_event(head, (code, status), entry, received_ns, asked)
         self._appender.log(event)
         return True
 
@@ -244,6 +307,8 @@ class Admission:
             log.error("request_not_taken", exc_info=exc)
             exc = GatewayError("internal error")
         self.refused += 1
+        if inference is not None and inference.held is not None:
+            self.shares.give_back(inference)  # type: ignore[union-attr]
         status, fields, body = self._problem(exc)
         sink.reply(status, fields + UNRECORDED, body)
         if exc.code == AuditUnavailable.code:

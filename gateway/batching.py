@@ -75,6 +75,8 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     shapes: Any = ()
     redacted: Any = None
     """What stood in cells that are not recorded, as far as the rules allow."""
+    held: Any = None
+    """What it has of its principal's and its model's share (`gateway.fairness`), until its end."""
     digests: Any = ()
     """SHA-256 of each input, where the lane made them: of megabytes that is not for the loop."""
 

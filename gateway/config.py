@@ -7,6 +7,7 @@ bounds only when it converts; nothing else reads the environment. Objects get th
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -73,6 +74,14 @@ def _check_across(config: Config) -> None:
     if config.admin.host not in {"127.0.0.1", "::1", "localhost"}:
         msg = f"admin.host is {config.admin.host!r}: only loopback addresses are served without TLS"
         raise ConfigInvalid(msg)
+    for text in config.data.proxies:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            msg = (
+                f"data.proxies holds {text!r}; expected addresses or networks, as in 127.0.0.1 or 10.0.0.0/8"
+            )
+            raise ConfigInvalid(msg) from None
     check_kafka(config.kafka)
     if config.sidecar.source == "kafka" and config.kafka is None:
         msg = (

@@ -27,6 +27,7 @@ from gateway.batching import Inference
 from gateway.delivery import Delivery
 from gateway.entry import Entry
 from gateway.errors import GatewayError, ModelNotReady, UnknownModel
+from gateway.fairness import Refusal
 from gateway.head import Head
 from gateway.replies import Problem
 from gateway.runs import Runs
@@ -70,12 +71,15 @@ class Core:
         self.runs = Runs(loop, config.batch.lanes, self.delivery)
         self._waiting = self.runs.waiting
         self.admission = Admission(config, models, appender, problem, self.runs.lanes, self._waiting)
+        self.delivery.shares, self.runs.turns = self.admission.shares, self.admission.turns
         self._callers: dict[tuple[str, str, str | None], msgspec.Raw] = {}
         self._scheduled = False
         self._joined = self._joins = 0
         self.turns = 0
         self._level: str = config.audit.level
-        self._guarded = appender.fails
+        self._shares = self.admission.shares
+        # Where somebody is limited, or nothing may leave unlogged, no request goes the common way.
+        self._guarded = appender.fails or self._shares is not None
         self._inflight_max = config.data.inflight_max
         self._timeout_ns = config.data.request_timeout_ms * 1_000_000
         self._taken = 0
@@ -168,6 +172,8 @@ class Core:
     ) -> None:
         """Route and queue what was decoded."""
         version = self._route(entry, head, inference)
+        if inference.held is not None:
+            self._shares.charge(inference.held, inference.rows)  # type: ignore[union-attr]
         if not self._scheduled:
             self.delivery.route_ns = _now() - inference.decoded_ns
         if version.codec is not codec:
@@ -209,6 +215,8 @@ class Core:
             if entry is None:
                 raise UnknownModel(head.model, head.version)
             version = self._route(entry, head, inference)
+            if inference.held is not None:
+                self._shares.charge(inference.held, inference.rows)  # type: ignore[union-attr]
             if version.codec is not codec:
                 _forget(inference)
                 await self._off_loop(head.decoder(version.codec), body, head.json_bytes, inference)
@@ -236,6 +244,15 @@ class Core:
             if self.admission.turn_away(head, entry, sink, inference.received_ns):
                 self._schedule()
             return None
+        if self._shares is not None:
+            refusal = self._shares.claim(
+                head.account, entry.model, len(body), self.inflight, inference.received_ns
+            )
+            if isinstance(refusal, Refusal):
+                if self.admission.refuse_share(head, entry, sink, inference.received_ns, refusal):
+                    self._schedule()
+                return None
+            inference.held = refusal
         return entry
 
     def _route(self, entry: Entry, head: Head, inference: Inference) -> Version:

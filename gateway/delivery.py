@@ -15,6 +15,7 @@ from gateway import capture
 from gateway.audit.event import Prediction
 from gateway.batching import Batch, Inference
 from gateway.errors import AuditTimeout, FrameTooLarge, GatewayError
+from gateway.fairness import Fairness
 from gateway.recording import RunFacts, dropped_event
 from gateway.replies import UNRECORDED, Appended, Problem, Reply, reply_all
 from gateway.version import Version
@@ -35,6 +36,7 @@ class Delivery:
     Attributes:
         limits: bytes of a frame, and `capture_max_bytes`.
         answered: requests that were taken and are answered, or dropped.
+        shares: gets back what requests held; None where nobody is limited.
         admit_ns, route_ns: what these stages took for the newest request that was timed; core stores them.
 
     Threading: the loop thread alone.
@@ -47,6 +49,7 @@ class Delivery:
         self.limits = (appender.max_frame_bytes, capture_max_bytes)
         self._batch_id = 0
         self.answered = 0
+        self.shares: Fairness | None = None
         self.admit_ns = 0
         self.route_ns = 0
 
@@ -91,6 +94,8 @@ class Delivery:
     def drop(self, version: Version, inference: Inference, exc: GatewayError) -> None:
         """A request without a run in the log: answered if anyone waits, logged, counted."""
         self.answered += 1
+        if inference.held is not None:
+            self.shares.give_back(inference)  # type: ignore[union-attr]
         status = version.status_of(exc)
         if not inference.sink.disconnected:
             told, fields, body = self._problem(exc)
@@ -114,6 +119,9 @@ class Delivery:
         """Build and write the replies of one appended frame; `asked` is the highest level among them."""
         version, batch, part = run
         self.answered += len(part)
+        if self.shares is not None:
+            for inference in part:
+                self.shares.give_back(inference)
         version.recorded(len(part))
         late: list[Reply] | None = [] if asked == "fsync" and level == "spool" else None
         left: list[bool] = []

@@ -98,6 +98,18 @@ class Overloaded(GatewayError):
     retryable = True
 
 
+class RateLimited(GatewayError):
+    """The principal asked for more than `[limits]` gives it: it is refused at once, whatever others do."""
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, message: str, wait_s: int = 1) -> None:
+        self.wait_s = wait_s
+        """When it may come again, whole seconds."""
+        super().__init__(message)
+
+
 class DeadlineExceeded(GatewayError):
     """The deadline passed before the answer was there."""
 

@@ -39,6 +39,8 @@ class Head(msgspec.Struct, frozen=True):
 
     accepts: str | None = None
     """The coding in which a large reply may be sent."""
+    account: str = ""
+    """What `[limits]` counts it on; empty where nobody is limited."""
 
     def decoder(self, codec: Any) -> Any:
         """What reads the body."""

@@ -15,6 +15,7 @@ from typing import Any
 from gateway import tensors
 from gateway.batching import Batch, Inference
 from gateway.errors import DeadlineExceeded, GatewayError, RequestCancelled
+from gateway.fairness import Turns
 from gateway.lanes import Job, Lanes
 from gateway.recording import prepare
 from gateway.version import Version
@@ -38,6 +39,7 @@ class Runs:
 
     Attributes:
         waiting: versions whose queue is not empty.
+        turns: whose turn a lane is, where models have shares of them; None: the most urgent request's.
 
     Threading: the loop thread alone; `run` also on lanes, touching only the batch.
     """
@@ -49,6 +51,7 @@ class Runs:
         self.watchdog = Watchdog()
         self.watchdog.start()
         self.waiting: dict[Version, None] = {}
+        self.turns: Turns | None = None
 
     def close(self) -> None:
         """Let the threads end."""
@@ -72,6 +75,8 @@ class Runs:
                 if batch is not None:
                     self._run_inline(version, batch)
                     if version.queue and batch.ended_ns - started_ns > LOOP_NS:
+                        # The next turn begins with the others.
+                        self.waiting[version] = self.waiting.pop(version)
                         return True
             else:
                 del self.waiting[version]
@@ -84,7 +89,7 @@ class Runs:
         while costly and self.lanes.idle:
             version = costly[0]
             if len(costly) > 1:
-                version = min(costly, key=_first_ns)
+                version = min(costly, key=_first_ns if self.turns is None else self._turn)
             reason = "linger" if version.linger_ns else cut
             batch = version.queue.cut(_now(), reason, version.cost, self._dropper(version))
             if batch is not None:
@@ -92,6 +97,9 @@ class Runs:
             if not version.queue:
                 costly.remove(version)
                 self.waiting.pop(version, None)
+
+    def _turn(self, version: Version) -> tuple[float, int]:
+        return self.turns.start(version.model), _first_ns(version)  # type: ignore[union-attr]
 
     def _lane_free(self) -> None:
         if self.waiting:
@@ -125,7 +133,10 @@ class Runs:
     def _dispatch(self, version: Version, batch: Batch) -> None:
         batch.run_options = options = version.session.new_run_options()
         deadline_ns = max([i.deadline_ns for i in batch.inferences])
-        until_ns = _now() + version.cost.wall_ns(batch.rows)
+        run_ns = version.cost.wall_ns(batch.rows)
+        until_ns = _now() + run_ns
+        if self.turns is not None:
+            self.turns.charge(version.model, run_ns)
         job = Job(lambda: self.run(version, batch), lambda: self._done(version, batch), until_ns)
 
         def hung() -> None:

@@ -68,10 +68,20 @@ class Data(Section):
     model_control: Annotated[
         bool, Meta(description="clients may load and unload models; beyond loopback with publish.token")
     ] = False
+    proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="proxies before it, addresses or networks: their X-Forwarded-For is believed, and nobody"
+            " counts as being on this host"
+        ),
+    ] = ()
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this host can reach it; a name that is no address and not `localhost` may be anywhere."""
+        """Whether only this host can reach it; a name that is no address and not `localhost` may be anywhere, and so
+        may who comes through a proxy."""
+        if self.proxies:
+            return False
         if self.host == "localhost":
             return True
         try:
@@ -229,6 +239,54 @@ class Policy(Section):
         return declared.get(output, self.max_shift_sd.get(output, SHIFT_SD))
 
 
+class Allowance(Section):
+    """What one principal may have of a worker; several workers give it as much each."""
+
+    per_s: Annotated[float, Meta(ge=0, le=1e9, description="so many a second; 0: any number")] = 0.0
+    unit: Annotated[Literal["requests", "rows"], Meta(description="what `per_s` and `burst` count")] = (
+        "requests"
+    )
+    burst: Annotated[int, Meta(ge=0, description="so many at once after a pause; 0: a second's")] = 0
+    share_pct: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="of `data.inflight_max`, in percent, once the worker is more than half full",
+        ),
+    ] = 100
+    bytes_max: Annotated[int, Meta(ge=0, description="of bodies in flight, together; 0: any")] = 0
+
+
+class ModelShare(Section):
+    """What one model may have of a worker."""
+
+    share_pct: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="of `data.inflight_max`, in percent; and its weight where several want the lanes",
+        ),
+    ] = 100
+
+
+class Limits(Section):
+    """Who may have how much of a worker: by principal, as the log names it (`token:NAME`; without one its address), in
+    place of the default; and by model."""
+
+    default: Allowance = Allowance()
+    principals: Annotated[dict[str, Allowance], Meta(description="by principal")] = {}
+    models: Annotated[
+        dict[Annotated[str, Meta(pattern=NAME_PATTERN)], ModelShare], Meta(description="by model")
+    ] = {}
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is limited at all."""
+        return self != Limits()
+
+
 class Config(Section):
     """Everything. Paths are as given; relative ones count from the working directory."""
 
@@ -252,6 +310,7 @@ class Config(Section):
     audit: Audit = Audit()
     kafka: Kafka | None = None
     sidecar: Sidecar = Sidecar()
+    limits: Limits = Limits()
     policy: Annotated[
         dict[Annotated[str, Meta(pattern=NAME_PATTERN)], Policy], Meta(description="by model")
     ] = {}

@@ -27,6 +27,7 @@ import uvloop
 from gateway import budget, counting, logs, process
 from gateway import config as configuration
 from gateway import fleet as words_of
+from gateway.api.askers import Askers
 from gateway.api.codec import Codec
 from gateway.api.crowd import Limits
 from gateway.api.encode import RunEncoder, label_names
@@ -41,7 +42,7 @@ from gateway.audit.writer import Writer
 from gateway.capture import check_room
 from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
-from gateway.errors import GatewayError, Overloaded
+from gateway.errors import GatewayError, Overloaded, RateLimited
 from gateway.fleet import Fleet
 from gateway.head import TIMEOUT_MAX_MS
 from gateway.memory import memory_plan
@@ -122,6 +123,7 @@ class Worker:
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
         self.server: Server | None = None
+        self.askers = Askers(config.data.proxies, counts=config.limits.is_on)
         self.door: type[FastProtocol] | None = None
 
     def _load(self, model: str, version: str) -> Session:
@@ -171,6 +173,7 @@ class Worker:
             takes_fast=data.door == "fast",
             connections_max=data.connections_max,
             limits=_limits(data),
+            askers=self.askers,
         )
         self.server = Server(
             uvicorn.Config(
@@ -216,7 +219,7 @@ class Worker:
         if data.model_control:
             control = ControlClient.of(self.context.admin_url, state_dir, on_loopback=data.on_loopback)
         root, level = Path(self.context.models), self.config.audit.level
-        return DataApi(self.core, _limits(data), level, token, root=root, control=control)
+        return DataApi(self.core, _limits(data), level, token, root=root, control=control, askers=self.askers)
 
     async def _settle(self) -> None:
         """Wait with accepting until what carries weight is loaded; connections wait in the socket's queue.
@@ -274,8 +277,10 @@ class Worker:
         vitals.count(words_of.REFUSED, self.core.refused)
         vitals.count(words_of.GAPS, self.appender.gaps)
         vitals.count(words_of.TURNS, self.core.turns)
-        away = self.core.admission.turned_away
-        vitals.errors(answered, {Overloaded.code: away})
+        admission = self.core.admission
+        vitals.errors(
+            answered, {Overloaded.code: admission.turned_away, RateLimited.code: admission.rate_limited}
+        )
         vitals.process()
         if self.server is not None and self.door is not None:
             vitals.connections(len(self.server.server_state.connections), self.door.crowd)

@@ -45,6 +45,7 @@ PARTS = {
     "counting",
     "statistics",
     "validation",
+    "fairness",
 }
 # Words, not steps: they import nothing of ours and do not lengthen a chain.
 LEAVES = {"gateway", "gateway.stages", "gateway.errors", "loaders", "loaders.errors"}

@@ -84,6 +84,10 @@ class FastCycle:
             return
         door.after_reply(self)
 
+    def hold_back(self, seconds: float) -> None:
+        """Take nothing more from its connection for so long."""
+        self.door.rest(seconds)
+
     def reply_whole(self, rest: bytes) -> bool:
         """`reply` of a common 200 whose fields, empty line and body are one piece; False: not like this, nothing is
         written."""

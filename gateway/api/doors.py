@@ -11,6 +11,7 @@ from typing import Any
 
 import httptools
 
+from gateway.api.askers import NOBODY, Asker, Askers
 from gateway.api.connection import Connection
 from gateway.api.cycle import FastCycle
 from gateway.api.heads import (
@@ -28,9 +29,8 @@ from gateway.head import Head
 
 TASK_NS = 300_000
 """What a request of the Starlette door takes beside its parsing, in a task of the same turn."""
-_SLOW_HEADERS = frozenset(
-    (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"authorization")
-)
+_LOOKED_AT = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"authorization"))
+"""All but the last lead to Starlette."""
 
 
 class Doors(Connection):
@@ -40,6 +40,8 @@ class Doors(Connection):
     """`gateway.core.Core`; here only who calls is asked of it."""
     takes_fast: bool
     """False: all messages go to Starlette."""
+    askers: Askers | None = None
+    """Who asks; None: nobody has a name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +49,7 @@ class Doors(Connection):
         self._hosts = 0
         self._slow = False
         self._chunked = False
+        self._has_token = False
         self._began_in: bytes | None = None
         """The buffer in which the message began: a head split over two is never kept."""
         self._split_bytes, self._filling = 0, False
@@ -75,7 +78,7 @@ class Doors(Connection):
         super().on_message_begin()
         self._began_in = self._buffer
         self._hosts = self._split_bytes = 0
-        self._slow = self._chunked = False
+        self._slow = self._chunked = self._has_token = False
 
     def on_url(self, url: bytes) -> None:
         """Part of the target."""
@@ -100,8 +103,9 @@ class Doors(Connection):
         elif name == b"content-length":
             # The parser takes digits alone, and one such field.
             self._content_bytes = int(value)
-        elif name in _SLOW_HEADERS:
-            self._slow = True
+        elif name in _LOOKED_AT:
+            self._slow = self._slow or name != b"authorization"
+            self._has_token = self._has_token or name == b"authorization"
             if name == b"transfer-encoding":
                 self._chunked = True
                 if value.strip(b" \t").lower() != b"chunked":
@@ -132,7 +136,7 @@ class Doors(Connection):
             return
         head: Head | GatewayError
         try:
-            head = make_head(self.core.caller, self.url, self.headers)
+            head = make_head(self.core.caller, self.url, self.headers, self._asker())
         except GatewayError as exc:
             # Its traceback leads to this frame, which has the cycle.
             head = exc.with_traceback(None)
@@ -149,6 +153,28 @@ class Doors(Connection):
         self._body_left = size
         cycle.keep_alive = self.parser.should_keep_alive() and not self._draining
         self._begin(cycle)
+
+    def _asker(self) -> Asker:
+        askers = self.askers
+        if askers is None or not (askers.counts or self._has_token):
+            return NOBODY
+        return askers.of(self.client[0] if self.client else "", self.headers)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing of this connection for so long: who is over its limit must not make us busy saying so.
+
+        Not of a proxy's: there are others on it.
+        """
+        if self.resting or self.askers is None or (self.client and self.askers.is_proxy(self.client[0])):
+            return
+        self.resting = True
+        self.flow.pause_reading()
+        self.loop.call_later(seconds, self._rested)
+
+    def _rested(self) -> None:
+        self.resting = False
+        if self.flow is not None:
+            self.flow.resume_reading()
 
     def _begin(self, cycle: FastCycle) -> None:
         """A message's cycle: its turn is now, or behind what is in flight."""

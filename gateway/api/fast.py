@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gateway.api.askers import Askers
 from gateway.api.connection import PIECE_BYTES
 from gateway.api.crowd import Crowd, Limits
 from gateway.api.cycle import FastCycle
@@ -43,6 +44,7 @@ class FastProtocol(Doors):
         self._kept: KeptHead
         self._plain = False
         self._kept_cycle: FastCycle
+        self._kept_has_token = False
         self._keeps_heads = True
         self._misses = 0
         self._messages = 0
@@ -50,12 +52,18 @@ class FastProtocol(Doors):
 
     @classmethod
     def bind(
-        cls, core: Core, *, takes_fast: bool, connections_max: int, limits: Limits | None = None
+        cls,
+        core: Core,
+        *,
+        takes_fast: bool,
+        connections_max: int,
+        limits: Limits | None = None,
+        askers: Askers | None = None,
     ) -> type[FastProtocol]:
         """A class whose connections talk to `core`; with `takes_fast` False all requests go to Starlette, within
         the same limits."""
         crowd = Crowd(limits or Limits(), connections_max)
-        bound = {"core": core, "takes_fast": takes_fast, "crowd": crowd}
+        bound = {"core": core, "takes_fast": takes_fast, "crowd": crowd, "askers": askers}
         return type("BoundFastProtocol", (cls,), bound)
 
     # --- bytes in --------------------------------------------------------------------------
@@ -164,6 +172,7 @@ class FastProtocol(Doors):
             return
         self._kept, self._plain = kept, kept.plain
         self._before, self._before_bytes, self._behind = kept.before, kept.before_bytes, kept.behind
+        self._kept_has_token = self._has_token
         self._kept_cycle = again = FastCycle(self)
         again.head = head
         again.started, again.more_body, again.response_complete = True, False, True
@@ -218,6 +227,18 @@ class FastProtocol(Doors):
         self._feed_paused = False
         self.pipeline.clear()
         self._buffer, self._began_in = b"", None
+
+    def forget_token(self) -> None:
+        """The next head is read by the parser if it has a token, and its token looked up: it may be over by then.
+
+        Called with each change of tokens, and once a second."""
+        if self._kept_has_token:
+            self._before = None
+
+    def reap(self, now_s: float) -> None:
+        """As of any connection."""
+        self.forget_token()
+        super().reap(now_s)
 
     def go_lame(self) -> None:
         """As of any connection; heads are read by the parser from now on."""

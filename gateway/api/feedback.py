@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gateway.api.heads import ANONYMOUS
+from gateway.api.askers import ANONYMOUS
 from gateway.append import Appender
 from gateway.audit.event import Feedback
 from gateway.audit.frame import Events, encoder

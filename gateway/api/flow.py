@@ -15,7 +15,13 @@ class Flow(FlowControl):
         self._door = door
 
     def resume_reading(self) -> None:
-        """Read on, unless a request, a buffer or answers wait."""
+        """Read on, unless a request, a buffer or answers wait, or the connection rests."""
         door = self._door
-        if self.read_paused and not door.pipeline and door.unfed is None and not self.write_paused:
+        if (
+            self.read_paused
+            and not door.pipeline
+            and door.unfed is None
+            and not self.write_paused
+            and not door.resting
+        ):
             super().resume_reading()

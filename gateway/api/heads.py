@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from gateway.api.askers import NOBODY, Asker
 from gateway.api.compression import accepted
 from gateway.api.crowd import Limits
 from gateway.errors import BodyTooLarge, InvalidRequest, NotFound
@@ -20,9 +21,6 @@ HEADERS_MAX_BYTES = 32_768
 HEADERS_MAX = 100
 FAST_BODY_MAX_BYTES = 262_144
 """Larger bodies without a binary part go through the Starlette door, and JSON among them is decoded off the loop."""
-
-ANONYMOUS = "anonymous"
-"""The principal of a request without a token."""
 
 MakeCaller = Callable[[str, str, str | None], msgspec.Raw]
 """(endpoint, protocol, principal) to the encoded caller; one object for equal ones."""
@@ -49,8 +47,10 @@ _OURS = frozenset(
 )
 
 
-def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Head:
-    """Read an inference request's path and headers (names in lower case).
+def make_head(
+    caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, bytes]], asker: Asker = NOBODY
+) -> Head:
+    """Read the path and headers (names in lower case) of an inference request that `asker` sends.
 
     Raises:
         NotFound: the path is no address for inference, of v2 or v1.
@@ -84,17 +84,13 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         else:
             _once(name, level)
             level = read_level(value)
-    # The endpoint as recorded is bounded: unknown names do not make callers without end.
-    named = f"models/{model}" + (f"/versions/{version}" if version else "")
+    endpoint, protocol = _recorded(model, version, dialect, json_bytes)
     if dialect == "v1":
-        json_bytes, protocol, endpoint = None, "v1", f"/v1/{named}:predict"
-    else:
-        protocol = "oip-binary" if json_bytes is not None else "oip-json"
-        endpoint = f"/v2/{named}/infer"
+        json_bytes = None
     return Head(
         model=model,
         version=version,
-        caller=caller(endpoint, protocol, ANONYMOUS),
+        caller=caller(endpoint, protocol, asker.principal),
         endpoint=endpoint,
         json_bytes=json_bytes,
         timeout_ms=timeout_ms,
@@ -105,7 +101,16 @@ def make_head(caller: MakeCaller, path: bytes, headers: Iterable[tuple[bytes, by
         captures_full=capture == "full",
         dialect=dialect,
         accepts=accepts,
+        account=asker.account,
     )
+
+
+def _recorded(model: str, version: str | None, dialect: str, json_bytes: int | None) -> tuple[str, str]:
+    """Endpoint and protocol as recorded; bounded: unknown names do not make callers without end."""
+    named = f"models/{model}" + (f"/versions/{version}" if version else "")
+    if dialect == "v1":
+        return f"/v1/{named}:predict", "v1"
+    return f"/v2/{named}/infer", "oip-binary" if json_bytes is not None else "oip-json"
 
 
 def _asked(path: bytes) -> tuple[str, str | None, str]:

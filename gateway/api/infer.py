@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.api.askers import ANONYMOUS, NOBODY, Asker, Askers
 from gateway.api.crowd import Limits
 from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
-from gateway.api.heads import ANONYMOUS, FAST_BODY_MAX_BYTES, check_json, make_head, read_level
+from gateway.api.heads import FAST_BODY_MAX_BYTES, check_json, make_head, read_level
 from gateway.api.incoming import Held, Room, read_body
 from gateway.api.metadata import MODEL, VERSION, Metadata, entry_of
 from gateway.api.openapi import OpenApi
@@ -44,6 +45,7 @@ class DataApi:
         feedback_token: what labels need; None where anyone may send them.
         root: the model repository.
         control: what loads and unloads models; None where clients may not.
+        askers: who asks; None: nobody has a name.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class DataApi:
         *,
         root: Path | None = None,
         control: ControlClient | None = None,
+        askers: Askers | None = None,
     ) -> None:
         self._core = core
+        self._askers = askers
         self._limits = limits
         self._metadata = Metadata(core.models, loads=control is not None)
         self._repository = Repository(core.models, root, control)
@@ -107,7 +111,7 @@ class DataApi:
         sink = FutureSink()
         try:
             path = request.scope.get("raw_path") or request.url.path.encode()
-            head = make_head(core.caller, path, request.scope["headers"])
+            head = make_head(core.caller, path, request.scope["headers"], self._asker(request))
             sink.accepts = head.accepts
             sink.traceparent = head.traceparent
             limits = self._limits
@@ -130,12 +134,24 @@ class DataApi:
         try:
             await asyncio.wait((sink.future, watch), return_when=asyncio.FIRST_COMPLETED)
             if sink.future.done():
+                if sink.held_back_s and not self._comes_through_proxy(request):
+                    await asyncio.sleep(sink.held_back_s)
                 return sink.future.result()
             sink.disconnected = True
             # Nobody gets it; the core logs and counts that it was cancelled.
             return Response(status_code=499)
         finally:
             watch.cancel()
+
+    def _asker(self, request: Request) -> Asker:
+        askers = self._askers
+        if askers is None:
+            return NOBODY
+        return askers.of(request.client.host if request.client else "", request.scope["headers"])
+
+    def _comes_through_proxy(self, request: Request) -> bool:
+        askers = self._askers
+        return askers is not None and request.client is not None and askers.is_proxy(request.client.host)
 
     async def feedback(self, request: Request) -> Response:
         """Labels of earlier predictions; 202 once they are in the log."""

@@ -65,6 +65,8 @@ class Leaving(HttpToolsProtocol):
         self.replied = 0
         """Fast replies; with `_reaped` it tells whether an idle connection was used since the last look."""
         self._reaped = 0
+        self.resting = False
+        """Not read for a moment, since its client is over its limit."""
 
     def refuse(self, exc: GatewayError) -> None:
         """A message that breaks a limit or cannot be read: answered in its turn, and the connection ends."""

@@ -25,6 +25,8 @@ class FutureSink:
         self.traceparent = traceparent
         self.accepts: str | None = None
         """The coding that a large reply is sent in."""
+        self.held_back_s = 0.0
+        """So long its answer waits: its client is over its limit."""
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Response] = self._loop.create_future()
 
@@ -35,6 +37,10 @@ class FutureSink:
             made.add_done_callback(lambda done: self._set(status, *done.result()))
         else:
             self._set(status, fields, body)
+
+    def hold_back(self, seconds: float) -> None:
+        """Let the answer wait for so long; nothing more comes from its connection before."""
+        self.held_back_s = seconds
 
     def _set(self, status: int, fields: bytes, body: bytes) -> None:
         if not self.future.done():

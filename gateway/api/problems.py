@@ -26,6 +26,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.MethodNotAllowed: 405,
     errors.ModelNotReady: 503,
     errors.Overloaded: 503,
+    errors.RateLimited: 429,
     errors.DeadlineExceeded: 503,
     errors.RequestCancelled: 499,
     errors.InferenceFailed: 500,
@@ -91,6 +92,9 @@ def raised_in(callback: BaseException, otherwise: GatewayError) -> GatewayError:
 
 def retry_after_s(exc: BaseException) -> int | None:
     """When to come again, jittered; None where that does not help."""
+    if isinstance(exc, errors.RateLimited):
+        # Not before there is something to be had, and not all at once then.
+        return exc.wait_s + random.randint(0, max(RETRY_AFTER_S[1] - 1, exc.wait_s))  # noqa: S311
     if isinstance(exc, GatewayError) and exc.retryable and row_of(type(exc)) == 503:
         return random.randint(*RETRY_AFTER_S)  # noqa: S311
     return None

@@ -20,6 +20,7 @@ BY_CODE = {
     "method_not_allowed": 405,
     "model_not_ready": 503,
     "overloaded": 503,
+    "rate_limited": 429,
     "deadline_exceeded": 503,
     "cancelled": 499,
     "inference_failed": 500,
