@@ -189,9 +189,13 @@ class RevisionConflict(ControlError):
 
     code = "revision_conflict"
 
-    def __init__(self, message: str, *, revision: int, event: str | None) -> None:
+    def __init__(
+        self, message: str, *, revision: int, event: str | None, changed: dict[str, object] | None = None
+    ) -> None:
         self.revision = revision
         self.event = event
+        self.changed = changed or {}
+        """Of the revision that stands: `by`, `reason`, `at_ns`."""
         super().__init__(message)
 
 
@@ -212,6 +216,18 @@ class ControlUnavailable(ControlError):
 
     code = "control_unavailable"
     retryable = True
+
+
+class OutOfBounds(StateConflict):
+    """An automaton asks for more than the bounds of the route allow."""
+
+    code = "out_of_bounds"
+
+
+class IdempotencyMismatch(ControlError):
+    """An idempotency key came again with another request."""
+
+    code = "idempotency_mismatch"
 
 
 class EvidenceStale(StateConflict):

@@ -54,6 +54,19 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the event that it rests on, where it rests on one."""
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an automaton may go on a route, as an operator set it. Taking weight off canaries is never bounded."""
+
+    max_canary_bp: int = TOTAL_BP
+    """The most that a canary may have."""
+    max_step_bp: int = TOTAL_BP
+    """The most that a change may add to a canary."""
+    changes_per_h: int | None = None
+    """Changes of automata in any hour; None: as many as they like."""
+    dwell_s: float = 0.0
+    """At least so long after the last change of the route, whoever made it."""
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """The route document: one revision of one model's traffic."""
 
@@ -64,9 +77,17 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     assign_by: str = "request"
     frozen: bool = False
     salt: str = ""
-    """Hex; the secret for routing keys, constant through a rollout. Never shown by the API."""
+    """Hex; the secret for routing keys of documents that were made before there was a secret of the host. Never shown
+    by the API."""
+    salt_id: str = ""
+    """Names the salt, which is worked out from the host's secret: whoever reads the log learns nothing by it. Constant
+    through a rollout."""
+    stopped: Change | None = None
+    """By whom and why nothing of this model is answered; None while it serves."""
     latches: dict[str, Change] = {}
     """Versions that get no weight until they are re-armed, each with the change that took it from them."""
+    bounds: Bounds | None = None
+    """How far automata may go; None: no further than policy says."""
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.

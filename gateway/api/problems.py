@@ -38,6 +38,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.RevisionConflict: 412,
     errors.StateConflict: 409,
     errors.LoadFailed: 422,
+    errors.IdempotencyMismatch: 422,
     errors.ControlUnavailable: 503,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
@@ -74,6 +75,7 @@ def problem(exc: BaseException) -> tuple[int, bytes]:
     if isinstance(exc, RevisionConflict):
         content["revision"] = exc.revision
         content["event"] = exc.event
+        content["changed"] = exc.changed
     return status, orjson.dumps(content)
 
 

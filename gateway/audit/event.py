@@ -228,6 +228,10 @@ class Control(msgspec.Struct, tag_field="type", tag="control"):
     """Who, by token or process."""
     reason: str = ""
     """Why, in their words."""
+    via: dict[str, str] | None = None
+    """How it was asked for: address, token, digest of the request; null where no client asked."""
+    key: str | None = None
+    """The request's idempotency key."""
 
 
 class Model(msgspec.Struct, tag_field="type", tag="model"):

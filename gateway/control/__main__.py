@@ -22,6 +22,7 @@ from gateway.audit.drained import sources_of, wait_drained
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.writer import Writer
 from gateway.control.engine import Engine
+from gateway.control.journal import Journal
 from gateway.control.placement import Placement
 from gateway.control.recovery import recover
 from gateway.control.state import renumbered
@@ -56,7 +57,8 @@ async def _serve(context: process.Context) -> int:
     if fleet.generation == 0 and state.ledger.next_slot > SLOTS // 2:
         state = renumbered(state)
     writer = Writer(source, context.gateway_id)
-    engine = Engine(state, writer, fleet, path, config.policy_of)
+    journal = Journal(state_dir / "spool", context.gateway_id)
+    engine = Engine(state, writer, fleet, path, config.policy_of, journal)
     engine.publish()
     placement = Placement(engine, Path(context.models), config.models_watch_s)
     # Before the first change comes in: it would be placed without knowing what is on disk.
@@ -80,6 +82,7 @@ async def _serve(context: process.Context) -> int:
         asyncio.create_task(_tick(engine, writer, server)),
         asyncio.create_task(_log_routes(engine)),
         asyncio.create_task(_catch_up(engine)),
+        asyncio.create_task(_tell_leases(engine)),
     ]
     await server.serve(sockets=[socket.socket(fileno=context.admin_fd)])
     for task in tasks:
@@ -127,6 +130,16 @@ async def _catch_up(engine: Engine) -> None:
             await engine.catch_up()
         except (GatewayError, OSError) as exc:
             log.warning("changes_still_unlogged", extra={"why": str(exc)})
+
+
+async def _tell_leases(engine: Engine) -> None:
+    """Log the end of leases, so that it stands in the history beside what operators did."""
+    while True:
+        await asyncio.sleep(1.0)
+        try:
+            await engine.tell_leases_over(time.time_ns())
+        except GatewayError as exc:
+            log.warning("lease_end_not_logged", extra={"why": str(exc)})
 
 
 def main() -> None:

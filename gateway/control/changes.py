@@ -9,7 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from gateway.errors import ChangeInvalid, StateConflict
-from gateway.routing import TOTAL_BP, Change, Route, Variant, check
+from gateway.routing import TOTAL_BP, Bounds, Change, Route, Variant, check
+
+DWELL_MAX_S = 30 * 86_400
 
 
 def shifted(route: Route, weights_bp: dict[str, int], changed: Change) -> Route:
@@ -160,6 +162,55 @@ def set_frozen(route: Route, frozen: bool, changed: Change) -> Route:
         raise StateConflict(msg)
     held = released(route, changed.at_ns) if frozen else route
     return _with(msgspec.structs.replace(held, frozen=frozen), held.variants, changed)
+
+
+def stopped(route: Route, changed: Change) -> Route:
+    """No answers for this model until it is resumed; the split, its buckets and leases stay. Also of a frozen route.
+
+    Raises:
+        StateConflict: it is stopped already.
+    """
+    if route.stopped is not None:
+        c = route.stopped
+        msg = f"model {route.model} is stopped already, by {c.by} ({c.reason})"
+        raise StateConflict(msg)
+    return _with(msgspec.structs.replace(route, stopped=changed), route.variants, changed)
+
+
+def resumed(route: Route, changed: Change) -> Route:
+    """The end of a stop: the split that is in the route answers again. Also of a frozen route.
+
+    Raises:
+        StateConflict: it is not stopped.
+    """
+    if route.stopped is None:
+        msg = f"model {route.model} is not stopped; nothing to resume"
+        raise StateConflict(msg)
+    return _with(msgspec.structs.replace(route, stopped=None), route.variants, changed)
+
+
+def bounded(route: Route, bounds: Bounds | None, changed: Change) -> Route:
+    """Other bounds for automata; None takes them off. Also of a frozen route: no traffic moves.
+
+    Raises:
+        ChangeInvalid: a bound is out of range.
+        StateConflict: they are the same already.
+    """
+    if bounds is not None:
+        for name, value in (("max_canary_bp", bounds.max_canary_bp), ("max_step_bp", bounds.max_step_bp)):
+            if not 0 <= value <= TOTAL_BP:
+                msg = f"route {route.model}: {name} is {value}, expected 0..{TOTAL_BP}"
+                raise ChangeInvalid(msg)
+        if bounds.changes_per_h is not None and bounds.changes_per_h < 0:
+            msg = f"route {route.model}: changes_per_h is {bounds.changes_per_h}, expected 0 or more, or null"
+            raise ChangeInvalid(msg)
+        if not 0 <= bounds.dwell_s <= DWELL_MAX_S:
+            msg = f"route {route.model}: dwell_s is {bounds.dwell_s:g}, expected 0..{DWELL_MAX_S}"
+            raise ChangeInvalid(msg)
+    if bounds == route.bounds:
+        msg = f"route {route.model} has these bounds already"
+        raise StateConflict(msg)
+    return _with(msgspec.structs.replace(route, bounds=bounds), route.variants, changed)
 
 
 def released(route: Route, now_ns: int) -> Route:

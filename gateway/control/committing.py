@@ -22,6 +22,7 @@ import msgspec
 from gateway import fleet as words_of
 from gateway.audit.event import Control
 from gateway.control import snapshot
+from gateway.control.outcome import Applied
 from gateway.control.state import State, applied, forced, placed
 from gateway.errors import AuditUnavailable
 from gateway.fleet import Fleet
@@ -30,6 +31,9 @@ log = logging.getLogger("tidegate.control")
 
 POLL_S = 0.001
 LOG_TIMEOUT_S = 5.0
+"""So long a change waits for the log."""
+URGENT_TIMEOUT_S = 0.5
+"""So long it does if it can do without, or while one waits that can."""
 APPLY_TIMEOUT_S = 2.0
 
 
@@ -62,15 +66,6 @@ class Log(Protocol):
         """The text id of a number."""
 
 
-class Applied(msgspec.Struct, frozen=True):
-    """How far a generation got: workers that run it, of how many live, after so many ms."""
-
-    workers: int
-    of: int
-    ms: int
-    pending: tuple[int, ...] = ()
-
-
 class Commit:
     """Holds the control state and replaces it, one change at a time.
 
@@ -95,31 +90,46 @@ class Commit:
         self._fleet = fleet
         self._path = path
         self._lock = asyncio.Lock()
+        self._pressing = 0
+        """Urgent changes that wait for their turn."""
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """The right to change the state, held by one at a time."""
-        async with self._lock:
-            yield
+    async def turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
+        """The right to change the state, held by one at a time.
 
-    async def make(self, event: Control, *, urgent: bool = False) -> Applied:
-        """Log a change, take it up, and wait for the workers.
+        An urgent change goes before all that wait, and whoever waits for the log meanwhile gives up soon.
+        """
+        self._pressing += urgent
+        try:
+            await self._lock.acquire()
+            while self._pressing and not urgent:
+                # Behind it in the queue.
+                self._lock.release()
+                await asyncio.sleep(0)
+                await self._lock.acquire()
+        finally:
+            self._pressing -= urgent
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    async def take_up(self, event: Control, *, urgent: bool = False) -> None:
+        """Log a change and put it into effect.
+
+        Args:
+            urgent: it goes ahead when it cannot be logged.
 
         Raises:
             StateConflict: the versions that it wants loaded find no slots; nothing was logged.
             AuditUnavailable: not logged and not urgent, so not made; or of unknown fate (`must_restart`).
         """
-        await self.take_up(event, urgent=urgent)
-        return await self.wait_applied()
-
-    async def take_up(self, event: Control, *, urgent: bool = False) -> None:
-        """As `make`, without the wait for the workers."""
         # What placement refuses is refused before it is in the log.
         placed(applied(self.state, event), self.found, self.chosen)
         take_up = applied
         try:
-            await self.log_owed()
-            await self.log(event)
+            await self.log_owed(urgent=urgent)
+            await self.log(event, urgent=urgent)
         except AuditUnavailable:
             if not urgent:
                 raise
@@ -133,7 +143,7 @@ class Commit:
             msg = f"the change {told} logged, its snapshot could not be written ({exc.strerror}); control restarts"
             raise AuditUnavailable(msg) from exc
 
-    async def log_owed(self) -> None:
+    async def log_owed(self, *, urgent: bool = False) -> None:
         """Log the changes that took effect unlogged, oldest first.
 
         Raises:
@@ -141,11 +151,14 @@ class Commit:
         """
         while self.state.ledger.unlogged:
             event = msgspec.convert(self.state.ledger.unlogged[0], Control)
-            await self.log(event)
+            await self.log(event, urgent=urgent)
             self.state = applied(self.state, event)
 
-    async def log(self, event: Control) -> None:
+    async def log(self, event: Control, *, urgent: bool = False) -> None:
         """Append an event and wait until it is on disk; its id is set then.
+
+        Args:
+            urgent: it goes ahead without, so that it waits less.
 
         Raises:
             AuditUnavailable: there was no room in time; or it was not on disk in time, so that nobody knows.
@@ -154,9 +167,9 @@ class Commit:
             # A change made on top of one whose fate is unknown would hide it from recovery.
             msg = "control restarts, since it does not know whether the last change was made; try again soon"
             raise AuditUnavailable(msg)
-        deadline = time.monotonic() + LOG_TIMEOUT_S
+        began = time.monotonic()
         while (seq := self._append(event)) is None:
-            if time.monotonic() > deadline:
+            if self._waited_enough(began, urgent):
                 msg = "the change could not be logged, so it was not made: see tidegate audit status for why"
                 raise AuditUnavailable(msg)
             await asyncio.sleep(POLL_S)
@@ -165,9 +178,13 @@ class Commit:
         event.id = self._writer.event_id(seq)
         mark = self._writer.ring.committed
         while not self._writer.synced(mark):
-            if time.monotonic() > deadline:
+            if self._waited_enough(began, urgent):
                 self._give_up_on(event)
             await asyncio.sleep(POLL_S)
+
+    def _waited_enough(self, began: float, urgent: bool) -> bool:
+        hurried = urgent or self._pressing > 0
+        return time.monotonic() > began + (min(URGENT_TIMEOUT_S, LOG_TIMEOUT_S) if hurried else LOG_TIMEOUT_S)
 
     def _give_up_on(self, event: Control) -> None:
         """Appended, and not on disk in time."""
@@ -198,9 +215,8 @@ class Commit:
         self._fleet.publish_shadows(serving.sampled_shadows)
         self._fleet.publish_generation(serving.generation)
 
-    async def wait_applied(self) -> Applied:
-        """Wait until every live worker runs the present generation, at most `APPLY_TIMEOUT_S`."""
-        generation = self.state.serving.generation
+    async def wait_applied(self, generation: int) -> Applied:
+        """Wait until every live worker runs this generation or a later one, at most `APPLY_TIMEOUT_S`."""
         started = time.monotonic()
         while True:
             live = self._fleet.live_workers()

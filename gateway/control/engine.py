@@ -5,42 +5,50 @@ admin API -> **engine**: expected revision, gates, the next document -> committi
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gateway import fleet as words_of
 from gateway.audit.event import Control
-from gateway.control import snapshot
-from gateway.control.changes import released, renewed
-from gateway.control.committing import Applied, Commit, Log
-from gateway.control.gates import check_latches, check_ready, only_retreats, with_leases
-from gateway.control.state import EVERY, State, applied, placed, rollback_target, route_document
-from gateway.errors import (
-    ReasonRequired,
-    RevisionConflict,
-    StateConflict,
-    UnknownModel,
+from gateway.control.bounds import check_bounds
+from gateway.control.committing import Commit, Log
+from gateway.control.drafting import check_reason, check_revision, draft
+from gateway.control.gates import (
+    check_latches,
+    check_ready,
+    check_way_back,
+    only_retreats,
+    with_leases,
 )
-from gateway.fleet import LOAD_STATES, Fleet
+from gateway.control.idempotency import BY_HAND, Asked, Done, made_before
+from gateway.control.journal import Entry, Journal, entry_of, page, revision_in
+from gateway.control.leasing import ends, releases, renewal
+from gateway.control.outcome import Outcome, changed_by
+from gateway.control.readiness import Readiness
+from gateway.control.state import (
+    State,
+    applied,
+    check_loading,
+    placed,
+    rollback_target,
+    route_document,
+    whole,
+)
+from gateway.errors import ChangeInvalid, UnknownModel
+from gateway.fleet import Fleet
 from gateway.routing import Change, Route
 from gateway.settings import Config, Policy
 
+__all__ = ("Engine", "Outcome", "changed_by")
+
 _DEFAULTS = Config()
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a change did (or, on a dry run, would do)."""
-
-    route: Route | None
-    before: Route | None
-    generation: int
-    applied: Applied | None
-    logged: bool = True
-    """False: in effect, and owed to the log."""
+HOLDS = frozenset(("freeze", "stop"))
+"""Kinds that go ahead whatever the log does: a hold on the route, and the end of its answers."""
+URGENT = HOLDS | {"rollback"}
+"""Kinds that may go ahead so, and do not queue behind a change that waits for the log."""
 
 
 class Engine:
@@ -50,6 +58,7 @@ class Engine:
         state: as recovered.
         path: where the snapshot lies.
         policy_of: the configured policy of a model.
+        journal: for what is older than the ledger.
 
     Threading: one event loop; changes are serialised by a lock.
     """
@@ -61,11 +70,13 @@ class Engine:
         fleet: Fleet,
         path: Path,
         policy_of: Callable[[str], Policy] = _DEFAULTS.policy_of,
+        journal: Journal | None = None,
     ) -> None:
         self.policy_of = policy_of
         self._commit = Commit(state, writer, fleet, path)
-        self._desired: tuple[object, dict[tuple[str, str], snapshot.DesiredVersion]] = (None, {})
-        self._fleet = fleet
+        self._readiness = Readiness(lambda: self._commit.state, fleet)
+        self._journal = journal
+        self._reading = asyncio.Lock()
 
     @property
     def state(self) -> State:
@@ -102,58 +113,119 @@ class Engine:
         *,
         expected_revision: int,
         dry_run: bool = False,
+        asked: Asked = BY_HAND,
     ) -> Outcome:
         """Make a new revision of a route.
 
         Args:
-            make: from the present route to the next; raises what it refuses.
+            make: from the present route to the next (`gateway.control.changes`); raises what it refuses.
             expected_revision: from If-Match.
+            asked: key and origin of the request; the same key again changes nothing and answers the same.
 
         Raises:
-            ReasonRequired, UnknownModel, RevisionConflict, StateConflict, ChangeInvalid: nothing changed.
+            ReasonRequired, UnknownModel, RevisionConflict, StateConflict, OutOfBounds, ChangeInvalid: nothing changed.
+            IdempotencyMismatch: nor here; the key was used for another request.
             AuditUnavailable: the change could not be logged, and is none of those that go ahead.
         """
-        _require_reason(change)
-        async with self._commit.turn():
+        check_reason(change)
+        async with self._commit.turn(urgent=kind in URGENT):
+            done = made_before(self.state.ledger.done, change.by, asked)
+            if done is not None:
+                return await self._applied(self._made_already(model, done))
             before = self._expected(model, expected_revision)
             after = with_leases(kind, make(before, change), self.policy_of(model), change)
             # One of unknown fate may hold the number already, and may yet turn out to be logged.
             number = max(after.revision, self._commit.drawn.get(model, 0) + 1)
             after = msgspec.structs.replace(after, revision=number)
-            check_latches(after)
-            check_ready(after, before, self.found.get(model), lambda v: self.load_states(model, v))
+            self._pass_gates(kind, before, after, asked)
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
-            event = self._event(kind, change, route_document(after), model, after.revision)
+            event = self._draft(kind, change, route_document(after), (model, after.revision), asked)
             event.before = route_document(before)
-            done = await self._commit.make(event, urgent=self._is_urgent(kind, before, after))
-            logged = not self.state.ledger.unlogged
-            return Outcome(self.route(model), before, self.state.serving.generation, done, logged)
+            await self._commit.take_up(event, urgent=self._is_urgent(kind, before, after))
+            outcome = self._outcome(self.route(model), before)
+        # Not in the turn: a worker that hangs holds up nobody's next change.
+        return await self._applied(outcome)
+
+    def _pass_gates(self, kind: str, before: Route, after: Route, asked: Asked) -> None:
+        check_latches(after)
+        model = after.model
+        if asked.automaton:
+            check_bounds(before, after, after.changed, self.state.ledger.history.get(model, ()))
+        check_ready(after, before, self.found.get(model), lambda v: self._readiness.serving(model, v))
+        if kind == "promote":
+            check_way_back(before, after, lambda v: self._readiness.serving(model, v))
+
+    async def history(self, model: str, *, before: int | None = None, limit: int = 100) -> list[Entry]:
+        """What happened to a model, newest first: its revisions, and events that made none.
+
+        Args:
+            before: only what came before this revision; None: from the newest on.
+            limit: as many at least, if the log has them; a page ends with a revision, the next one's `before`.
+
+        Raises:
+            UnknownModel: there is no such route.
+        """
+        self.route(model)
+        return page(await self._entries(model), before, limit)
+
+    async def revision_of(self, model: str, number: int) -> Route:
+        """A revision of a route, from the ledger or from the log.
+
+        Raises:
+            UnknownModel: there is no such route.
+            ChangeInvalid: there never was such a revision.
+            StateConflict: retention took it; names the oldest that is kept.
+        """
+        route = self.route(model)
+        if not 1 <= number <= route.revision:
+            msg = f"route {model} has no revision {number}; it has 1 to {route.revision}"
+            raise ChangeInvalid(msg)
+        kept = {r.revision: r for r in self.state.ledger.history.get(model, ())}
+        found = kept.get(number)
+        return found if found is not None else revision_in(await self._entries(model), model, number)
+
+    async def _entries(self, model: str) -> list[Entry]:
+        """What the log has of a model, and behind it what the log does not have yet."""
+        async with self._reading:
+            entries = [] if self._journal is None else await asyncio.to_thread(self._journal.read, model)
+        known = max((e.revision or 0 for e in entries if e.is_revision), default=0)
+        kept = self.state.ledger.history.get(model, ())
+        first = min((e.revision or 0 for e in entries if e.is_revision), default=known + 1)
+        kinds = {d["revision"]: str(d["kind"]) for d in self.state.ledger.unlogged if d["model"] == model}
+        older = [entry_of(r) for r in kept if r.revision < first]
+        owed = [entry_of(r, kinds.get(r.revision)) for r in kept if r.revision > known]
+        return [*older, *entries, *owed]
 
     async def renew_leases(
-        self, model: str, change: Change, *, expected_revision: int, dry_run: bool = False
+        self,
+        model: str,
+        change: Change,
+        *,
+        expected_revision: int,
+        dry_run: bool = False,
+        asked: Asked = BY_HAND,
     ) -> Outcome:
         """Extend the leases of a route's canaries: logged, a new generation, the same revision.
 
         Not waited for in the workers: it changes no traffic as long as it comes in time.
 
         Raises:
-            ReasonRequired, UnknownModel, RevisionConflict: nothing changed.
+            ReasonRequired, UnknownModel, RevisionConflict, IdempotencyMismatch: nothing changed.
             StateConflict: the model's ramp is not automatic, the route is frozen, or no canary has weight.
             AuditUnavailable: it could not be logged.
         """
-        _require_reason(change)
+        check_reason(change)
         async with self._commit.turn():
+            if made_before(self.state.ledger.done, change.by, asked) is not None:
+                route = self.route(model)
+                return Outcome(route, route, self.state.serving.generation, None, replayed=True)
             before = self._expected(model, expected_revision)
-            policy = self.policy_of(model)
-            if policy.ramp != "auto":
-                msg = f'route {model}: ramp is "{policy.ramp}"; only canaries under policy ramp = "auto" carry leases'
-                raise StateConflict(msg)
-            after = renewed(before, change.at_ns + policy.lease_s * 1_000_000_000)
-            if dry_run:
-                return Outcome(after, before, self.state.serving.generation, None)
-            await self._commit.take_up(self._lease_event(after, change))
-            return Outcome(self.route(model), before, self.state.serving.generation, None)
+            after = renewal(before, change, self.policy_of(model))
+            if not dry_run:
+                await self._lease(after, change, asked)
+                after = self.route(model)
+            return Outcome(after, before, self.state.serving.generation, None)
 
     async def release_leases(self) -> None:
         """Take leases off where the policy does not ask for them any more: a manual split never ends by itself.
@@ -162,40 +234,57 @@ class Engine:
             AuditUnavailable: it could not be logged.
         """
         async with self._commit.turn():
-            for model, route in self.state.serving.routes.items():
-                change = changed_by("gateway", "the model's ramp is not automatic")
-                after = released(route, change.at_ns)
-                if after != route and self.policy_of(model).ramp != "auto":
-                    await self._commit.take_up(self._lease_event(after, change))
+            for route, change in releases(self.state, self.policy_of):
+                await self._lease(route, change)
 
-    def _event(
-        self, kind: str, change: Change, after: dict[str, Any], model: str | None, revision: int | None = None
+    async def tell_leases_over(self, now_ns: int) -> None:
+        """Log the end of leases that nobody renewed, once each; called about once a second.
+
+        Raises:
+            AuditUnavailable: not yet.
+        """
+        if not ends(self.state, now_ns):
+            return
+        async with self._commit.turn():
+            for route, after in ends(self.state, now_ns):
+                change = Change(by="gateway", reason="nobody renewed the lease in time", at_ns=now_ns)
+                event = self._draft("lease_over", change, after, (route.model, route.revision))
+                await self._commit.log(event)
+                self._commit.state = applied(self.state, event)
+
+    async def _lease(self, route: Route, change: Change, asked: Asked = BY_HAND) -> None:
+        about = (route.model, route.revision)
+        await self._commit.take_up(self._draft("lease", change, route_document(route), about, asked))
+
+    def _outcome(self, route: Route | None, before: Route | None, *, replayed: bool = False) -> Outcome:
+        logged = not self.state.ledger.unlogged
+        return Outcome(route, before, self.state.serving.generation, None, logged, replayed)
+
+    async def _applied(self, outcome: Outcome) -> Outcome:
+        took = await self._commit.wait_applied(outcome.generation)
+        return msgspec.structs.replace(outcome, applied=took)
+
+    def _made_already(self, model: str, done: Done) -> Outcome:
+        """The outcome of a change that was made when it was asked for first."""
+        history = {r.revision: r for r in self.state.ledger.history.get(model, ())}
+        route = history.get(done.revision or 0, self.route(model))
+        return self._outcome(route, history.get(route.revision - 1, route), replayed=True)
+
+    def _draft(
+        self,
+        kind: str,
+        change: Change,
+        after: dict[str, Any],
+        about: tuple[str | None, int | None],
+        asked: Asked = BY_HAND,
     ) -> Control:
-        return Control(
-            kind=kind,
-            at_ns=time.time_ns(),
-            gateway_id=self.state.serving.gateway_id,
-            model=model,
-            revision=revision,
-            after=after,
-            by=change.by,
-            reason=change.reason,
-        )
-
-    def _lease_event(self, route: Route, change: Change) -> Control:
-        return self._event("lease", change, route_document(route), route.model, route.revision)
+        return draft(self.state.serving.gateway_id, kind, change, after, about, asked)
 
     def _expected(self, model: str, revision: int) -> Route:
         """The route, if it stands where the change was decided."""
-        before = self.route(model)
-        if before.revision != revision:
-            c = before.changed
-            msg = (
-                f"route {model} is at revision {before.revision}, you sent {revision}:"
-                f" changed by {c.by} ({c.reason})"
-            )
-            raise RevisionConflict(msg, revision=before.revision, event=c.event)
-        return before
+        route = self.route(model)
+        check_revision(route, revision)
+        return route
 
     async def first_route(self, route: Route) -> None:
         """Log and publish revision 1 of a model that had none."""
@@ -203,38 +292,46 @@ class Engine:
             if route.model in self.state.serving.routes:
                 return
             document = route_document(route)
-            await self._commit.make(
-                self._event("route", route.changed, document, route.model, route.revision)
+            await self._commit.take_up(
+                self._draft("route", route.changed, document, (route.model, route.revision))
             )
+            outcome = self._outcome(route, None)
+        await self._applied(outcome)
 
-    async def load_or_unload(self, model: str, version: str, kind: str, change: Change) -> Outcome:
+    async def load_or_unload(
+        self, model: str, version: str, kind: str, change: Change, asked: Asked = BY_HAND
+    ) -> Outcome:
         """Load a version everywhere, or let it go; EVERY stands for all of the model's, those in its route too.
 
         Raises:
             UnknownModel: it is not in the repository.
-            StateConflict: it is in the route (unload).
+            StateConflict: it is in the route, or in what the route would be rolled back to (unload).
+            ReasonRequired, IdempotencyMismatch: nothing changed.
+            AuditUnavailable: it could not be logged.
         """
-        _require_reason(change)
+        check_reason(change)
         async with self._commit.turn():
+            replayed = made_before(self.state.ledger.done, change.by, asked) is not None
+            if not replayed:
+                check_loading(self.state, self.found, model, version, kind)
+                event = self._draft(kind, change, {"version": version}, (model, None), asked)
+                await self._commit.take_up(event)
             route = self.state.serving.routes.get(model)
-            if version != EVERY and version not in self.found.get(model, ()):
-                raise UnknownModel(model, version)
-            if version == EVERY and route is None and model not in self.found:
-                raise UnknownModel(model)
-            if kind == "unload" and route is not None and version in route.versions:
-                msg = f"{model} version {version} is in the route; take it out first"
-                raise StateConflict(msg)
-            done = await self._commit.make(self._event(kind, change, {"version": version}, model))
-            return Outcome(route, route, self.state.serving.generation, done)
+            outcome = self._outcome(route, route, replayed=replayed)
+        return await self._applied(outcome)
 
     async def log_routes(self) -> None:
-        """Log the full routes: at each epoch of control, so that a reader need not go further back."""
-        routes = {name: route_document(r) for name, r in self.state.serving.routes.items()}
+        """Log the whole state: at each epoch of control, so that a reader need not go further back.
+
+        Raises:
+            AuditUnavailable: not yet.
+        """
         async with self._commit.turn():
-            event = self._event("routes", changed_by("gateway", "control started"), routes, None)
             await self._commit.log_owed()
-            await self._commit.log(event)
-            self._commit.state = applied(self.state, event)
+            for part in whole(self.state):
+                event = self._draft("routes", changed_by("gateway", "control started"), part, (None, None))
+                await self._commit.log(event)
+                self._commit.state = applied(self.state, event)
 
     async def catch_up(self) -> None:
         """Log what is owed to the log; called now and then.
@@ -242,10 +339,11 @@ class Engine:
         Raises:
             AuditUnavailable: not yet.
         """
+        if not self.state.ledger.unlogged:
+            return
         async with self._commit.turn():
-            if self.state.ledger.unlogged:
-                await self._commit.log_owed()
-                self._commit.publish(self.state)
+            await self._commit.log_owed()
+            self._commit.publish(self.state)
 
     async def place(
         self, found: Mapping[str, tuple[str, ...]], chosen: Mapping[str, tuple[str, ...]] | None = None
@@ -269,35 +367,15 @@ class Engine:
 
     def load_states(self, model: str, version: str) -> dict[int, tuple[str, str]]:
         """State and reason of a version in every live worker; empty when it is not wanted."""
-        versions = self.state.serving.versions
-        if self._desired[0] is not versions:
-            self._desired = (versions, {(d.model, d.version): d for d in versions})
-        desired = self._desired[1].get((model, version))
-        if desired is None:
-            return {}
-        return {i: self._load_state(i, desired) for i in self._fleet.live_workers()}
-
-    def _load_state(self, index: int, desired: snapshot.DesiredVersion) -> tuple[str, str]:
-        words = self._fleet.version(index, desired.slot, desired.model, desired.version)
-        state = words[words_of.LOAD_STATE]
-        return LOAD_STATES[state], self._fleet.reason(index, desired.slot) if state else ""
+        return self._readiness.live(model, version)
 
     def _is_urgent(self, kind: str, before: Route, after: Route) -> bool:
         """Whether the change goes ahead unlogged: a hold, or the way back to the traffic before or to the primary."""
+        if kind in HOLDS:
+            return True
         target = rollback_target(self.state.ledger, after.model)
         back = target is not None and (target.weights_bp, target.versions) == (
             after.weights_bp,
             after.versions,
         )
-        return kind == "freeze" or (kind == "rollback" and (back or only_retreats(before, after)))
-
-
-def _require_reason(change: Change) -> None:
-    if not change.reason.strip():
-        msg = "a change needs a reason: say why, for whoever reads the history"
-        raise ReasonRequired(msg)
-
-
-def changed_by(by: str, reason: Any, evidence: str | None = None) -> Change:
-    """A change as of now."""
-    return Change(by=by, reason=str(reason or "").strip(), at_ns=time.time_ns(), evidence=evidence)
+        return kind == "rollback" and (back or only_retreats(before, after))

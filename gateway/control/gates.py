@@ -26,7 +26,9 @@ AHEAD_S = 60
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 LoadStates = dict[int, tuple[str, str]]
-"""State word and reason of a version by worker; empty when no worker is to hold it."""
+"""State word and reason of a version by worker."""
+StatesOf = Callable[[str], LoadStates | None]
+"""Of a version, over the workers that take requests; None when no worker is to hold it."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,10 +100,8 @@ def check_latches(route: Route) -> None:
             raise StateConflict(msg)
 
 
-def check_ready(
-    route: Route, before: Route, on_disk: Sequence[str] | None, states_of: Callable[[str], LoadStates]
-) -> None:
-    """More weight only to versions that are ready in every live worker.
+def check_ready(route: Route, before: Route, on_disk: Sequence[str] | None, states_of: StatesOf) -> None:
+    """More weight only to versions that are ready in every worker that takes requests.
 
     What a version has already, and what falls to the present primary, is not asked for: taking weight off a
     version that kills workers, or holding the route, must go through while a worker starts again.
@@ -111,33 +111,55 @@ def check_ready(
         states_of: load states of a version by worker.
 
     Raises:
-        StateConflict: names the version, the worker, its state and the reason.
-        ChangeInvalid: a shadow's version is not in the repository.
+        StateConflict: names the version, the worker, its state and the reason; or the version is not there at all.
     """
     held = _weights_by_version(before)
     wanted = _weights_by_version(route)
     for variant in route.variants:
         version = variant.version
-        if variant.role == "shadow" or not variant.weight_bp:
-            if version not in (*(on_disk if on_disk is not None else (version,)), *before.versions):
-                msg = f"variant {variant.name}: {route.model} has no version {version}"
-                raise ChangeInvalid(msg)
-            continue
-        gains = variant.role == "primary" or wanted[version] > held.get(version, 0)
-        if version == before.primary.version or not gains:
-            continue
-        states = states_of(version)
-        if not states:
-            msg = f"variant {variant.name}: version {version} is not loaded; load it first"
+        if version not in (*(on_disk if on_disk is not None else (version,)), *before.versions):
+            has = ", ".join(on_disk or ()) or "none"
+            msg = (
+                f"variant {variant.name}: {route.model} has no version {version} (the repository has {has});"
+                " put it there and `tidegate model refresh`"
+            )
             raise StateConflict(msg)
-        for worker, (state, reason) in states.items():
-            if state != "ready":
-                why = f" ({reason})" if reason else ""
-                msg = (
-                    f"variant {variant.name}: version {version} is {state} in worker"
-                    f" {worker}{why}; weight goes only to versions that are ready everywhere"
-                )
-                raise StateConflict(msg)
+        if variant.role == "shadow" or not variant.weight_bp or version == before.primary.version:
+            continue
+        if variant.role == "primary" or wanted[version] > held.get(version, 0):
+            _check_version(f"variant {variant.name}: version {version}", states_of(version))
+
+
+def check_way_back(before: Route, after: Route, states_of: StatesOf) -> None:
+    """A promotion leaves a way back that works: the version that was the primary's is ready everywhere.
+
+    Asked at promotion, not at rollback, where it would be too late.
+
+    Raises:
+        StateConflict: names the version, the worker, its state and the reason, and how to go on without.
+    """
+    version = before.primary.version
+    if version == after.primary.version:
+        return
+    try:
+        _check_version(f"the way back: version {version} of {before.primary.name}", states_of(version))
+    except StateConflict as exc:
+        msg = f"{exc}. A rollback could not serve it; to go on without a way back, `tidegate route set {before.model}`"
+        raise StateConflict(msg) from exc
+
+
+def _check_version(what: str, states: LoadStates | None) -> None:
+    if states is None:
+        msg = f"{what} is not loaded; load it first"
+        raise StateConflict(msg)
+    if not states:
+        msg = f"{what}: no worker takes requests at present, so none can say that it is ready; try again soon"
+        raise StateConflict(msg)
+    for worker, (state, reason) in states.items():
+        if state != "ready":
+            why = f" ({reason})" if reason else ""
+            msg = f"{what} is {state} in worker {worker}{why}; weight goes only to versions that are ready everywhere"
+            raise StateConflict(msg)
 
 
 def with_leases(kind: str, route: Route, policy: Policy, change: Change) -> Route:

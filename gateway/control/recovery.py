@@ -8,6 +8,7 @@ would have written.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.audit.drained import sources_of
@@ -34,7 +35,12 @@ def recover(path: Path, spool: Path, gateway_id: str) -> State:
     state = State(serving, ledger)
     last = parse_event_id(ledger.last_event) if ledger.last_event else None
     sources = sources_of(gateway_id, "control")
-    for event in later_events(spool, sources, last):
+    return caught_up(state, later_events(spool, sources, last))
+
+
+def caught_up(state: State, events: Iterable[Control]) -> State:
+    """The state after the events that its snapshot does not have yet, in the order they were made."""
+    for event in events:
         state = applied(state, event)
         log.info("change_recovered", extra={"kind": event.kind, "model": event.model})
     return state

@@ -1,7 +1,7 @@
 """The snapshot: control state as one immutable, checksummed file per generation.
 
 `<state_dir>/control/snapshot` holds three lines: a head with the digests of the other two, the part
-that workers read (`Serving`), and the part that only control reads (`Ledger`). It is replaced by
+that workers read (`Serving`), and the part that only control reads (`Ledger`); zeros may follow. It is replaced by
 rename, after its control event is on disk, and then the generation word in shared memory is bumped.
 
 Recovery: a starting control waits until its predecessor's ring is drained, then applies every control
@@ -11,6 +11,8 @@ event of its own sources that is later than `last_event`. So a kill at any step 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
+from gateway.control.idempotency import Done
 from gateway.errors import SnapshotCorrupt, StateFormatNewer
 from gateway.routing import Route
 
@@ -25,6 +28,12 @@ FORMAT = 1
 T = TypeVar("T")
 HISTORY_REVISIONS = 100
 """Revisions of a route kept for rollback and history; older ones are in the log."""
+
+
+SPARES = (".spare", ".spare2")
+"""Files beside the snapshot for a disk without room: one is written while the other's content is in effect."""
+SPARE_STEP_BYTES = 64 * 1024
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 class DesiredVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +75,10 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """(model, version) pairs that an operator unloaded: not loaded again by themselves."""
     loaded: tuple[tuple[str, str], ...] = ()
     """Pairs that an operator loaded beside those that the route asks for."""
+    done: dict[str, Done] = {}
+    """Requests with an idempotency key, by principal and key, oldest first."""
+    leases_over: dict[str, int] = {}
+    """By model, the end (epoch ns) of the lease whose end was logged last."""
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,9 +120,68 @@ def decode(content: bytes) -> tuple[Serving, Ledger]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace the snapshot: temporary file, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Replace the snapshot: temporary file, fsync, rename, fsync of the directory.
+
+    On a full disk it is written into a spare: two files lie beside it for that, and take turns as long as it lasts.
+
+    Raises:
+        OSError: it cannot be written there either; the snapshot stays as it was.
+    """
+    temporary = _beside(path, ".new")
+    try:
+        _fill(temporary, content, os.O_CREAT | os.O_TRUNC)
+    except OSError as exc:
+        if exc.errno not in NO_ROOM:
+            raise
+        # What it has of the content is wanted elsewhere.
+        temporary.unlink(missing_ok=True)
+        _write_in_need(path, content)
+        return
+    temporary.rename(path)
+    _sync_directory(path)
+    for suffix in SPARES:
+        _keep_spare(_beside(path, suffix), len(content))
+
+
+def _write_in_need(path: Path, content: bytes) -> None:
+    """Into blocks that are there already: no file grows, and none gives back what it has."""
+    spare = next((s for s in (_beside(path, suffix) for suffix in SPARES) if _size(s) > len(content)), None)
+    if spare is None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    size_bytes = _size(spare)
+    _fill(spare, content.ljust(size_bytes, b"\0"), 0)
+    former = _beside(path, ".former")
+    former.unlink(missing_ok=True)
+    if _size(path) >= size_bytes:
+        former.hardlink_to(path)
+    spare.rename(path)
+    with contextlib.suppress(FileNotFoundError):
+        former.rename(spare)
+    _sync_directory(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _keep_spare(spare: Path, size_bytes: int) -> None:
+    """A spare of twice the size, in whole steps, so that it is seldom made anew; none where there is no room."""
+    if _size(spare) > size_bytes * 3 // 2:
+        return
+    wanted = (size_bytes * 2 // SPARE_STEP_BYTES + 1) * SPARE_STEP_BYTES
+    with contextlib.suppress(OSError):
+        fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, wanted)
+        finally:
+            os.close(fd)
+
+
+def _fill(path: Path, content: bytes, flags: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
     try:
         view = memoryview(content)
         while view:
@@ -117,7 +189,13 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-    temporary.rename(path)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _sync_directory(path: Path) -> None:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

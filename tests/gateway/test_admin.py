@@ -86,7 +86,7 @@ def refusal(reply: Any, status: int, code: str) -> str:
     """The text of a refusal, whose shape is held."""
     assert (reply.status_code, reply.json().get("code")) == (status, code), reply.text
     assert reply.headers["content-type"] == "application/json"
-    assert set(reply.json()) - {"revision", "event"} == {"error", "code"}
+    assert set(reply.json()) - {"revision", "event", "changed"} == {"error", "code"}
     return str(reply.json()["error"])
 
 

@@ -31,6 +31,8 @@ BY_CODE = {
     "revision_conflict": 412,
     "state_conflict": 409,
     "evidence_stale": 409,
+    "out_of_bounds": 409,
+    "idempotency_mismatch": 422,
     "load_failed": 422,
     "control_unavailable": 503,
     "unauthorized": 401,
@@ -66,12 +68,12 @@ def test_every_leaf_has_its_status(kind: type[errors.GatewayError]) -> None:
 
 @pytest.mark.parametrize("kind", STATUS, ids=lambda kind: kind.code)
 def test_one_shape(kind: type[errors.GatewayError]) -> None:
-    """Text and code, and for a conflict where the route stands."""
+    """Text and code, and for a conflict where the route stands and who moved it."""
     status, body = problem(made(kind))
     content = orjson.loads(body)
     assert (status, content["code"]) == (STATUS[kind], kind.code)
     assert content["error"]
-    extra = {"revision", "event"} if kind is errors.RevisionConflict else set()
+    extra = {"revision", "event", "changed"} if kind is errors.RevisionConflict else set()
     assert set(content) == {"error", "code"} | extra
 
 

@@ -90,13 +90,13 @@ def test_newer_format_is_named() -> None:
 
 
 def test_write_replaces_and_is_private(tmp_path: Path) -> None:
-    """The file is 0600, whole, and leaves no other behind."""
+    """The file is 0600, whole, and beside it stand the spares alone."""
     path = tmp_path / "snapshot"
     snapshot.write(path, b"old")
     snapshot.write(path, CONTENT)
     assert path.read_bytes() == CONTENT
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["snapshot"]
+    assert {p.name for p in tmp_path.iterdir()} == {"snapshot", *(f"snapshot{s}" for s in snapshot.SPARES)}
 
 
 def test_failed_write_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,13 @@ from gateway.audit.source import claim_source
 from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.control import recovery, snapshot
-from gateway.control.changes import set_frozen, with_variants
+from gateway.control import state as module
+from gateway.control.changes import set_frozen, stopped, with_variants
 from gateway.control.committing import Commit
-from gateway.control.state import State
+from gateway.control.state import State, applied, rollback_target, route_document, whole
 from gateway.errors import SnapshotCorrupt, StateFormatNewer
 from gateway.fleet import Fleet
-from gateway.routing import Variant
+from gateway.routing import Variant, first_route
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, WHY, Plane
 
 
@@ -93,6 +94,17 @@ def shift(plane: Plane, weight_bp: int = 100) -> None:
     asyncio.run(run())
 
 
+def stop(plane: Plane) -> None:
+    """Nothing of the model is answered any more."""
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            revision = engine.route(MODEL).revision
+            await engine.change_route(MODEL, "stop", WHY, stopped, expected_revision=revision)
+
+    asyncio.run(run())
+
+
 def begin(plane: Plane) -> None:
     """Versions 1 and 2, first route, a real recorder."""
 
@@ -125,15 +137,19 @@ def logged(plane: Plane) -> list[Control]:
     return [e for e in SpoolFeed(plane.spool).read(100_000, 0).events if isinstance(e, Control)]
 
 
+@pytest.mark.parametrize("make", [shift, stop])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_old_or_new_never_between(
-    plane: Plane, step: Callable[[Plane, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    plane: Plane,
+    step: Callable[[Plane, pytest.MonkeyPatch], None],
+    make: Callable[[Plane], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After a kill at this step the state is that of the log's last control event."""
+    """After a kill at this step of a shift or a stop the state is that of the log's last control event."""
     begin(plane)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         step(plane, patch)
-        shift(plane)
+        make(plane)
     forget(plane)
     drain(plane)
     state = plane.recovered()
@@ -141,6 +157,7 @@ def test_old_or_new_never_between(
     assert route.revision == STEPS[step] == last.revision
     assert last.after is not None
     assert [v.version for v in route.variants] == [v["version"] for v in last.after["variants"]]
+    assert (route.stopped is None) == (last.after["stopped"] is None)
     assert state.ledger.last_event == last.id == route.changed.event
     assert [r.revision for r in state.ledger.history[MODEL]] == list(range(1, STEPS[step] + 1))
     assert plane.recovered() == state
@@ -196,6 +213,55 @@ def test_lost_snapshot_is_made_from_the_log(plane: Plane) -> None:
     state = plane.recovered()
     assert state.serving.routes == plane.engine.state.serving.routes
     assert state.ledger.history == plane.engine.state.ledger.history
+
+
+def test_lost_snapshot_after_retention(plane: Plane) -> None:
+    """When retention took what is older than the last whole state, that alone brings routes, loads and the way back."""
+    begin(plane)
+    shift(plane)
+    stop(plane)
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            await engine.load_or_unload(MODEL, "2", "load", WHY)
+            await engine.log_routes()
+
+    asyncio.run(run())
+    before = plane.engine.state
+    last = logged(plane)[-1]
+    assert last.kind == "routes"
+    empty = State(snapshot.Serving(gateway_id=GATEWAY_ID, generation=0), snapshot.Ledger())
+    state = recovery.caught_up(empty, [last])
+    assert state.serving.routes == before.serving.routes
+    assert state.ledger.loaded == before.ledger.loaded == ((MODEL, "2"),)
+    assert rollback_target(state.ledger, MODEL) == rollback_target(before.ledger, MODEL)
+
+
+def test_many_routes_are_several_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fits a frame, and together they are the whole state."""
+    monkeypatch.setattr(module, "WHOLE_MAX_BYTES", 1_000)
+    empty = State(snapshot.Serving(gateway_id=GATEWAY_ID, generation=0), snapshot.Ledger())
+    state = empty
+    for number in range(20):
+        route = first_route(f"m{number}", "1", "ab" * 16, WHY)
+        event = Control(kind="route", id="e", model=route.model, revision=1, after=route_document(route))
+        state = applied(state, event)
+    parts = whole(state)
+    assert len(parts) > 3
+    again = empty
+    for part in parts:
+        again = applied(again, Control(kind="routes", id="e", after=part))
+    assert again.serving.routes == state.serving.routes
+
+
+def test_routes_of_an_older_gateway(plane: Plane) -> None:
+    """Its event holds routes alone: what was loaded by hand is left as it was."""
+    route = first_route(MODEL, "1", "ab" * 16, WHY)
+    ledger = snapshot.Ledger(loaded=((MODEL, "2"),))
+    state = State(snapshot.Serving(gateway_id=GATEWAY_ID, generation=0), ledger)
+    state = applied(state, Control(kind="routes", id="e", after={MODEL: route_document(route)}))
+    assert state.serving.routes == {MODEL: route}
+    assert state.ledger.loaded == ((MODEL, "2"),)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

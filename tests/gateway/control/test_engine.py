@@ -18,7 +18,6 @@ from gateway.control.changes import promoted, set_frozen, shifted, with_variants
 from gateway.control.engine import Engine, Outcome
 from gateway.errors import (
     AuditUnavailable,
-    ChangeInvalid,
     ReasonRequired,
     RevisionConflict,
     StateConflict,
@@ -167,12 +166,12 @@ def test_weight_only_to_what_is_ready(plane: Plane) -> None:
 
 
 def test_version_that_is_not_there(plane: Plane) -> None:
-    """A version that is not in the repository is refused, weight or not."""
+    """A version that is not in the repository is a conflict with what is there, weight or not."""
 
     async def body(engine: Engine) -> None:
         for role in ("canary", "shadow"):
             variants = (arms(0)[0], Variant(name="x", version="7", role=role))
-            with pytest.raises(ChangeInvalid, match="m has no version 7"):
+            with pytest.raises(StateConflict, match=r"m has no version 7 \(the repository has 1, 2\)"):
                 await engine.change_route(
                     MODEL,
                     "route",

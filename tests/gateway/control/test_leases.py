@@ -239,3 +239,36 @@ def test_without_the_log_no_renewal_but_the_way_back(plane: Plane, monkeypatch: 
         assert engine.route(MODEL).weights_bp["canary"] == 0
 
     go(plane, body)
+
+
+def test_an_end_is_told_once(plane: Plane) -> None:
+    """A lease that nobody renewed is logged a second after its end, by control, once; also by a successor."""
+
+    async def body(engine: Engine) -> None:
+        until_ns = end_ns(plane)
+        await engine.tell_leases_over(until_ns + S - 1)
+        assert logged(plane)[-1].kind != "lease_over"
+        for _ in range(2):
+            await engine.tell_leases_over(until_ns + S)
+        over = [e for e in logged(plane) if e.kind == "lease_over"]
+        assert [(e.model, e.revision, e.after) for e in over] == [
+            (MODEL, 2, {"until_ns": until_ns, "lost_bp": {"canary": 1000}})
+        ]
+        assert plane.recovered().ledger.leases_over == {MODEL: until_ns}
+
+    plane.record()
+    go(plane, body)
+
+
+def test_a_renewal_that_came_late_ends_anew(plane: Plane) -> None:
+    """Its traffic is back; when that lease ends it is told again."""
+
+    async def body(engine: Engine) -> None:
+        await engine.tell_leases_over(end_ns(plane) + S)
+        await engine.renew_leases(MODEL, at(30 * S), expected_revision=2)
+        await engine.tell_leases_over(end_ns(plane) - 1)
+        await engine.tell_leases_over(end_ns(plane) + S)
+        assert [e.kind for e in logged(plane)][-3:] == ["lease_over", "lease", "lease_over"]
+
+    plane.record()
+    go(plane, body)

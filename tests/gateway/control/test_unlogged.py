@@ -14,10 +14,10 @@ from gateway.audit.spool_feed import SpoolFeed
 from gateway.audit.writer import Writer
 from gateway.control import committing as module
 from gateway.control import snapshot
-from gateway.control.changes import rolled_back, set_frozen, shifted, with_variants
+from gateway.control.changes import resumed, rolled_back, set_frozen, shifted, stopped, with_variants
 from gateway.control.engine import Engine, Outcome
 from gateway.control.state import State, applied, rollback_target, route_document
-from gateway.errors import AuditUnavailable
+from gateway.errors import AuditUnavailable, RevisionConflict
 from gateway.routing import Change, Route, Variant
 from tests.gateway.control.plane import GATEWAY_ID, MODEL, WHY, Plane
 
@@ -275,3 +275,65 @@ def test_reading_again_changes_nothing(plane: Plane) -> None:
         again = applied(state, event)
         assert again.serving == state.serving
         assert again.ledger.history == state.ledger.history
+
+
+async def stop(engine: Engine) -> Outcome:
+    return await change(engine, "stop", stopped)
+
+
+def test_a_stop_goes_ahead(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a freeze does; also of a route that is frozen. Its end waits for the log."""
+
+    async def body(engine: Engine) -> None:
+        refuse(plane, monkeypatch)
+        await freeze(engine)
+        assert not (await stop(engine)).logged
+        serving, ledger = snapshot.decode(plane.path.read_bytes())
+        assert serving.routes[MODEL].stopped is not None
+        assert [d["kind"] for d in ledger.unlogged] == ["freeze", "stop"]
+        with pytest.raises(AuditUnavailable):
+            await change(engine, "resume", resumed)
+
+    go(plane, body)
+
+
+def test_who_waits_for_the_log_holds_no_hold_up(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A freeze goes before shifts that wait, for the log or behind each other, however long these would."""
+    monkeypatch.setattr(module, "LOG_TIMEOUT_S", 60)
+    monkeypatch.setattr(module, "URGENT_TIMEOUT_S", 0.02)
+
+    async def body(engine: Engine) -> None:
+        with monkeypatch.context() as patch:
+            refuse(plane, patch)
+            waiting = [asyncio.create_task(shift(engine, weight)) for weight in range(2000, 2010)]
+            await asyncio.sleep(0.03)
+            outcome = await asyncio.wait_for(freeze(engine), 5)
+            assert (outcome.logged, engine.route(MODEL).revision) == (False, 3)
+        # With a log again they are told that the route has moved on.
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in found} <= {AuditUnavailable, RevisionConflict}
+
+    go(plane, body)
+
+
+def test_a_worker_that_hangs_holds_no_hold_up(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shift that waits for a worker is made already: others do not wait with it."""
+    monkeypatch.setattr(module, "LOG_TIMEOUT_S", 5)
+    monkeypatch.setattr(module, "APPLY_TIMEOUT_S", 60)
+
+    async def body(engine: Engine) -> None:
+        plane.absent.add(1)
+        waiting = asyncio.create_task(shift(engine, 2000))
+        while engine.route(MODEL).revision < 3:
+            await asyncio.sleep(0)
+        freezing = asyncio.create_task(freeze(engine))
+        while engine.route(MODEL).revision < 4:
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        plane.absent.clear()
+        outcome, first = await freezing, await waiting
+        assert outcome.applied is not None
+        assert first.route is not None
+        assert (first.route.revision, outcome.applied.pending) == (3, ())
+
+    go(plane, body)
