@@ -19,6 +19,7 @@ import msgspec
 
 from bench import report
 from bench.cases.append import append
+from bench.cases.apply import apply
 from bench.cases.beside import profiled, shadowed
 from bench.cases.case import Bench, Case, Options
 from bench.cases.flood import flood
@@ -50,6 +51,7 @@ CASES: Mapping[str, Measure] = {
     "latency-squeezenet": latency_squeezenet,
     "loading": loading,
     "overload": overload,
+    "apply": apply,
     "stalls": stalls,
     "flood": flood,
     "forwarder": forwarder,

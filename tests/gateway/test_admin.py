@@ -16,6 +16,7 @@ from gateway import fleet as words_of
 from gateway.api.admin import LOAD, OPEN, RULES, AdminApi
 from gateway.control import committing
 from gateway.control.placement import Placement
+from gateway.routing import iso_time
 from tests.gateway.control.plane import MODEL, WHY, Plane
 
 TOKEN = "0123456789abcdef"
@@ -186,15 +187,18 @@ def test_change_is_answered_in_full(admin: Admin) -> None:
 
 
 def test_change_needs_if_match(admin: Admin) -> None:
-    """428 without, 412 with an old one: where the route stands, by whom and which event."""
+    """428 without, 412 with an old one: where the route stands, by whom, why, when and which event."""
     body = {"weights_bp": {"canary": 1}, "reason": "x"}
     assert "If-Match" in refusal(admin.send("POST", f"{ROUTE}/shift", body), 428, "precondition_required")
     admin.split()
     reply = admin.send("POST", f"{ROUTE}/shift", body, if_match='"1"')
     text = refusal(reply, 412, "revision_conflict")
-    assert text == "route m is at revision 2, you sent 1: changed by admin (first tenth)"
+    changed = admin.plane.engine.route(MODEL).changed
+    at = iso_time(changed.at_ns)
+    assert text == f"route m is at revision 2, you sent 1: changed by admin (first tenth) at {at}"
+    assert reply.json()["changed"] == {"by": "admin", "reason": "first tenth", "at_ns": changed.at_ns}
     assert reply.json()["revision"] == 2
-    assert reply.json()["event"] == admin.plane.engine.route(MODEL).changed.event
+    assert reply.json()["event"] == changed.event
 
 
 @pytest.mark.parametrize("value", ["*", '"one"', "", "-1", "1.0", "\u00b2", "9" * 5_000])
