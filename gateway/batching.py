@@ -79,6 +79,8 @@ class Inference(msgspec.Struct, eq=False, gc=False):
     """What it has of its principal's and its model's share (`gateway.fairness`), until its end."""
     digests: Any = ()
     """SHA-256 of each input, where the lane made them: of megabytes that is not for the loop."""
+    first_try: Any = None
+    """The `retrying.FirstTry` of a request that goes once more, to the primary."""
 
 
 def _place(inference: Inference) -> int:
@@ -89,6 +91,7 @@ class Batch:
     """Requests of one version that run together; `rows` in all, `cut` says why it was cut now."""
 
     __slots__ = (
+        "bad",
         "columns",
         "cpu_ns",
         "cut",
@@ -104,6 +107,7 @@ class Batch:
         "same_route",
         "started_ns",
         "timed",
+        "told",
         "watched",
     )
 
@@ -116,8 +120,10 @@ class Batch:
         self.redactions: Any = None
         """Of each request what is recorded of its inputs, where the lane made it."""
         self.error: Exception | None = None
+        self.told = False
+        """Its requests were answered without it: it went on beyond its end."""
         self.given_up = False
-        """Its run hung, and it was answered without."""
+        """It hung, and its lane was replaced."""
         self.run_options: Any = None
         self.watched: Any = None
         """The watchdog's entry of a run on a lane; None on the loop."""
@@ -126,6 +132,8 @@ class Batch:
         self.timed = True
         """`cpu_ns` is measured: reading that clock is a system call."""
         self.ended_ns = 0
+        self.bad: set[int] | None = None
+        """Places of requests whose outputs are not finite; None: nobody looked yet."""
         self.columns: list[list[list[int]]] = []
         """Of each of its frames the stages admit, decode, route, queue by request, or one for all (recording)."""
         self.same_route = False

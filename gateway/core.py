@@ -26,7 +26,7 @@ from gateway.audit.frame import Caller, encoder
 from gateway.batching import Inference
 from gateway.delivery import Delivery
 from gateway.entry import Entry
-from gateway.errors import GatewayError, ModelNotReady, UnknownModel
+from gateway.errors import Forbidden, GatewayError, UnknownModel
 from gateway.fairness import Refusal
 from gateway.head import Head
 from gateway.replies import Problem
@@ -80,6 +80,8 @@ class Core:
         self._shares = self.admission.shares
         # Where somebody is limited, or nothing may leave unlogged, no request goes the common way.
         self._guarded = appender.fails or self._shares is not None
+        self._forces = config.data.on_loopback and not config.data.proxies
+        """Whether whoever reaches this listener may name a variant."""
         self._inflight_max = config.data.inflight_max
         self._timeout_ns = config.data.request_timeout_ms * 1_000_000
         self._taken = 0
@@ -264,6 +266,7 @@ class Core:
             and head.version is None
             and head.routing_key is None
             and head.timeout_ms is None
+            and head.variant is None
         ):
             # The common case: one version has all the traffic, nothing is asked for.
             inference.assignment, version = entry.single
@@ -275,10 +278,9 @@ class Core:
             version = entry.version(head.version)
             inference.assignment = entry.pinned(head.version)
             return version
-        table = entry.table
-        if table is None:
-            msg = f"model '{head.model}' has no version that is ready: {entry.why_not()}"
-            raise ModelNotReady(msg)
+        if head.variant is not None:
+            return self._force(entry, head.variant, inference)
+        table = entry.draw()
         key = head.routing_key
         if key is None and parameters is not None:
             key = parameters.get("routing_key")  # type: ignore[assignment]
@@ -290,6 +292,22 @@ class Core:
             assignment = table.pick_keyed(unit)
         version = entry.version(assignment.version)
         inference.assignment = assignment
+        return version
+
+    def _force(self, entry: Entry, variant: str, inference: Inference) -> Version:
+        """The version of a variant that the request names.
+
+        Raises:
+            InvalidRequest, ModelNotReady: there is no such variant, or it cannot answer.
+            Forbidden: not on this address.
+        """
+        if not self._forces:
+            msg = f"x-tidegate-variant is not taken here; it needs a token of scope force:{entry.model}"
+            raise Forbidden(msg)
+        assignment = entry.forced(variant)
+        version = entry.version(assignment.version)
+        inference.assignment = assignment
+        version.counting.forced()
         return version
 
     def _queue(self, entry: Entry, version: Version, inference: Inference) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from operator import add
 
 from gateway import errors
 from gateway import fleet as words_of
-from gateway.batching import CUT_REASONS, Batch
+from gateway.batching import CUT_REASONS, Batch, Inference
 from gateway.fleet import (
     LATENCY_BOUNDS_NS,
     ROWS_BOUNDS,
@@ -148,6 +149,40 @@ class Counting:
         """A request without a run in the log, by the code of its event."""
         self._counted()[_DROPPED_WORDS.get(code, words_of.FAILED)] += 1
         self.recorded(1)
+
+    def handed_over(self, inferences: Sequence[Inference], now_ns: int) -> None:
+        """Requests that this version failed, and another is to answer: they failed here and are recorded there."""
+        w = self._counted()
+        took_ns = [now_ns - i.received_ns for i in inferences]
+        w[words_of.FAILED] += len(inferences)
+        w[words_of.FAILED_NS] += max(sum(took_ns), 0)
+        for inference, one_ns in zip(inferences, took_ns, strict=True):
+            self._took.setdefault((inference.assignment.assigned, True), []).append(one_ns)
+        self._words[words_of.RETRIED] += len(inferences)
+        self.recorded(len(inferences))
+
+    def forced(self) -> None:
+        """A request named a variant that this version serves."""
+        self._words[words_of.FORCED] += 1
+
+    def standing(self, *, stopped: bool, broken_at: int) -> None:
+        """What the route says of it in this worker: whether its model is stopped, and the revision in which a breaker
+        is open; 0: none is."""
+        self._words[words_of.STOPPED] = int(stopped)
+        self._words[words_of.BREAKER_REVISION] = broken_at
+
+    def spoiled(self) -> None:
+        """The primary answered what this version could not: a count of its breaker."""
+        self._words[words_of.BREAKER_COUNTS] += 1
+
+    def variant(self, name: str) -> tuple[int, int]:
+        """Requests served as a variant so far: those that were answered, and those that failed."""
+        cell = self._cells.get(name)
+        found = []
+        for failed, word in ((False, words_of.VARIANT_DONE), (True, words_of.VARIANT_FAILED)):
+            known = 0 if cell is None else self._words[cell + word] + self._counts[cell + word]
+            found.append(known + len(self._took.get((name, failed), ())))
+        return found[0], found[1]
 
     def flagged(self, kinds: set[str], rejected: bool) -> None:
         """A request whose inputs were out of profile in these ways; refused for it, or not."""

@@ -91,6 +91,12 @@ class ModelNotReady(GatewayError):
     retryable = True
 
 
+class ModelStopped(ModelNotReady):
+    """An operator stopped the model: nothing of it is answered until it is resumed."""
+
+    code = "model_stopped"
+
+
 class Overloaded(GatewayError):
     """The request cannot be finished in time, or the queue is full: refused at once."""
 

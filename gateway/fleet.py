@@ -141,8 +141,18 @@ LIMIT_NS = 434
 """Gauge: what a run of so many is predicted to take."""
 HUNG = 435
 """Gauge: runs that did not heed their end and go on."""
+BREAKER_REVISION = 436
+"""Gauge: the route's revision in which a breaker of a variant that it serves is open; 0: none is."""
+BREAKER_COUNTS = 437
+"""Requests that it could not answer and the primary then did (counter)."""
+RETRIED = 438
+"""Requests that it failed and that went to the primary (counter)."""
+STOPPED = 439
+"""Gauge: 1 while its model is stopped."""
+FORCED = 440
+"""Requests that named a variant which it serves (counter)."""
 SLOT_WORDS = 448
-SLOT_GAUGES = (QUEUED, OLDEST_NS, SLOWDOWN_PM, LIMIT_ROWS, LIMIT_NS, HUNG)
+SLOT_GAUGES = (QUEUED, OLDEST_NS, SLOWDOWN_PM, LIMIT_ROWS, LIMIT_NS, HUNG, BREAKER_REVISION, STOPPED)
 
 LATENCY_BOUNDS_NS = tuple(
     int(ms * 1_000_000) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)

@@ -41,6 +41,8 @@ class Head(msgspec.Struct, frozen=True):
     """The coding in which a large reply may be sent."""
     account: str = ""
     """What `[limits]` counts it on; empty where nobody is limited."""
+    variant: str | None = None
+    """The variant of the route that is to answer. A head that names one has an audit level, as for `captures_full`."""
 
     def decoder(self, codec: Any) -> Any:
         """What reads the body."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from math import isfinite
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from gateway import capture, tensors
 from gateway.audit.event import ModelFacts, Prediction, RouteFacts
 from gateway.audit.frame import Run, RunTensor, encoder
 from gateway.batching import Batch, Inference
 from gateway.errors import GatewayError, Overloaded
+from gateway.finite import not_finite
 from gateway.head import LEVELS, raised
 from gateway.routing import Assignment
 from gateway.sizing import (
@@ -35,6 +34,8 @@ from gateway.sizing import (
 
 _ONE_ROW = [1]
 _NONE = (None,)
+RETRIED = ("retry", "key")
+"""Reasons under which a request may have been tried before."""
 _route_raw: dict[int, tuple[Assignment, msgspec.Raw]] = {}
 
 
@@ -227,6 +228,8 @@ class RunFacts:
             run.request_id = [i.request_id for i in part]
             run.parameters = _absent([i.parameters or None for i in part])
         run.traceparent = _absent([i.traceparent for i in part])
+        if len(routes) > 1 or routes[0].reason in RETRIED:
+            run.first_try = _absent([i.first_try and i.first_try.told for i in part])
         if self.version.checks is not None:
             run.flags = [i.flags for i in part]
         if self.version.redactor is not None:
@@ -250,19 +253,11 @@ class RunFacts:
             run.status = [self.version.status_of(self.error)]
         elif True in (gone := [i.sink.disconnected for i in part]):
             run.kind = ["cancelled" if left else "done" for left in gone]
-        bad: set[int] = set()
-        for array in outputs:
-            if array.dtype.kind == "f" and not _all_finite(array):
-                if not self.version.batchable:
-                    bad.add(0)
-                    continue
-                fine = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-                row = 0
-                for index, inference in enumerate(part):
-                    if not fine[row : row + inference.rows].all():
-                        bad.add(index)
-                    row += inference.rows
+        bad = self.batch.bad
+        if bad is None or len(part) != len(self.batch.inferences):
+            bad = not_finite(outputs, part, batched=self.version.batchable)
         if bad:
+            self.version.not_finite += len(bad)
             run.degraded = [("nonfinite",) if i in bad else () for i in range(len(part))]
 
     def _tensors_full(self, run: Run, part: list[Inference], joined: list[bytes], outputs: list[Any]) -> None:
@@ -297,12 +292,6 @@ class RunFacts:
             run.outputs.append(tensor)
 
 
-def _all_finite(array: Any) -> bool:
-    """Whether an array of floats has neither NaN nor infinities. Cost: one pass; two where squares overflow."""
-    # What is not finite stays so in the sum of squares.
-    return isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
-
-
 def _fill(tensor: RunTensor, pieces: list[bytes], over: list[bool], known: list[str | None]) -> None:
     tensor.data = b"".join(p for p, big in zip(pieces, over, strict=True) if not big)
     tensor.sha256 = [
@@ -334,8 +323,9 @@ def refused_event(
 ) -> Prediction:
     """The event of a request that was refused.
 
-    Past routing it was the version drawn that refused, by its own signature, what the primary's takes: the event
-    has route and version then. A full queue says nothing about a version.
+    Past routing the event has the route: on whom the draw fell must not depend on what became of the request. And it
+    has the version where that refused, by its own signature, what the primary's takes; a full queue says nothing about
+    a version.
 
     Args:
         answer: code and status.
@@ -343,9 +333,11 @@ def refused_event(
     """
     code, status = answer
     level, inference = asked
-    model, routed = None, None
-    if inference is not None and inference.assignment is not None and code != Overloaded.code:
+    model: ModelFacts | None = None
+    routed: Inference | None = None
+    if inference is not None and inference.assignment is not None:
         routed = inference
+    if routed is not None and code != Overloaded.code:
         version = routed.assignment.version
         found = None if entry is None else entry.versions.get(version)
         if found is None:

@@ -16,8 +16,10 @@ from gateway import tensors
 from gateway.batching import Batch, Inference
 from gateway.errors import DeadlineExceeded, GatewayError, RequestCancelled
 from gateway.fairness import Turns
+from gateway.finite import not_finite
 from gateway.lanes import Job, Lanes
 from gateway.recording import prepare
+from gateway.retrying import leave_out, spoiled
 from gateway.version import Version
 from gateway.watchdog import Watchdog, Watched
 
@@ -52,6 +54,8 @@ class Runs:
         self.watchdog.start()
         self.waiting: dict[Version, None] = {}
         self.turns: Turns | None = None
+        self._retried = False
+        """Since the last look at what waits."""
 
     def close(self) -> None:
         """Let the threads end."""
@@ -82,7 +86,9 @@ class Runs:
                 del self.waiting[version]
         if costly:
             self._fill_lanes(costly, "idle" if cut == "turn" else cut)
-        return False
+        # They may have come behind a version that was looked at before.
+        more, self._retried = self._retried, False
+        return more
 
     def _fill_lanes(self, costly: list[Version], cut: str) -> None:
         """Give idle lanes work, the most urgent first."""
@@ -102,8 +108,8 @@ class Runs:
         return self.turns.start(version.model), _first_ns(version)  # type: ignore[union-attr]
 
     def _lane_free(self) -> None:
-        if self.waiting:
-            self.work("lane_free")
+        if self.waiting and self.work("lane_free"):
+            self._loop.call_soon(self._lane_free)
         self._delivery.flush()
 
     def _run_inline(self, version: Version, batch: Batch) -> None:
@@ -139,11 +145,14 @@ class Runs:
             self.turns.charge(version.model, run_ns)
         job = Job(lambda: self.run(version, batch), lambda: self._done(version, batch), until_ns)
 
-        def hung() -> None:
-            # On the watchdog's thread.
-            self._loop.call_soon_threadsafe(self._give_up, version, batch, job)
+        def on_loop(what: Callable[[Version, Batch, Job], None]) -> Callable[[], None]:
+            def told() -> None:
+                # On the watchdog's thread.
+                self._loop.call_soon_threadsafe(what, version, batch, job)
 
-        batch.watched = Watched(options, deadline_ns, hung)
+            return told
+
+        batch.watched = Watched(options, deadline_ns, on_loop(self._give_up), on_loop(self._answer_without))
         self.watchdog.watch(batch.watched)
         self.lanes.submit(job)
 
@@ -152,13 +161,29 @@ class Runs:
         if batch.given_up:
             version.hung -= 1
             log.warning("hung_run_ended", extra={"model": version.model, "version": version.version})
+        elif batch.told:
+            version.stopped(batch)
+        else:
+            self._finish(version, batch)
+
+    def _answer_without(self, version: Version, batch: Batch, job: Job) -> None:
+        """A run is beyond its end, by which nobody waits for it any longer: its requests are told so."""
+        if batch.told or not self.lanes.holds(job):
             return
-        self._finish(version, batch)
+        batch.told = True
+        failed = Batch(batch.inferences, batch.rows, batch.cut)
+        # Not the other's lists: its thread may still write to them.
+        failed.joined = [b"".join(i.inputs[k] for i in batch.inferences) for k in range(version.inputs)]
+        failed.started_ns = failed.ended_ns = _now()
+        failed.error = DeadlineExceeded(f"model '{version.model}' did not answer before the deadline")
+        self._deliver(version, failed)
+        self._delivery.flush()
 
     def _give_up(self, version: Version, batch: Batch, job: Job) -> None:
-        """A run does not heed its end: its requests are answered, its lane is replaced."""
+        """A run does not heed its end: its lane is replaced."""
         if not self.lanes.holds(job):
             return
+        self._answer_without(version, batch, job)
         version.hung += 1
         log.error(
             "run_hung",
@@ -170,12 +195,6 @@ class Runs:
             },
         )
         batch.given_up = True
-        failed = Batch(batch.inferences, batch.rows, batch.cut)
-        # Not the other's lists: its thread may still write to them.
-        failed.joined = [b"".join(i.inputs[k] for i in batch.inferences) for k in range(version.inputs)]
-        failed.started_ns = failed.ended_ns = _now()
-        failed.error = DeadlineExceeded(f"model '{version.model}' did not answer before the deadline")
-        self._delivery.deliver(version, failed)
         self.lanes.give_up(job)
 
     def run(self, version: Version, batch: Batch) -> None:
@@ -207,6 +226,8 @@ class Runs:
             batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns
             batch.error = exc
+        if version.looks and batch.error is None:
+            batch.bad = not_finite(batch.outputs, inferences, batched=version.batchable)
         if batch.watched is not None:
             # Of failed ones too: what is costly of their records is not for the loop either.
             prepare(version, batch, self._delivery.limits)
@@ -221,7 +242,51 @@ class Runs:
             # One of them is bad: each runs alone, in the place where the batch ran.
             self._run_apart(version, batch)
             return
-        self._delivery.deliver(version, batch)
+        if version.looks:
+            self._deliver(version, batch)
+        else:
+            self._delivery.deliver(version, batch)
+
+    def _deliver(self, version: Version, batch: Batch) -> None:
+        """Deliver, less what goes to the primary; what came from a canary and was answered counts against that."""
+        now_ns = _now()
+        self._hand_over(version, batch, now_ns)
+        bad = batch.bad or ()
+        tried = [
+            (inference, batch.error is None and place not in bad)
+            for place, inference in enumerate(batch.inferences)
+            if inference.first_try is not None
+        ]
+        if batch.inferences:
+            self._delivery.deliver(version, batch)
+        for inference, well in tried:
+            _arrived(version)
+            inference.first_try.retries.ran(well=well)
+        for inference, well in tried:
+            if well:
+                inference.first_try.retries.answered(inference, now_ns)
+
+    def _hand_over(self, version: Version, batch: Batch, now_ns: int) -> None:
+        """What a canary failed goes to the primary, and is no part of its batch any more."""
+        retries = version.retries
+        if retries is None:
+            return
+        codes = spoiled(batch)
+        again = {
+            place
+            for place in codes
+            if retries.takes(batch.inferences[place], now_ns, self._delivery.limits[0])
+        }
+        if not again:
+            return
+        moved = [batch.inferences[place] for place in sorted(again)]
+        leave_out(version, batch, again)
+        for place, inference in zip(sorted(again), moved, strict=True):
+            retries.send(inference, codes[place])
+        # After the primary has them: a worker that is killed leaves no request untold.
+        version.counting.handed_over(moved, now_ns)
+        self.waiting[retries.primary] = None
+        self._retried = True
 
     def _run_apart(self, version: Version, batch: Batch) -> None:
         for inference in batch.inferences:
@@ -236,12 +301,20 @@ class Runs:
         """What a cut calls for requests that are gone or expired."""
 
         def drop(inference: Inference, expired: bool) -> None:
+            if inference.first_try is not None:
+                _arrived(version)
             exc: GatewayError = RequestCancelled("the client went away")
             if expired:
                 exc = DeadlineExceeded(f"no answer from model '{version.model}' before the deadline")
             self._delivery.drop(version, inference, exc)
 
         return drop
+
+
+def _arrived(version: Version) -> None:
+    """A retry that waited for a version has run there, or was dropped."""
+    version.awaited -= 1
+    version.looks = version.retries is not None or version.awaited > 0
 
 
 def _lingers(version: Version, now_ns: int) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway import fleet as fleet_words
+from gateway.audit.event import Control, ModelFacts, Prediction
 from gateway.audit.event import Model as ModelEvent
-from gateway.audit.event import ModelFacts, Prediction
+from gateway.breaker import WINDOW_NS, Breaker
 from gateway.control import snapshot
 from gateway.counting import Counting
 from gateway.entry import Entry
@@ -70,6 +71,8 @@ class Models:
         self.registry: Any = None
         self.log_event: Callable[[Any], None] = lambda event: None
         self.redaction_key = b""
+        self.routing_key = b""
+        """The host's secret for routing keys."""
 
     def get(self, model: str) -> Entry | None:
         """A model by name."""
@@ -193,7 +196,7 @@ class Models:
         before, self._slots = self._slots, {(d.model, d.version): d.slot for d in serving.versions}
         self._take_slots()
         for key in self._slots:
-            entry = self.entries.setdefault(key[0], Entry(key[0]))
+            entry = self.entries.get(key[0]) or self._new_entry(key[0])
             entry.states.setdefault(key[1], ("loading", None))
         for name, entry in list(self.entries.items()):
             for version in list(entry.states):
@@ -219,6 +222,45 @@ class Models:
         # Only now: from here on no request is routed by the older table.
         self.generation = generation
         self._words[fleet_words.GENERATION] = serving.generation
+
+    def _new_entry(self, model: str) -> Entry:
+        entry = self.entries[model] = Entry(model)
+        entry.key = self.routing_key
+        entry.on_open = self._broke
+        return entry
+
+    def _broke(self, entry: Entry, variant: str, breaker: Breaker) -> None:
+        """A breaker opened in this worker: one event in the log, one line for people."""
+        version = entry.breaker_version(variant)
+        found = {
+            "variant": variant,
+            "version": version,
+            "worker": self._index,
+            "counts": breaker.counts,
+            "units": breaker.units,
+            "requests": breaker.window.requests,
+            "primary_requests": breaker.window.primary,
+            "primary_bad": breaker.window.primary_bad,
+            "window_s": WINDOW_NS // 1_000_000_000,
+        }
+        why = (
+            f"version {version} could not answer {breaker.counts} of {breaker.window.requests} requests in"
+            f" {WINDOW_NS // 1_000_000_000} s that the primary answered"
+        )
+        serving = self.serving
+        self.log_event(
+            Control(
+                kind="breaker",
+                at_ns=time.time_ns(),
+                gateway_id="" if serving is None else serving.gateway_id,
+                model=entry.model,
+                revision=entry.revision,
+                after=found,
+                by=f"worker-{self._index}",
+                reason=why,
+            )
+        )
+        log.warning("breaker_open", extra={"model": entry.model, "revision": entry.revision, **found})
 
     def _take_slots(self) -> None:
         """Make the slots of this snapshot those of its versions: one that was another's begins at zero."""
@@ -315,6 +357,8 @@ class Models:
                 version.counting.waiting_since(version.queue.oldest_ns())
                 version.counting.predicted(cost.slowdown, cost.limit_rows, cost.limit_ns)
                 version.counting.hanging(version.hung)
+                if version.retries is not None:
+                    version.retries.read(time.perf_counter_ns())
 
     def count_labels(self, model: str, count: int) -> None:
         """So many labels of a model were accepted."""

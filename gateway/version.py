@@ -45,6 +45,14 @@ class Version:
     """One of these."""
     captures_full = False
     """Its requests are recorded whole however large they are, as far as a frame takes them."""
+    retries: Any = None
+    """Of a canary's: the `retrying.Retries` of what it fails."""
+    not_finite = 0
+    """Requests whose record says so."""
+    awaited = 0
+    """Retries that wait for it, or run."""
+    looks = False
+    """One of these: its outputs are looked at as soon as they are there."""
 
     def __init__(
         self, session: Session, codec: Any, encoder_: Any, batch: BatchConfig, words: memoryview
@@ -105,6 +113,21 @@ class Version:
             self.counting.flagged,
         )
         self.status_of: Callable[[GatewayError], int] = lambda exc: 500
+
+    def watched(self, retries: Any) -> None:
+        """It is a canary: what it fails goes to the primary (`retrying.Retries`)."""
+        self.retries = retries
+        self.looks = True
+
+    def unwatched(self) -> None:
+        """It is none, or not any longer."""
+        self.retries = None
+        self.looks = self.awaited > 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a breaker of a variant that it serves is open."""
+        return self.retries is not None and any(each.is_open for each in self.retries.breakers.values())
 
     def runs_inline(self) -> bool:
         """Whether what waits now is cheap enough for the loop."""

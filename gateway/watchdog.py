@@ -1,9 +1,9 @@
 """The watchdog: a thread that ends runs at their deadline, also when the event loop is what they block.
 
 runs (infer) -> **watchdog**. It sets `terminate` on a run's options, which ONNX Runtime heeds between two
-nodes of a graph. A run on a lane that goes on all the same is reported as hung, once, so that its requests
-are answered and its lane is replaced. A run on the loop that does is only told of in the log: nothing else
-can be done until it ends, or until the supervisor takes the worker for stalled.
+nodes of a graph. Of a run on a lane that goes on all the same the requests are answered a moment later; and it is
+reported as hung, once, so that its lane is replaced. A run on the loop that does is only told of in the log: nothing
+else can be done until it ends, or until the supervisor takes the worker for stalled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ log = logging.getLogger("tidegate.worker")
 POLL_NS = 50_000_000
 """The longest between two looks; runs on the loop are found by these alone, since waking a thread for each
 would cost more than they do."""
+LATE_NS = 30_000_000
+"""So long after its end was asked for, the requests of a run on a lane are answered without it."""
 GRACE_NS = 500_000_000
 """So long after its end was asked for, a run counts as hung."""
 
@@ -26,12 +28,20 @@ GRACE_NS = 500_000_000
 class Watched:
     """A run on a lane under watch."""
 
-    __slots__ = ("deadline_ns", "hung", "options")
+    __slots__ = ("deadline_ns", "hung", "is_late", "late", "options")
 
-    def __init__(self, options: Any, deadline_ns: int, hung: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        options: Any,
+        deadline_ns: int,
+        hung: Callable[[], None],
+        late: Callable[[], None] = lambda: None,
+    ) -> None:
         self.options = options
         self.deadline_ns = deadline_ns
         self.hung = hung
+        self.late = late
+        self.is_late = False
 
 
 class Watchdog:
@@ -45,7 +55,7 @@ class Watchdog:
             thread.
         terminated: runs that were told to end.
 
-    Threading: `watch` and `forget` from the loop thread; `Watched.hung` is called on the watchdog's thread.
+    Threading: `watch` and `forget` from the loop thread; `Watched.late` and `hung` are called on the watchdog's thread.
     Cost: two stores a run on the loop, a dict entry a run on a lane; at rest 20 looks a second.
     """
 
@@ -97,11 +107,15 @@ class Watchdog:
                 if not run.options.terminate:
                     self.terminated += 1
                     run.options.terminate = True
+                elif not run.is_late and now_ns >= run.deadline_ns + LATE_NS:
+                    run.is_late = True
+                    run.late()
                 elif now_ns >= run.deadline_ns + GRACE_NS:
                     self._runs.pop(run, None)
                     run.hung()
                     continue
-                again_ns = min(again_ns, max(run.deadline_ns + GRACE_NS, now_ns))
+                next_ns = run.deadline_ns + (GRACE_NS if run.is_late else LATE_NS)
+                again_ns = min(again_ns, max(next_ns, now_ns))
             else:
                 again_ns = min(again_ns, run.deadline_ns)
         return again_ns

@@ -43,6 +43,7 @@ _OURS = frozenset(
         b"x-routing-key",
         b"x-tidegate-audit-level",
         b"x-tidegate-audit-capture",
+        b"x-tidegate-variant",
     )
 )
 
@@ -57,7 +58,7 @@ def make_head(
         InvalidRequest: a header of ours has a value that cannot be meant.
     """
     model, version, dialect = _asked(path)
-    json_bytes = timeout_ms = traceparent = routing_key = level = capture = accepts = None
+    json_bytes = timeout_ms = traceparent = routing_key = level = capture = accepts = variant = None
     traces = 0
     for name, value in headers:
         if name not in _OURS:
@@ -81,6 +82,9 @@ def make_head(
         elif name == b"x-tidegate-audit-capture":
             _once(name, capture)
             capture = read_capture(value)
+        elif name == b"x-tidegate-variant":
+            _once(name, variant)
+            variant = read_variant(value, version)
         else:
             _once(name, level)
             level = read_level(value)
@@ -97,11 +101,12 @@ def make_head(
         traceparent=traceparent,
         routing_key=routing_key,
         # The lowest raises nothing; what asks for nothing goes the common way.
-        audit_level=LEVELS[0] if level is None and capture == "full" else level,
+        audit_level=LEVELS[0] if level is None and (capture == "full" or variant is not None) else level,
         captures_full=capture == "full",
         dialect=dialect,
         accepts=accepts,
         account=asker.account,
+        variant=variant,
     )
 
 
@@ -205,6 +210,25 @@ def read_capture(value: bytes) -> str:
         msg = f"x-tidegate-audit-capture is {capture[:40]!r}; expected one of {', '.join(CAPTURES)}"
         raise InvalidRequest(msg)
     return capture
+
+
+def read_variant(value: bytes, version: str | None) -> str:
+    """The variant that x-tidegate-variant names; which there are is the route's to say.
+
+    Args:
+        version: that the address names.
+
+    Raises:
+        InvalidRequest: no name, or a version is named, too.
+    """
+    variant = value.decode("latin-1")
+    if not variant:
+        msg = "x-tidegate-variant is empty; expected the name of a variant of the model's route"
+        raise InvalidRequest(msg)
+    if version is not None:
+        msg = f"x-tidegate-variant is given with version {version} in the address; expected one of the two"
+        raise InvalidRequest(msg)
+    return variant
 
 
 def _name(raw: bytes) -> str:

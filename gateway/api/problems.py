@@ -25,6 +25,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.UnknownModel: 404,
     errors.MethodNotAllowed: 405,
     errors.ModelNotReady: 503,
+    errors.ModelStopped: 503,
     errors.Overloaded: 503,
     errors.RateLimited: 429,
     errors.DeadlineExceeded: 503,

@@ -62,6 +62,7 @@ def version_metrics(fleet: Fleet, versions: Sequence[DesiredVersion], now_ns: in
     yield _stages(slots)
     yield from _runs(slots)
     yield from _gauges(slots, now_ns)
+    yield from _standing(slots)
 
 
 def _counters(slots: list[_Slots]) -> Iterator[Metric]:
@@ -77,7 +78,21 @@ def _counters(slots: list[_Slots]) -> Iterator[Metric]:
         "requests with inputs out of the reference profile, by kind and by what was done",
         labels=[*_VERSION, "kind", "policy"],
     )
+    retried = CounterMetricFamily(
+        "tidegate_retried_requests",
+        "requests that it failed and that went to the primary; they count as failed here and there as what became",
+        labels=_VERSION,
+    )
+    spoiled = CounterMetricFamily(
+        "tidegate_breaker_counts", "requests that it failed and the primary then answered", labels=_VERSION
+    )
+    forced = CounterMetricFamily(
+        "tidegate_forced_requests", "requests that named a variant which it serves", labels=_VERSION
+    )
     for one in slots:
+        retried.add_metric(one.name, one.totals[words_of.RETRIED])
+        spoiled.add_metric(one.name, one.totals[words_of.BREAKER_COUNTS])
+        forced.add_metric(one.name, one.totals[words_of.FORCED])
         for kind, word in _OUTCOMES:
             requests.add_metric([*one.name, kind], one.totals[word])
         rows.add_metric(one.name, one.totals[words_of.ROWS])
@@ -86,7 +101,7 @@ def _counters(slots: list[_Slots]) -> Iterator[Metric]:
         for index, kind in enumerate(words_of.FLAG_KINDS):
             flagged.add_metric([*one.name, kind, "flag"], one.totals[words_of.FLAGGED0 + index])
             flagged.add_metric([*one.name, kind, "reject"], one.totals[words_of.REJECTED0 + index])
-    yield from (requests, rows, cuts, flagged)
+    yield from (requests, rows, cuts, flagged, retried, spoiled, forced)
 
 
 def _variants(slots: list[_Slots]) -> Iterator[Metric]:
@@ -177,6 +192,22 @@ def _gauges(slots: list[_Slots], now_ns: int) -> Iterator[Metric]:
         since = [w[words_of.OLDEST_NS] for w in one.words if w[words_of.OLDEST_NS]]
         age.add_metric(one.name, max(now_ns - min(since), 0) / 1e9 if since else 0.0)
     yield from (ready, load, queued, age, slowdown, most, longest, hung)
+
+
+def _standing(slots: list[_Slots]) -> Iterator[Metric]:
+    """What workers do with a version that its route alone does not tell."""
+    broken = GaugeMetricFamily(
+        "tidegate_breaker_open_workers",
+        "workers that give its variant's traffic to the primary until the route's next revision",
+        labels=_VERSION,
+    )
+    stopped = GaugeMetricFamily(
+        "tidegate_stopped_workers", "workers that answer nothing of it: its model is stopped", labels=_VERSION
+    )
+    for one in slots:
+        broken.add_metric(one.name, sum(w[words_of.BREAKER_REVISION] > 0 for w in one.words))
+        stopped.add_metric(one.name, one.totals[words_of.STOPPED])
+    yield from (broken, stopped)
 
 
 def buckets(bounds_ns: Sequence[int], counts: Sequence[int]) -> list[tuple[str, float]]:

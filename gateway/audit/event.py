@@ -57,8 +57,9 @@ class RouteFacts(msgspec.Struct, frozen=True, gc=False):
     reason: str
     """weight | key | pinned | forced | retry | fallback
 
-    key: drawn by a routing key, so that the client may have chosen the arm; served by another variant than assigned
-    where that one was not ready.
+    weight: drawn at random. fallback, retry: the same, and served by the primary, as the variant was not ready or its
+    breaker open, or could not answer (`first_try`). key: drawn by a routing key, so that the client may have chosen the
+    arm; served as with those. pinned, forced: version or variant were named.
     """
     unit_hash: str | None = None
     """16 hex digits: the random unit, or the keyed hash of the routing key."""
@@ -120,7 +121,7 @@ class Prediction(msgspec.Struct, tag_field="type", tag="prediction", gc=False):
     rows: int = 0
     """Rows of the request."""
     route: RouteFacts | None = None
-    """Of a refused one: only where the version that was drawn refused what the primary's signature takes."""
+    """Of a refused one: where it was refused after the draw, by the version that was drawn or since it had no time."""
     model: ModelFacts | None = None
     """What answered; of a refused one what was asked for, as far as it exists."""
     batch: BatchFacts | None = None
@@ -144,7 +145,7 @@ class Prediction(msgspec.Struct, tag_field="type", tag="prediction", gc=False):
     parameters: dict[str, Any] | None = None
     """The request's free parameters, as sent."""
     first_try: dict[str, Any] | None = None
-    """Kept for a retry on another version; nobody writes it yet."""
+    """Of a request that a canary could not answer: its `version`, and `code`: an error's, or nonfinite."""
     redacted: list[dict[str, Any]] | None = None
     """By rule of bundle.toml, what stood in the cells that are not recorded."""
     count: int = 1

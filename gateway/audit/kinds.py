@@ -31,7 +31,8 @@ KINDS: dict[str, dict[str, str]] = {
         "stop": "nothing of this model is answered",
         "resume": "it is answered again",
         "lease": "canaries of an automatic ramp keep their traffic for longer, or for good",
-        "breaker": "",
+        "breaker": "a worker gives a canary's traffic to the primary until the route's next revision: what the canary"
+        " could not answer, the primary did",
         "load": "versions were asked for",
         "unload": "versions were let go",
         "bounds": "how far automata may move a route",
@@ -42,7 +43,7 @@ KINDS: dict[str, dict[str, str]] = {
     "model": {"loaded": "ready in one process", "failed": "could not be loaded", "unloaded": "let go"},
     "verdict": {
         "tick": "evidence was judged: up to where in the log, and how it stands",
-        "alarm": "a decision could not be carried out yet",
+        "alarm": "a decision could not be carried out yet; or (`what` ratio) traffic is not split as the route says",
         "decision": "what follows from the evidence: a rollback, or that one would be due",
         "gate": "",
     },

@@ -1,4 +1,5 @@
-"""Every request is answered once, logged once, counted once and let go once, however it ends."""
+"""Every request is answered once, logged once, counted once and let go once, however it ends; by a canary or the
+primary, or by both in turn."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from gateway import counting
 from gateway import fleet as words_of
 from tests.gateway.path import Path_, Sink, SumSession, until
+from tests.gateway.split import Canary, SplitPath, arms
 
 ENDS = (
     "good",
     "bad",
+    "unlucky",
+    "nan",
     "empty",
     "gone",
     "late",
@@ -29,7 +33,8 @@ ENDS = (
     "unlogged",
     "formed",
 )
-"""What becomes of a request; `wordy` ones have parameters that are larger than a frame of a small ring."""
+"""What becomes of a request; `bad` ones fail everywhere, `unlucky` and `nan` ones with the canary; `wordy` ones have
+parameters that are larger than a frame of a small ring."""
 REFUSED = {"misshapen", "unknown"}
 _LATE_US, _USUAL_US = 15_000, 5_000_000
 
@@ -40,15 +45,15 @@ class Once(Sink):
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
         assert not self.status, "answered twice"
         assert not self.disconnected, "answered though nobody waits"
-        self.status = status
+        self.status, self.body = status, body
 
 
 def send(path: Path_, end: str, number: int) -> Once:
     """One request that is to end so."""
     rows = 0 if end == "empty" else 1 + number % 3
     data = [float(number)] * (rows * 4)
-    if end == "bad":
-        data[0] = 666
+    if end in {"bad", "unlucky", "nan"}:
+        data[0] = {"bad": 666, "unlucky": 13, "nan": 17}[end]
     request: dict[str, Any] = {
         "id": f"r{number}",
         "inputs": [{"name": "X", "datatype": "FP32", "shape": [rows, 4], "data": data}],
@@ -69,20 +74,25 @@ def send(path: Path_, end: str, number: int) -> Once:
     return sink
 
 
-async def held(directory: Path, ends: list[str], lane: bool, policy: str, ring_bytes: int) -> None:
+async def held(
+    directory: Path, ends: list[str], lanes: tuple[bool, bool], policy: str, ring_bytes: int
+) -> None:
     """Send them in one turn and hold replies, log and counters against each other."""
-    session = SumSession()
-    session.inline_allowed = not lane
-    path = Path_(
+    sessions = {"1": SumSession(), "2": Canary()}
+    for session, lane in zip(sessions.values(), lanes, strict=True):
+        session.inline_allowed = not lane
+    path = SplitPath(
         directory,
+        arms(),
+        sessions,
         f"audit.on_unavailable={policy}",
         "audit.append_timeout_ms=5",
         "audit.capture_max_bytes=40",
         "batch.lanes=2",
-        session=session,
         ring_bytes=ring_bytes,
     )
-    path.core.models.entries["sum"].versions["1"].free_rows = 1 << 20
+    for version in path.core.models.entries["sum"].versions.values():
+        version.free_rows = 1 << 20
     sinks = [send(path, end, number) for number, end in enumerate(ends)]
     if "late" in ends:
         time.sleep(_LATE_US / 1e6)
@@ -105,31 +115,42 @@ async def held(directory: Path, ends: list[str], lane: bool, policy: str, ring_b
     for sink, end in zip(sinks, ends, strict=True):
         assert (sink.status == 0) == (end == "gone")
     counting.publish()
-    slot = path.fleet.slot(0, 0)
-    admitted = len(ends) - path.core.refused
-    kinds = [slot[w] for w in (words_of.DONE, words_of.FAILED, words_of.CANCELLED, words_of.EXPIRED)]
-    assert sum(kinds) == admitted == slot[words_of.ADMITTED] == slot[words_of.RECORDED]
+    for version in sessions:
+        slot = path.slot(version)
+        kinds = [slot[w] for w in (words_of.DONE, words_of.FAILED, words_of.CANCELLED, words_of.EXPIRED)]
+        assert sum(kinds) == slot[words_of.ADMITTED] == slot[words_of.RECORDED]
+        assert path.core.models.entries["sum"].versions[version].awaited == 0
+    retried = path.slot("2")[words_of.RETRIED]
+    admitted = sum(path.slot(version)[words_of.ADMITTED] for version in sessions)
+    assert admitted == len(ends) - path.core.refused + retried
+    tried = [e.first_try for e in logged if type(e).__name__ == "Prediction" and e.first_try is not None]
+    assert len(tried) <= retried
     assert path.core.refused >= sum(end in REFUSED for end in ends)
     recorded = sum(e.count for e in logged if type(e).__name__ == "Prediction")
     gaps = sum(e.to_seq - e.from_seq + 1 for e in logged if type(e).__name__ == "Gap")
-    assert recorded + gaps == len(ends)
+    # Where nothing may leave unlogged, and the ring takes no more, the answer says so.
+    unlogged = sum(b'"audit_unavailable"' in (sink.body or b"") for sink in sinks)
+    assert unlogged == 0 or policy == "fail"
+    assert recorded + gaps + unlogged == len(ends)
     path.close()
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     ends=st.lists(st.sampled_from(ENDS), min_size=1, max_size=24),
-    lane=st.booleans(),
+    lanes=st.tuples(st.booleans(), st.booleans()),
     policy=st.sampled_from(["degrade", "fail"]),
     ring_bytes=st.sampled_from([16 << 10, 1 << 20]),
 )
-@example(ends=["wordy", "good", "good"], lane=False, policy="degrade", ring_bytes=16 << 10)
+@example(ends=["wordy", "good", "good"], lanes=(False, False), policy="degrade", ring_bytes=16 << 10)
+@example(ends=["unlucky", "nan"] * 12, lanes=(False, True), policy="degrade", ring_bytes=1 << 20)
+@example(ends=["unlucky", "nan"] * 12, lanes=(True, False), policy="fail", ring_bytes=16 << 10)
 def test_whatever_becomes_of_it_each_request_counts_once(
-    ends: list[str], lane: bool, policy: str, ring_bytes: int
+    ends: list[str], lanes: tuple[bool, bool], policy: str, ring_bytes: int
 ) -> None:
     """One answer (none to who left), one place in the log, one count, and nothing stays in flight."""
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(held(Path(directory), ends, lane, policy, ring_bytes))
+        asyncio.run(held(Path(directory), ends, lanes, policy, ring_bytes))
 
 
 def test_a_reply_that_cannot_be_made_answers_all_of_its_frame_once() -> None:

@@ -11,8 +11,8 @@ import pytest
 from gateway.api.cycle import FastCycle
 from gateway.batching import Batch, Inference, VersionQueue
 from gateway.core import JOIN_MIN, JOINS_MAX
+from gateway.finite import _all_finite
 from gateway.head import Head
-from gateway.recording import _all_finite
 from gateway.replies import Appended, reply_all
 from tests.gateway.path import Path_
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from gateway.watchdog import GRACE_NS, POLL_NS, Watchdog, Watched
+from gateway.watchdog import GRACE_NS, LATE_NS, POLL_NS, Watchdog, Watched
 from tests.gateway.path import Path_, SumSession, until
 
 
@@ -41,6 +41,26 @@ def test_a_run_that_does_not_heed_is_reported_once() -> None:
         dog.look(now_ns)
     assert hung == [1]
     assert dog.terminated == 1
+
+
+def test_its_requests_are_answered_a_moment_after_its_deadline() -> None:
+    """Once, and only where it goes on: before it is taken for hung, and not where it ended in between."""
+    dog = Watchdog()
+    told: list[str] = []
+    runs = [
+        Watched(options(), 100, lambda: told.append("hung"), lambda: told.append("late")) for _ in range(2)
+    ]
+    for run in runs:
+        dog.watch(run)
+    assert dog.look(100) == 100 + LATE_NS
+    dog.forget(runs[1])
+    dog.look(100 + LATE_NS - 1)
+    assert told == []
+    assert dog.look(100 + LATE_NS) == min(100 + LATE_NS + POLL_NS, 100 + GRACE_NS)
+    dog.look(100 + 2 * LATE_NS)
+    assert told == ["late"]
+    dog.look(100 + GRACE_NS)
+    assert told == ["late", "hung"]
 
 
 def test_the_run_on_the_loop_is_ended_too() -> None:
@@ -108,6 +128,8 @@ def test_a_hung_run_is_answered_and_its_lane_replaced(tmp_path: Path) -> None:
         stuck = path.send([13, 0, 0, 0], timeout_ms=30)
         await until(lambda: stuck.status)
         assert (stuck.status, stuck.body["code"]) == (503, "deadline_exceeded")
+        assert version.hung == 0, "nobody waits for it any longer, long before it counts as hung"
+        await until(lambda: version.hung)
         assert (version.hung, path.core.runs.lanes.given_up) == (1, 1)
         served = path.send([1, 0, 0, 0])
         await until(lambda: served.status)
