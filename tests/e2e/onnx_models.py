@@ -155,3 +155,48 @@ def write_protocol_models(root: Path) -> None:
     write_identity(root, "fp32", (2, "M"), "nobatch")
     write_simple(root)
     write_not_finite(root)
+
+
+def write_roots(root: Path, name: str = "linear", version: str = "2", scale: float = 0.25) -> None:
+    """As `write_linear`, of the square roots of X: what is below 0 has none, and its answers are NaN."""
+    graph = helper.make_graph(
+        [helper.make_node("Sqrt", ["X"], ["roots"]), helper.make_node("MatMul", ["roots", "W"], ["Y"])],
+        name,
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(linear_weights(scale), "W")],
+    )
+    _save(root, name, version, graph)
+
+
+def write_deaf(root: Path, name: str = "deaf", version: str = "1") -> None:
+    """X[1,4] -> Y[1,4] = X, after one product of two matrices whose side is X's largest value.
+
+    One operator: nothing ends it before it is through. Side 6,000 takes ten seconds of a slow core.
+    """
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", ["X"], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["side"], to=TensorProto.INT64),
+            helper.make_node("Unsqueeze", ["side", "first"], ["sides"]),
+            helper.make_node("Concat", ["sides", "sides"], ["shape"], axis=0),
+            helper.make_node(
+                "ConstantOfShape",
+                ["shape"],
+                ["ones"],
+                value=helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
+            ),
+            helper.make_node("MatMul", ["ones", "ones"], ["product"]),
+            helper.make_node("ReduceMax", ["product"], ["largest"], keepdims=0),
+            helper.make_node("Mul", ["largest", "nothing"], ["none"]),
+            helper.make_node("Add", ["X", "none"], ["Y"]),
+        ],
+        name,
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [1, 4])],
+        [
+            numpy_helper.from_array(np.array([0], np.int64), "first"),
+            numpy_helper.from_array(np.array(0, np.float32), "nothing"),
+        ],
+    )
+    _save(root, name, version, graph)
