@@ -19,6 +19,7 @@ from shadow.rollouts import BADNESS, Rollout
 
 NAME_CHARS = 64
 """Of a name in a sentence; a whole sentence stays below 1,000."""
+SUSPENDED = "held: traffic was not split as the route says, so that this may be false"
 _WORDS = {"failed": "fails", "nonfinite": "gives values that are not finite", "wrong": "is wrong"}
 
 
@@ -71,6 +72,8 @@ def decide(rollout: Rollout, document: Document, policy: Policy, tick: int, outp
         found.append(("drift.relative", policy.on_relative_drift, says))
     made = []
     for cause, action, says in found:
+        if rollout.suspended:
+            action, says = "hold", f"{says}; {SUSPENDED}"  # noqa: PLW2901
         # What was an alert, or a dry run, may be a rollback once the policy says so.
         done = f"{action} (dry run)" if policy.ramp == "dry-run" else action
         if rollout.decided.get(cause) == done or rollout.rolled_back:
@@ -94,6 +97,7 @@ def summary(rollout: Rollout) -> dict[str, Any]:
         "shift_error_sd": None if rollout.shift is None else rollout.shift.standard_error_sd,
         "labels_even": rollout.labelled.is_even,
         "decided": dict(rollout.decided),
+        "suspended": rollout.suspended,
         "ended": rollout.ended,
     }
 

@@ -88,6 +88,8 @@ class Rollout(msgspec.Struct):
     labelled: Labelled = msgspec.field(default_factory=Labelled)
     decided: dict[str, str] = {}
     """Action by cause, marked where it was a dry run: each is decided once."""
+    suspended: bool = False
+    """Traffic was not split as the route says while it ran: nothing follows from what it saw."""
 
     def newly_bad(self, kind: str, *arms: Mapping[str, int]) -> list[int]:
         """What is bad in each arm (the canary's, the control's), less the units that were bad before; notes them.

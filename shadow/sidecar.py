@@ -41,6 +41,7 @@ from shadow.status import EVERY_S, write_status
 from shadow.store import Store, open_store, set_aside
 from shadow.verdicts import (
     Stored,
+    alarm_event,
     decision_event,
     gateway_sources,
     slim,
@@ -196,10 +197,13 @@ class Sidecar:
         decisions = self.watch.close(tick, self.runner.fate)
         events: list[Event] = [tick_event(tick, state, settings, missing, self.watch.left_out)]
         events += [decision_event(decision, tick, state) for decision in decisions]
+        events += [alarm_event(alarm, tick) for alarm in self.watch.alarms]
         seq = self._log(events, slim(events))
         self._fresh_settings = None
         for each in decisions:
             log.warning("decision", extra={"model": each.model, "cause": each.cause, "says": each.says})
+        for alarm in self.watch.alarms:
+            log.error("traffic_not_split_as_routed", extra={"model": alarm.model, "says": alarm.says})
         made = tuple((self._writer.event_id(seq + 1 + i), each) for i, each in enumerate(decisions))
         self._commit(Stored(tick, settings, made))
         stale_s = self.runner.stale_s
@@ -308,7 +312,9 @@ class Sidecar:
         stale_s = self.runner.stale_s
         rollouts = self.watch.state.rollouts.active
         models = {
-            model: frozenset(r.version for r in rollouts if r.model == model and r.rolled_back)
+            model: frozenset(
+                r.version for r in rollouts if r.model == model and (r.rolled_back or r.suspended)
+            )
             for model, policy in automatic.items()
             if stale_s < policy.max_staleness_s
         }

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.settings import Policy
+from shadow.ratio import Ratio
 from shadow.rollouts import Rollouts
 
 _DEFAULT_POLICY = Policy()
@@ -64,6 +65,8 @@ class WatchState(msgspec.Struct):
     times: list[int] = []
     """What the clock has not been set by yet: it takes a few events to move it."""
     rollouts: Rollouts = msgspec.field(default_factory=Rollouts)
+    ratios: dict[str, Ratio] = {}
+    """By model, whether traffic is split as its route says."""
     accuracy: dict[str, dict[str, dict[str, Accuracy]]] = {}
     """By model, version and week (the date of its Monday)."""
     labels: dict[str, int] = {}

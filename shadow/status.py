@@ -34,6 +34,19 @@ def write_status(
             {key: found[key] for key in ("model", "version", "requests", "evidence")}
             for found in map(summary, state.rollouts.active)
         ],
+        "ratios": [
+            {
+                "model": model,
+                "revision": found.revision,
+                "requests": found.requests,
+                "evidence": found.evidence,
+                "needed": found.needed,
+                "alarmed": found.alarmed,
+                "paused": found.paused,
+            }
+            for model, found in sorted(state.ratios.items())
+            if found.revision
+        ],
     }
     temporary = path.with_suffix(".new")
     try:

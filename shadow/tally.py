@@ -20,6 +20,7 @@ from gateway.audit.feed import RETENTION, Hole, Skipped
 from shadow.harm import MICRO
 from shadow.labels import Label
 from shadow.outputs import Judged, OutputReader
+from shadow.ratio import SPAN_NS, Draw
 
 TIME_MAX_NS = 1 << 62
 """The year 2116: a later time is no time, and sums of times still fit in 64 bits."""
@@ -34,6 +35,10 @@ KEYED = "key"
 """Drawn by a routing key: whoever may choose a key may choose the arm, so it proves nothing unless keys are trusted."""
 JUDGED = frozenset(("done", "failed", "refused"))
 """A refused one has a route only where the version that was drawn refused what the primary's signature takes."""
+DRAWN = JUDGED | {"cancelled"}
+"""What tells that a request was drawn, whatever became of it then."""
+OVERLOADED = "overloaded"
+"""Depends on load: it says on whom the draw fell, and nothing about a version."""
 DEADLINE = "deadline_exceeded"
 """Depends on load and on what the client asked: neither a failure of the version nor a success."""
 
@@ -116,6 +121,8 @@ class Tally:
         self.missing: list[str] = []
         self.held_bytes = 0
         """Of outputs, about."""
+        self.draws: dict[str, Counter[Draw]] = {}
+        """By model, what was drawn by weight."""
         self.revisions: set[tuple[str, int]] = set()
         self._times: list[int] = []
 
@@ -159,7 +166,11 @@ class Tally:
         self.counts[event.kind] += event.count
         if event.kind == "aborted":
             self._aborted(event)
-        if event.kind not in JUDGED or event.route is None or event.model is None:
+        if event.route is None or event.model is None:
+            return
+        if event.kind in DRAWN:
+            self._drawn(event, event.route, event.model.name)
+        if event.kind not in JUDGED or event.code == OVERLOADED:
             return
         route, model = event.route, event.model
         received_ns = event.received_ns if 0 < event.received_ns < TIME_MAX_NS else 0
@@ -197,6 +208,16 @@ class Tally:
             )
             self.answered.setdefault(key, []).append(answered)
             self.held_bytes += HEAD_BYTES + sum(len(tensor.data or b"") for tensor in event.outputs)
+
+    def _drawn(self, event: Prediction, route: RouteFacts, model: str) -> None:
+        """Note on whom a draw by weight fell; keys are the callers', and pinned and forced ones are no draws."""
+        if route.assigned is None or route.weight_bp is None or route.reason not in EXPERIMENT:
+            return
+        at_ns = event.received_ns or event.done_ns
+        if 0 < at_ns < TIME_MAX_NS:
+            self.revisions.add((model, route.revision))
+            draw = Draw(at_ns // SPAN_NS, route.revision, route.assigned, route.weight_bp)
+            self.draws.setdefault(model, Counter())[draw] += event.count
 
     def _note_time(self, at_ns: int) -> None:
         if 0 < at_ns < TIME_MAX_NS:

@@ -19,6 +19,7 @@ from gateway.audit.identity import ROLES, parse_event_id, source_of
 from gateway.audit.spool import epochs, read_epoch
 from gateway.errors import LogIncomplete
 from shadow.decide import Decision, summary
+from shadow.ratio import Alarm
 from shadow.state import Settings, Tick, WatchState
 
 SOURCES_A_ROLE = 1024
@@ -68,6 +69,21 @@ def tick_event(
     if settings is not None:
         body["settings"] = msgspec.to_builtins(settings)
     return Verdict(kind="tick", at_ns=tick.at_ns, body=body)
+
+
+def alarm_event(alarm: Alarm, tick: Tick) -> Verdict:
+    """The record that traffic of a model is not split as its route says."""
+    body = {
+        "what": "ratio",
+        "tick": tick.number,
+        "observed_revision": alarm.revision,
+        "counts": alarm.counts,
+        "weights_bp": alarm.weights_bp,
+        "evidence": alarm.evidence,
+        "needed": alarm.needed,
+        "says": alarm.says,
+    }
+    return Verdict(kind="alarm", at_ns=tick.at_ns, model=alarm.model, body=body)
 
 
 def decision_event(decision: Decision, tick: Tick, state: WatchState) -> Verdict:

@@ -25,10 +25,12 @@ from gateway.audit.event import Control, Event
 from gateway.audit.feed import Hole, Skipped
 from gateway.audit.identity import parse_event_id
 from loaders.bundle import LabelSettings
+from shadow import ratio
 from shadow.decide import Decision, decide
 from shadow.evidence import Evidence
 from shadow.harm import MICRO
 from shadow.labels import LabelJoin, Matured, Served
+from shadow.ratio import Alarm, Ratio
 from shadow.readers import BundleSource, Readers
 from shadow.rollouts import Rollout, Rollouts
 from shadow.state import Accuracy, Settings, Tick, WatchState
@@ -62,6 +64,8 @@ class Watch:
         self._tally = self._fresh_tally()
         self.left_out: tuple[str, ...] = ()
         """Steps that broke on the last tick."""
+        self.alarms: list[Alarm] = []
+        """Models of which the last tick showed that traffic is not split as their route says."""
 
     def use(self, settings: Settings) -> None:
         """Go by other settings from this tick on; nothing may have been taken for it yet."""
@@ -146,6 +150,7 @@ class Watch:
         _count(state.counts, tally.counts)
         steps.do("clock", None, lambda: self._set_clock(tally.times))
         steps.do("routes", None, lambda: self._apply(tally.controls))
+        self.alarms = steps.do("ratio", [], lambda: self._compare_split(tally, tick.at_ns))
         answers: dict[VersionKey, list[Scored]] = {
             key: steps.do(f"read {key.model}/{key.version}", [], partial(self._read, key, answered))
             for key, answered in sorted(tally.answered.items())
@@ -173,6 +178,29 @@ class Watch:
     def _apply(self, controls: Iterable[Control]) -> None:
         for event in sorted(controls, key=lambda each: _order(each.id)):
             self.state.rollouts.apply(event)
+
+    def _compare_split(self, tally: Tally, at_ns: int) -> list[Alarm]:
+        """Hold what was drawn against the weights; where it cannot be, no verdict on that model follows any more."""
+        state, alarms = self.state, []
+        for event in tally.controls:
+            if event.kind == "breaker" and event.model is not None and event.revision is not None:
+                document = state.rollouts.document(event.model, event.revision)
+                if document is not None:
+                    ratio.pause(state.ratios.setdefault(event.model, Ratio()), document)
+        lost = {model for death in tally.aborted.values() for model, _ in death}
+        for model in sorted({*state.ratios, *tally.draws}):
+            found = state.ratios.setdefault(model, Ratio())
+            documents = state.rollouts.documents.get(model, {})
+            if not state.complete or model in lost:
+                ratio.forget(found, at_ns)
+                continue
+            ratio.hold(found, tally.draws.get(model, {}), documents)
+            alarm = ratio.fold(found, model, at_ns, documents)
+            if alarm is not None:
+                alarms.append(alarm)
+                for rollout in state.rollouts.active:
+                    rollout.suspended = rollout.suspended or rollout.model == model
+        return alarms
 
     def _set_clock(self, times: list[int]) -> None:
         """The median of what came, once that is enough: no single event moves the clock, and what was wrong for a

@@ -199,6 +199,7 @@ class FleetCollector:
                 for kind, value in rollout["evidence"].items():
                     evidence.add_metric([rollout["model"], rollout["version"], kind], float(value))
         yield evidence
+        yield from _ratios(status)
 
     def _figures(self, process: str, status: dict[str, Any]) -> Iterator[Metric]:
         """Its own figures as gauges, since it counts anew with each life, and how old they are."""
@@ -225,3 +226,28 @@ def exposition(fleet: Fleet, serving: Serving, state_dir: Path) -> tuple[bytes, 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(FleetCollector(fleet, serving, state_dir, time.time_ns()))
     return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _ratios(status: dict[str, Any]) -> Iterator[Metric]:
+    """Whether traffic is split as routes say, from the sidecar's status."""
+    evidence = GaugeMetricFamily(
+        "tidegate_route_ratio_evidence",
+        "e-value against traffic being split as the route says; alarms at tidegate_route_ratio_needed",
+        labels=["model"],
+    )
+    needed = GaugeMetricFamily(
+        "tidegate_route_ratio_needed", "what that evidence has to reach", labels=["model"]
+    )
+    alarm = GaugeMetricFamily(
+        "tidegate_route_ratio_alarm",
+        "1: traffic of the present revision is not split as it says, and verdicts on the model are held",
+        labels=["model"],
+    )
+    ratios = status.get("ratios")
+    for ratio in ratios if isinstance(ratios, list) else ():
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            name = [str(ratio["model"])]
+            evidence.add_metric(name, float(ratio["evidence"]))
+            needed.add_metric(name, float(ratio["needed"]))
+            alarm.add_metric(name, int(ratio["alarmed"]))
+    yield from (evidence, needed, alarm)
