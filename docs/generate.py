@@ -20,6 +20,7 @@ from gateway import errors
 from gateway.api.metrics import STATUS_FIGURES, FleetCollector
 from gateway.api.problems import status_of
 from gateway.batching import CUT_REASONS
+from gateway.children import CAUSES
 from gateway.config import DEFAULT_FILE, ENV_PREFIX
 from gateway.control.snapshot import DesiredVersion, Serving
 from gateway.fleet import FLAG_KINDS, TIMEOUTS, VARIANTS_MAX, Fleet
@@ -92,6 +93,8 @@ words of the gateway, `worker` an index.
 | `kind` of `tidegate_flagged_requests_total` | {", ".join(f"`{kind}`" for kind in FLAG_KINDS)} |
 | `kind` of `tidegate_timed_out_connections_total` | {", ".join(f"`{kind}`" for kind in TIMEOUTS)} |
 | `policy` | `flag`: answered and marked in the log; `reject`: refused |
+| `process` | roles, as in the first column of docs/architecture.md's table |
+| `cause` | {", ".join(f"`{cause}`" for cause in CAUSES)} |
 | `stage` | {", ".join(f"`{stage}`" for stage in TIMED_STAGES)} |
 | `cut` | {", ".join(f"`{cut}`" for cut in CUT_REASONS)} |
 

@@ -5,8 +5,10 @@ A child of the supervisor that lives for seconds, so that the supervisor itself 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
 import shlex
 import sys
 import time
@@ -111,6 +113,7 @@ def lines(context: Context, *, has_models: bool) -> list[str]:
         f"  log        every prediction is recorded, inputs included, in {_shown(context.state_dir)}/spool"
         " (README: Privacy)",
     ]
+    out.append(f"  room       {spool_room(context.state_path)}")
     if json.loads(context.config).get("sidecar", {}).get("enabled", True):
         out.append("  watch      a canary that does harm loses its traffic (policy.MODEL in docs/config.md)")
     if listed is None:
@@ -133,6 +136,31 @@ def lines(context: Context, *, has_models: bool) -> list[str]:
     if first:
         out += ["", "Try it:", f"  {first}"]
     return out
+
+
+def spool_room(state_dir: Path) -> str:
+    """How long the spool takes records at the rate of late: the recorder's own figures, else what is free on the disk.
+
+    With Kafka what is full is what the topic has not got; without, the oldest records go.
+    """
+    status: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads((state_dir / "recorder" / "status.json").read_bytes())
+    with contextlib.suppress(KeyError, TypeError):
+        used, most, hours = status["spool_bytes"], status["max_bytes"], status["hours_left"]
+        left = "no rate yet" if hours is None else f"{hours:g} h left at the rate of late"
+        return (
+            f"spool {_gib(used)} of {_gib(most)} used, {left}; {_gib(status['free_bytes'])} free on the disk"
+        )
+    try:
+        stat = os.statvfs(state_dir)
+    except OSError as exc:
+        return f"not known: {exc.strerror}"
+    return f"no rate yet; {_gib(stat.f_bavail * stat.f_frsize)} free on the spool's disk"
+
+
+def _gib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
 
 
 def _shown(path_text: str) -> str:

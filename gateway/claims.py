@@ -7,21 +7,89 @@ is in the way and what to do. Standard library only, as the supervisor is.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.fleet import Fleet
+from gateway.process import Context
 
 STATE_FORMAT = 1
 BACKLOG = 2048
+SPARE_WORKERS = 1
+"""Blocks of shared memory beyond those of the workers: where a successor starts while its predecessor serves."""
 REDACTION_KEY = "redaction.key"
 """In the state directory. Another key makes other hashes of equal values; its id stands with each."""
 
 
 class StartRefused(Exception):
     """The gateway cannot start; the message is the one line that people see. Exit code 2."""
+
+
+class Held(NamedTuple):
+    """What the supervisor holds as long as the gateway lives."""
+
+    lock_fd: int
+    data: socket.socket
+    admin: socket.socket
+    fleet: Fleet
+
+    @property
+    def fds(self) -> tuple[int, int, int]:
+        """Descriptors that another image of the supervisor must inherit."""
+        return self.lock_fd, self.data.fileno(), self.admin.fileno()
+
+    def close(self) -> None:
+        """Give back addresses and lock; the process's end does the same."""
+        self.data.close()
+        self.admin.close()
+        os.close(self.lock_fd)
+
+
+def claim(context: Context) -> tuple[Held, Context]:
+    """Everything that a gateway must hold, and the context completed with where it is.
+
+    Raises:
+        StartRefused: the first of it that is not to be had.
+    """
+    config = json.loads(context.config)
+    state_dir = context.state_path
+    if not Path(context.models).is_dir():
+        msg = (
+            f"model repository {Path(context.models).name!r} is not a directory; make it and put"
+            " a model at NAME/1/model.onnx"
+        )
+        raise StartRefused(msg)
+    gateway_id, lock_fd = prepare_state(state_dir)
+    data = listen(config["data"]["host"], config["data"]["port"], "data")
+    admin = listen(config["admin"]["host"], config["admin"]["port"], "admin")
+    memory = config["audit"]["ring"] == "memory"
+    ring_dir = Path(f"/dev/shm/tidegate-{gateway_id}") if memory else state_dir / "ring"  # noqa: S108
+    fleet, fleet_path = make_memory(ring_dir, int(config["workers"]))
+    completed = context.with_(
+        gateway_id=gateway_id,
+        ring_dir=str(ring_dir),
+        fleet_path=str(fleet_path),
+        data_fd=data.fileno(),
+        admin_fd=admin.fileno(),
+        data_url=url_of(data),
+        admin_url=url_of(admin),
+        supervisor_pid=os.getpid(),
+    )
+    return Held(lock_fd, data, admin, fleet), completed
+
+
+def resume(context: Context, lock_fd: int) -> tuple[Held, Context]:
+    """The same from an image of the supervisor that this one took the place of: nothing is claimed anew.
+
+    Raises:
+        ValueError: the fleet file is of another format, which the check before the upgrade excludes.
+    """
+    data, admin = socket.socket(fileno=context.data_fd), socket.socket(fileno=context.admin_fd)
+    return Held(lock_fd, data, admin, Fleet.open(Path(context.fleet_path))), context
 
 
 def prepare_state(state_dir: Path) -> tuple[str, int]:
@@ -130,9 +198,10 @@ def make_memory(ring_dir: Path, workers: int) -> tuple[Fleet, Path]:
         # Made anew under the same name, so that a straggler of an earlier life keeps its own.
         path = ring_dir / "fleet"
         path.unlink(missing_ok=True)
-        return Fleet.create(path, workers), path
+        return Fleet.create(path, workers, SPARE_WORKERS), path
     except OSError as exc:
-        msg = f"shared memory of {Fleet.size_bytes(workers) >> 10} KiB cannot be made: {exc.strerror}; {how}"
+        size_bytes = Fleet.size_bytes(workers + SPARE_WORKERS)
+        msg = f"shared memory of {size_bytes >> 10} KiB cannot be made: {exc.strerror}; {how}"
         raise StartRefused(msg) from exc
 
 

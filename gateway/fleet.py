@@ -2,7 +2,8 @@
 
 One file, made by the supervisor, mapped by every process. Every word is a native u64 stored whole, and
 has one writer. A page of header (generation and number of shadows, written by control), then one block a
-worker index: a page of its own facts, then `SLOTS` slots of 4 KiB, one a loaded version. Control numbers the slots
+worker index, one more than there are workers, so that a successor can come before its predecessor leaves: a page of
+its own facts, then `SLOTS` slots of 4 KiB, one a loaded version. Control numbers the slots
 (snapshot's `DesiredVersion.slot`) and gives one that is free again to another version; a slot's counters belong to the
 worker index, so a successor goes on where its predecessor was killed; the supervisor zeroes the gauges of a dead
 worker. Each slot names whose counters stand in it: a worker that takes one over zeroes it, and who reads it before
@@ -24,7 +25,7 @@ BLOCK_BYTES = PAGE_BYTES + SLOTS * SLOT_BYTES
 REASON_BYTES = 512
 
 # Header words.
-_MAGIC, _WORKERS, _GENERATION, _SHADOWS = 0, 1, 2, 3
+_MAGIC, _BLOCKS, _GENERATION, _SHADOWS, _WANTED = 0, 1, 2, 3, 4
 
 # Words of a worker's own page.
 PID = 0
@@ -59,6 +60,8 @@ LOG_UNAVAILABLE = 19
 """1: records cannot be kept at present (the recorder cannot write, or the ring is full and nothing moves)."""
 LAME = 20
 """Connections that asked nothing in a stopping worker's lame-duck time, and were closed (counter)."""
+SPARE = 22
+"""1: no worker is to run here at present (supervisor)."""
 TIMED_OUT0 = 24
 """Connections cut off for being slow (counters), one a code in TIMEOUTS."""
 ERROR_CODE0 = 32
@@ -186,7 +189,8 @@ class Fleet:
         if self._head[_MAGIC] != MAGIC:
             msg = "not a fleet file of this version"
             raise ValueError(msg)
-        self.workers: int = self._head[_WORKERS]
+        self.workers: int = self._head[_BLOCKS]
+        """Blocks, those of spare indices among them: what loops over all workers loops over these."""
 
     @staticmethod
     def size_bytes(workers: int) -> int:
@@ -194,18 +198,23 @@ class Fleet:
         return PAGE_BYTES + workers * BLOCK_BYTES
 
     @classmethod
-    def create(cls, path: Path, workers: int) -> Fleet:
-        """Make the file (0600, really allocated) and map it."""
+    def create(cls, path: Path, workers: int, spare: int = 0) -> Fleet:
+        """Make the file (0600, really allocated) and map it; `spare` blocks more than there are workers."""
+        blocks = workers + spare
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(fd, 0, cls.size_bytes(workers))
-            memory = memoryview(mmap.mmap(fd, cls.size_bytes(workers)))
+            os.posix_fallocate(fd, 0, cls.size_bytes(blocks))
+            memory = memoryview(mmap.mmap(fd, cls.size_bytes(blocks)))
         finally:
             os.close(fd)
         head = memory[:PAGE_BYTES].cast("Q")
-        head[_WORKERS] = workers
+        head[_BLOCKS] = blocks
+        head[_WANTED] = workers
         head[_MAGIC] = MAGIC
-        return cls(memory)
+        made = cls(memory)
+        for index in range(workers, blocks):
+            made.set_spare(index, spare=True)
+        return made
 
     @classmethod
     def open(cls, path: Path) -> Fleet:
@@ -216,6 +225,21 @@ class Fleet:
         finally:
             os.close(fd)
         return cls(memory)
+
+    @property
+    def wanted(self) -> int:
+        """Workers that are to serve, as configured."""
+        return self._head[_WANTED]
+
+    def set_spare(self, index: int, *, spare: bool) -> None:
+        """The supervisor: whether a worker is to run on an index."""
+        self.worker(index)[SPARE] = int(spare)
+
+    @property
+    def shown(self) -> list[int]:
+        """Indices to tell people of: those of wanted workers, and those where one lives still."""
+        blocks = ((i, self.worker(i)) for i in range(self.workers))
+        return [i for i, words in blocks if not words[SPARE] or words[STATE] != DOWN]
 
     @property
     def generation(self) -> int:
@@ -301,6 +325,19 @@ class Fleet:
         """Indices whose worker has registered and is not down."""
         return [i for i in range(self.workers) if self.worker(i)[STATE] != DOWN]
 
+    def behind(self, index: int, other: int) -> tuple[list[str], list[str]]:
+        """What another worker has ready and this one has not: still to come, and failed. Cost: about 0.3 ms."""
+        waits: list[str] = []
+        failed: list[str] = []
+        for slot in range(SLOTS):
+            if self.slot(other, slot)[LOAD_STATE] != READY:
+                continue
+            owner = self.owner(other, slot)
+            state = self.slot(index, slot)[LOAD_STATE] if self.owner(index, slot) == owner else ABSENT
+            if owner is not None and state != READY:
+                (failed if state == LOAD_FAILED else waits).append("@".join(owner))
+        return waits, failed
+
     def facts(self) -> list[dict[str, object]]:
         """What each worker says of itself, for people."""
         names = ("down", "starting", "serving", "draining")
@@ -314,7 +351,7 @@ class Fleet:
                 "inflight": words[INFLIGHT],
                 "connections": words[CONNECTIONS],
             }
-            for i in range(self.workers)
+            for i in self.shown
             for words in (self.worker(i),)
         ]
 

@@ -16,7 +16,11 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gateway import __version__, stacks
+
 CONTEXT_VARIABLE = "TG_CONTEXT"
+OTHER_CODE = 4
+"""Exit code of a child that is not of its supervisor's version."""
 _PR_SET_PDEATHSIG = 1
 LOWEST_NICE = 19
 GIVING_NICE = 10
@@ -38,6 +42,16 @@ class Context:
     data_url: str = ""
     admin_url: str = ""
     supervisor_pid: int = 0
+    version: str = ""
+    """Of the package that the supervisor runs."""
+    asked: str = "{}"
+    """What `tidegate serve` was given, as JSON, so that an upgrade can read the configuration again."""
+    directory: str = ""
+    """Where it was given that: paths in it are relative to here."""
+    code_path: str = ""
+    """What stands in PYTHONPATH so that our packages are found; empty where they are installed."""
+    one_more: bool = True
+    """Whether the memory plan has room for one more worker during a rolling restart."""
 
     @property
     def state_path(self) -> Path:
@@ -67,8 +81,19 @@ def read_context() -> Context:
 
 
 def enter() -> Context:
-    """First call of every child: die with the supervisor, read the context."""
+    """First call of every child: die with the supervisor, read the context, show stacks when asked for.
+
+    Ends the process with 4 when the package is of another version than the supervisor's: one that was replaced under a
+    running gateway would make a gateway of two halves.
+    """
     context = read_context()
+    stacks.show_when_asked()
+    if context.version not in {"", __version__}:
+        sys.stderr.write(
+            f"tidegate: this package is version {__version__}, the running gateway {context.version}: it was replaced"
+            " under it; finish with `tidegate upgrade`\n"
+        )
+        raise SystemExit(OTHER_CODE)
     if context.supervisor_pid:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != context.supervisor_pid:

@@ -42,7 +42,7 @@ from gateway.audit.writer import Writer
 from gateway.capture import check_room
 from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
-from gateway.errors import GatewayError, Overloaded, RateLimited
+from gateway.errors import GatewayError, ModelNotReady, Overloaded, RateLimited
 from gateway.fleet import Fleet
 from gateway.head import TIMEOUT_MAX_MS
 from gateway.memory import memory_plan
@@ -77,9 +77,16 @@ class Worker:
     Args:
         index: its place in the fleet.
         context: what the supervisor handed over.
+        after: the index of the worker whose place it is to take, in a rolling restart.
     """
 
-    def __init__(self, index: int, context: process.Context, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        index: int,
+        context: process.Context,
+        loop: asyncio.AbstractEventLoop,
+        after: int | None = None,
+    ) -> None:
         self.index = index
         self.context = context
         self.loop = loop
@@ -122,6 +129,7 @@ class Worker:
         )
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
+        self._after = after
         self.server: Server | None = None
         self.askers = Askers(config.data.proxies, counts=config.limits.is_on)
         self.door: type[FastProtocol] | None = None
@@ -156,7 +164,11 @@ class Worker:
             self.loop.call_soon_threadsafe(self.models.on_change, model, version, state, reason)
 
     async def run(self) -> bool:
-        """Load, serve, drain. False: it was told to end at once, and did not wait for what was in flight."""
+        """Load, serve, drain. False: it was told to end at once, and did not wait for what was in flight.
+
+        Raises:
+            ModelNotReady: it is to take another's place, and cannot answer what that one does.
+        """
         for event in self.models.aborted_events():
             self.appender.log(event)
         self.models.start()
@@ -224,8 +236,17 @@ class Worker:
     async def _settle(self) -> None:
         """Wait with accepting until what carries weight is loaded; connections wait in the socket's queue.
 
-        A primary that cannot be loaded is not waited for, nor is a control process that does not come.
+        A primary that cannot be loaded is not waited for, nor is a control process that does not come. But who is to
+        take another's place has all that the other has, or ends: the other serves on.
         """
+        while self._after is not None:
+            waits, failed = self.fleet.behind(self.index, self._after)
+            if failed:
+                msg = f"{' and '.join(failed)} did not load here; worker {self._after} serves on with what it has"
+                raise ModelNotReady(msg)
+            if not waits:
+                break
+            await asyncio.sleep(POLL_S)
         started = self.loop.time()
         while not self.models.settled and self.loop.time() < started + SETTLE_S:
             await asyncio.sleep(0.01)
@@ -308,8 +329,8 @@ def _make_encoder(model: str, version: str, session: Session) -> RunEncoder:
     return RunEncoder(model, version, session.signature, batchable=session.batchable, labels=labels)
 
 
-async def _main(index: int, context: process.Context) -> bool:
-    return await Worker(index, context, asyncio.get_running_loop()).run()
+async def _main(index: int, context: process.Context, after: int | None) -> bool:
+    return await Worker(index, context, asyncio.get_running_loop(), after).run()
 
 
 def _raise_file_limit() -> None:
@@ -325,13 +346,15 @@ def main() -> None:
     context = process.enter()
     parser = argparse.ArgumentParser()
     parser.add_argument("--index", type=int, required=True)
-    index = parser.parse_args().index
+    parser.add_argument("--after", type=int)
+    asked = parser.parse_args()
+    index = asked.index
     logs.setup(f"worker-{index}")
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if not runner.run(_main(index, context)):
+            if not runner.run(_main(index, context, asked.after)):
                 # The log is closed. Runs that go on would end in an interpreter that is being taken apart.
                 os._exit(HURRIED)
     except GatewayError as exc:

@@ -50,6 +50,20 @@ PARTS = {
     "validation",
     "fairness",
 }
+# The supervisor and its parts: the standard library only.
+SUPERVISION = {
+    "children",
+    "claims",
+    "ending",
+    "handover",
+    "heartbeats",
+    "notify",
+    "process",
+    "rolling",
+    "roster",
+    "stacks",
+    "supervisor",
+}
 # Words, not steps: they import nothing of ours and do not lengthen a chain.
 LEAVES = {"gateway", "gateway.stages", "gateway.errors", "loaders", "loaders.errors"}
 # What shadow may know of the gateway (`tensors`: what the log holds); its commands know the command line besides.
@@ -107,8 +121,8 @@ def allowed(module: str, imported: str) -> bool:
         return there not in {"api", "worker", "cli", "supervisor"}
     if here in PARTS:
         return there not in {"api", "core", "worker", "cli", "supervisor"}
-    if here in {"supervisor", "announce", "process", "claims"}:
-        return there in {"claims", "fleet", "logs", "process", "gateway"}
+    if here in SUPERVISION | {"announce"}:
+        return there in SUPERVISION | {"fleet", "logs", "gateway"}
     return not (here == "api" and there in {"worker", "cli", "supervisor"})
 
 

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.routing import Route as Address
 
+from gateway import roster
 from gateway.api.admin_routes import RouteHandlers
 from gateway.api.answers import json_answer
 from gateway.api.bodies import LoadBody, ReasonBody, check_host, read_body
@@ -195,7 +196,8 @@ class AdminApi:
 
     async def fleet(self, request: Request) -> Response:
         """Workers: pid, state, generation, restarts."""
-        return json_answer({"generation": self._fleet.generation, "workers": self._fleet.facts()})
+        told = {"generation": self._fleet.generation, "workers": self._fleet.facts()}
+        return json_answer({**told, "supervisor": roster.read(self._state_dir)})
 
     async def audit_status(self, request: Request) -> Response:
         """Where every source of the log stands."""

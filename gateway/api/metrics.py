@@ -92,7 +92,7 @@ _RECORDER = (
     ("trimmed_bytes", "trimmed_bytes", "bytes of those", 1.0),
     ("gaps", "logged_gaps", "gap events that the recorder logged", 1.0),
 )
-STATUS_FIGURES = {"forwarder": _FORWARDER, "sidecar": _SIDECAR, "recorder": _RECORDER}
+STATUS_FIGURES = {"forwarder": _FORWARDER, "sidecar": _SIDECAR, "recorder": _RECORDER, "supervisor": ()}
 
 
 class FleetCollector:
@@ -133,6 +133,7 @@ class FleetCollector:
         yield latched
         yield from self._forwarder()
         yield from self._sidecar()
+        yield from self._supervisor()
 
     def _labels(self) -> CounterMetricFamily:
         accepted: dict[str, int] = {}
@@ -147,21 +148,24 @@ class FleetCollector:
         return family
 
     def _workers(self) -> Iterator[Metric]:
-        workers = [self._fleet.worker(i) for i in range(self._fleet.workers)]
+        blocks = ((i, self._fleet.worker(i)) for i in range(self._fleet.workers))
+        # A spare index counts from when its first worker comes; then it stays, as counters must.
+        numbered = [(i, words) for i, words in blocks if words[words_of.PID] or not words[words_of.SPARE]]
+        workers = [words for _, words in numbered]
         up = sum(words[words_of.STATE] == words_of.SERVING for words in workers)
         yield GaugeMetricFamily("tidegate_workers_up", "workers that serve", value=up)
-        yield GaugeMetricFamily("tidegate_workers", "workers configured", value=len(workers))
+        yield GaugeMetricFamily("tidegate_workers", "workers configured", value=self._fleet.wanted)
         yield GaugeMetricFamily(
             "tidegate_generation", "newest generation published", value=self._fleet.generation
         )
         for name, text, word, unit in _GAUGES:
             family = GaugeMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
-            for index, words in enumerate(workers):
+            for index, words in numbered:
                 family.add_metric([str(index)], words[word] / unit)
             yield family
         for name, text, word, unit in _COUNTERS:
             counter = CounterMetricFamily(f"tidegate_worker_{name}", text, labels=["worker"])
-            for index, words in enumerate(workers):
+            for index, words in numbered:
                 counter.add_metric([str(index)], words[word] / unit)
             yield counter
         timeouts = CounterMetricFamily(
@@ -200,6 +204,26 @@ class FleetCollector:
                     evidence.add_metric([rollout["model"], rollout["version"], kind], float(value))
         yield evidence
         yield from _ratios(status)
+
+    def _supervisor(self) -> Iterator[Metric]:
+        """How often roles died, by why; who dies again and again; what the supervisor replaces."""
+        status = self._status("supervisor")
+        yield from self._figures("supervisor", status)
+        restarts = CounterMetricFamily(
+            "tidegate_process_restarts",
+            "times a process ended unasked, by role and cause",
+            labels=["process", "cause"],
+        )
+        deaths = status.get("deaths")
+        for role, by in deaths.items() if isinstance(deaths, dict) else ():
+            for cause, count in by.items():
+                restarts.add_metric([role, cause], count)
+        yield restarts
+        children = status.get("children")
+        looping = sum(bool(c.get("crash_looping")) for c in children) if isinstance(children, list) else 0
+        yield GaugeMetricFamily(
+            "tidegate_processes_crash_looping", "processes that died 5 times within a minute", value=looping
+        )
 
     def _figures(self, process: str, status: dict[str, Any]) -> Iterator[Metric]:
         """Its own figures as gauges, since it counts anew with each life, and how old they are."""

@@ -32,6 +32,8 @@ TABLE = {
         "Plan a rollout: what it can find, and when.",
         needs="shadow.cli.rollout",
     ),
+    "fleet": Entry("gateway.cli.fleet:command", "Show the processes; restart the workers one by one."),
+    "upgrade": Entry("gateway.cli.upgrade:command", "Make the running gateway this installation."),
     "config": Entry("gateway.cli.config:command", "Check and show the configuration."),
     "doctor": Entry("gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"),
     "bench": Entry("bench.cli:main", "Measure the gateway.", needs="bench.cli"),

@@ -7,6 +7,7 @@ container knows, and signals reach it with nothing between.
 from __future__ import annotations
 
 import os
+import signal
 import site
 import sys
 from pathlib import Path
@@ -41,26 +42,68 @@ def command(
     state_dir: str | None,
 ) -> None:
     """Serve the model repository REPO in the foreground; SIGTERM or Ctrl-C drains and stops."""
-    flags = {"workers": workers, "data.port": port, "admin.port": admin_port}
-    named = tuple(f"{key}={value}" for key, value in flags.items() if value is not None)
-    config, _ = gateway.config.load(file, (*overrides, *named))
-    config = msgspec.structs.replace(
-        config, models=repo or config.models, state_dir=state_dir or config.state_dir
+    asked = Asked(
+        repo=repo,
+        file=None if file is None else str(file),
+        overrides=overrides,
+        flags={"workers": workers, "data.port": port, "admin.port": admin_port},
+        state_dir=state_dir,
     )
-    context = make_context(config)
-    says, fits = sum_at_start(config, Path(context.models), context.state_path)
-    if not fits:
-        msg = (
-            f"not enough memory: {says}. Serve fewer models or workers, or set session.memory_max_bytes"
-            " if more may be used"
-        )
-        raise Stop(msg)
+    context, says = prepare(asked)
     click.echo(f"memory: {says}", err=True)
     become_supervisor(context)
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What `serve` was given. A gateway keeps it, so that an upgrade reads the same configuration again."""
+
+    repo: str | None = None
+    file: str | None = None
+    overrides: tuple[str, ...] = ()
+    flags: dict[str, int | None] = {}
+    state_dir: str | None = None
+
+    def read(self) -> Config:
+        """The configuration, from where it stands now.
+
+        Raises:
+            ConfigInvalid: one line naming what is wrong.
+        """
+        named = tuple(f"{key}={value}" for key, value in self.flags.items() if value is not None)
+        file = None if self.file is None else Path(self.file)
+        config, _ = gateway.config.load(file, (*self.overrides, *named))
+        return msgspec.structs.replace(
+            config, models=self.repo or config.models, state_dir=self.state_dir or config.state_dir
+        )
+
+
+def prepare(asked: Asked) -> tuple[Context, str]:
+    """What the supervisor starts with, and the memory plan in words.
+
+    Raises:
+        ConfigInvalid, Stop: the configuration is wrong, there is no repository, or not enough memory.
+    """
+    config = asked.read()
+    context = make_context(config)
+    plan = sum_at_start(config, Path(context.models), context.state_path)
+    if not plan.fits:
+        msg = (
+            f"not enough memory: {plan.says}. Serve fewer models or workers, or set session.memory_max_bytes"
+            " if more may be used"
+        )
+        raise Stop(msg)
+    completed = context.with_(
+        asked=msgspec.json.encode(asked).decode(),
+        directory=str(Path.cwd()),
+        code_path=code_path(),
+        version=gateway.__version__,
+        one_more=plan.one_more,
+    )
+    return completed, plan.says
+
+
 def make_context(config: Config) -> Context:
-    """What the supervisor starts with; paths made absolute.
+    """The paths that the supervisor starts with, made absolute.
 
     Raises:
         Stop: the model repository is not a directory.
@@ -84,6 +127,8 @@ def become_supervisor(context: Context) -> None:
     """Replace this process; does not return."""
     sys.stdout.flush()
     sys.stderr.flush()
+    # Signals that come before the supervisor takes them wait for it; a terminal that closes just now ends nothing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     os.execve(  # noqa: S606
         sys.executable,
         [sys.executable, "-P", "-m", "gateway.supervisor"],
@@ -98,10 +143,15 @@ def child_environment(context: Context) -> dict[str, str]:
     Installed packages need nothing: site-packages ahead of the standard library would shadow it.
     """
     environment = context.to_env()
+    root = context.code_path
+    before = environment.get("PYTHONPATH", "")
+    if root and root not in before.split(os.pathsep):
+        environment["PYTHONPATH"] = os.pathsep.join(part for part in (root, before) if part)
+    return environment
+
+
+def code_path() -> str:
+    """The directory of our packages where it must be named in PYTHONPATH; empty where they are installed."""
     root = str(Path(gateway.__file__).resolve().parent.parent)
     installed = [*site.getsitepackages(), site.getusersitepackages()]
-    if root not in {str(Path(path).resolve()) for path in installed}:
-        before = environment.get("PYTHONPATH", "")
-        if root not in before.split(os.pathsep):
-            environment["PYTHONPATH"] = os.pathsep.join(part for part in (root, before) if part)
-    return environment
+    return "" if root in {str(Path(path).resolve()) for path in installed} else root

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +102,23 @@ def test_serving_names_everything(replies: dict[str, tuple[int, Any]], url: str)
     assert "flights: version 2 answers (loaded: 1, 2)" in text
     assert "other: broken graph" in text
     assert text.splitlines()[-1].startswith(f"  curl -s {url}/v2/models/flights/infer")
+
+
+def test_room_for_records_is_said_at_start(tmp_path: Path) -> None:
+    """Hours by the recorder's own figures; without a rate what is free; nothing that is missing is an error."""
+    assert announce.spool_room(tmp_path).startswith("no rate yet; ")
+    assert announce.spool_room(tmp_path / "gone") == "not known: No such file or directory"
+    (tmp_path / "recorder").mkdir()
+    status = {"spool_bytes": 3 << 30, "max_bytes": 10 << 30, "hours_left": 41.5, "free_bytes": 80 << 30}
+    path = tmp_path / "recorder" / "status.json"
+    path.write_text(json.dumps(status))
+    assert announce.spool_room(tmp_path) == (
+        "spool 3.0 GiB of 10.0 GiB used, 41.5 h left at the rate of late; 80.0 GiB free on the disk"
+    )
+    path.write_text(json.dumps({**status, "hours_left": None}))
+    assert "used, no rate yet; 80.0 GiB free" in announce.spool_room(tmp_path)
+    path.write_text("{")
+    assert announce.spool_room(tmp_path).startswith("no rate yet; ")
 
 
 def test_empty_repository_says_what_to_put_where(replies: dict[str, tuple[int, Any]], url: str) -> None:

@@ -131,7 +131,7 @@ def test_memory_is_fresh_and_private(tmp_path: Path) -> None:
     before, path = make_memory(tmp_path / "ring", 1)
     before.worker(0)[0] = 4711
     after, same = make_memory(tmp_path / "ring", 2)
-    assert (path, after.workers, after.worker(0)[0]) == (same, 2, 0)
+    assert (path, after.wanted, after.workers, after.worker(0)[0]) == (same, 2, 3, 0)
     assert before.worker(0)[0] == 4711
     assert stat.S_IMODE((tmp_path / "ring").stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -141,7 +141,19 @@ def test_histograms_add_up(tmp_path: Path) -> None:
 
 def test_names_follow_the_rules() -> None:
     """One prefix, base units, help for each; labels that are the gateway's own words."""
-    known = {"model", "version", "variant", "stage", "kind", "policy", "cut", "code", "worker"}
+    known = {
+        "model",
+        "version",
+        "variant",
+        "stage",
+        "kind",
+        "policy",
+        "cut",
+        "code",
+        "worker",
+        "process",
+        "cause",
+    }
     families = metric_families()
     names = [family.name for family in families]
     assert len(names) == len(set(names))

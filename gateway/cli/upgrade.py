@@ -1,0 +1,64 @@
+"""`tidegate upgrade`: the running gateway becomes the installation that this command belongs to.
+
+Writes which that is into `<state_dir>/supervisor/upgrade.json` and sends SIGUSR2; the supervisor has the new code check
+itself, becomes it, and replaces every process while the others serve (`gateway.handover`). Also the way to take up a
+changed configuration without a stop.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from gateway import __version__
+from gateway.cli.client import state_dir_option, state_directory
+from gateway.cli.failures import NO, Stop
+from gateway.cli.fleet import await_roster, running_roster
+from gateway.cli.screen import json_option, print_json, say
+from gateway.cli.serve import code_path
+from gateway.handover import REQUEST
+from gateway.roster import replace_file
+
+
+@click.command("upgrade")
+@click.option(
+    "--python", metavar="FILE", help="The interpreter of another installation [default: this one's]."
+)
+@click.option("--timeout", "timeout_s", type=float, default=1800.0, help="Seconds to wait. [default: 1800]")
+@state_dir_option
+@json_option
+def command(python: str | None, timeout_s: float, state_dir: str | None, as_json: bool) -> None:
+    """Replace the running gateway's code by this installation's, process by process; no request fails.
+
+    The configuration is read again as `tidegate serve` was asked to. The new code looks first whether it can take over;
+    when it cannot, nothing changes and the exit code is 1.
+    """
+    directory = state_directory(state_dir)
+    status = running_roster(directory)
+    if status["upgrade"]["state"] in {"checking", "replacing"}:
+        msg = "an upgrade is under way: `tidegate fleet show` says how far it is"
+        raise Stop(msg, NO)
+    made_id = secrets.token_hex(8)
+    request = {
+        "id": made_id,
+        "python": str(Path(python).absolute()) if python is not None else sys.executable,
+        "code_path": code_path() if python is None else "",
+    }
+    replace_file(directory / "supervisor" / REQUEST, request)
+    os.kill(status["pid"], signal.SIGUSR2)
+    told = await_roster(
+        directory,
+        lambda s: s["upgrade"]["id"] == made_id and s["upgrade"]["state"] in {"done", "failed"},
+        timeout_s,
+    )["upgrade"]
+    if as_json:
+        print_json(told)
+    if told["state"] == "failed":
+        raise Stop(f"not upgraded: {told['why']}", NO)
+    if not as_json:
+        say(f"upgraded from {told['from']} to {told['to'] or __version__}")
