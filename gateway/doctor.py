@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from loaders.confine import gaps, landlock_abi
+
 _PACKAGES = (
     "starlette", "uvicorn", "httptools", "uvloop", "onnxruntime", "numpy", "msgspec", "orjson", "aiokafka",
     "cramjam", "prometheus-client", "click", "rich", "httpx",
@@ -49,12 +51,22 @@ def checks() -> list[Check]:
             out.append(Check(name, True, importlib.metadata.version(name), "", required=True))
         except importlib.metadata.PackageNotFoundError:
             out.append(Check(name, False, "not installed", "make run", required=True))
-    out += [_shared_memory(), _disk()]
+    out += [_shared_memory(), _disk(), _sandbox()]
     for name, what, how in _TOOLS:
         # Servers stand where a plain user's search path does not look.
         where = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         out.append(Check(name, where is not None, what if where else "not found", how))
     return out
+
+
+def _sandbox() -> Check:
+    """What a stranger's model can do in its trial."""
+    found = gaps()
+    version = landlock_abi()
+    fence = f"Landlock version {version}" if version else "no Landlock"
+    if not found:
+        return Check("sandbox of trials", True, f"{fence}: no file, no network, no signal", "")
+    return Check("sandbox of trials", False, f"{fence}: no file, no network", "; ".join(found))
 
 
 def _disk() -> Check:

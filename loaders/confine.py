@@ -1,6 +1,8 @@
-"""Caps and rights of a child that loads a stranger's model. Linux; what a host lacks is left out.
+"""Caps and rights of a child that loads a stranger's model. Linux; what a host lacks is left out, and told (`gaps`).
 
-trial -> **confine**. Called in the forked child only: none of this can be taken back.
+trial -> **confine**. Called in the forked child only: none of this can be taken back. Two fences stand one behind the
+other. No descriptor can be had any more (RLIMIT_NOFILE 0): no file, socket, pipe or memory file, on every kernel.
+Landlock, where there is one, closes the ways that need none: signals and tracing; and files and TCP once more.
 """
 
 from __future__ import annotations
@@ -11,16 +13,20 @@ import os
 import resource
 import struct
 import sys
+import time
 from pathlib import Path
 
 NOBODY = 65_534
 _PAGE = resource.getpagesize()
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_ROUNDS = 100
 _SIGKILL = 9
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 _NET_RIGHTS, _NET_SINCE = 3, 4
+_SCOPES, _SCOPES_SINCE = 3, 6
+"""No abstract Unix socket and no signal beyond this process's own children."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,13 +47,15 @@ def cap(cpu_s: float, memory_bytes: int) -> None:
 
 
 def give_up_rights() -> None:
-    """From here on: no new privileges, no user's rights, no files but those of this Python, no network.
+    """From here on: no new privileges, no user's rights, nothing that is not open already: no files, no network.
 
-    Raises nothing: a host without Landlock, or a process that is not root, keeps what it has of them.
+    Raises nothing: a host without Landlock, or a process that is not root, keeps what `gaps` says.
     """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     with contextlib.suppress(OSError):
         _landlock()
+    # Last but one: rules of Landlock name directories by descriptors.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             os.setgroups([])
@@ -57,14 +65,76 @@ def give_up_rights() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
 
 
+def adopt_orphans() -> None:
+    """Make this process, the trial server, the parent of what its children leave behind."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans() -> None:
+    """Kill and reap every child of this process: what a model started in its trial does not outlive it.
+
+    A process that the kernel has no more room to count, or that starts others faster than they are killed, is left
+    after some rounds. Cost: one system call when there is none, as nearly always.
+    """
+    for _ in range(_ROUNDS):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        for pid in _children():
+            with contextlib.suppress(OSError):
+                os.kill(pid, _SIGKILL)
+        time.sleep(0.001)
+
+
+def _children() -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208  thousands of names
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                # The command's name, in brackets, may hold anything.
+                after = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                if int(after[1]) == os.getpid():
+                    found.append(int(name))
+    return found
+
+
+def gaps() -> tuple[str, ...]:
+    """What a model could still do in a trial on this host, a sentence each, with what closes it; none: nothing known.
+
+    Cost: one system call.
+    """
+    found = []
+    version = landlock_abi()
+    as_nobody = os.geteuid() == 0
+    if version < 1 and not as_nobody:
+        found.append(
+            "this kernel has no Landlock, and the gateway does not run as root: a model in its trial may signal and"
+            " trace processes of the gateway's user; enable Landlock (lsm=landlock, Linux 5.13 and later)"
+        )
+    elif version < _SCOPES_SINCE and not as_nobody:
+        found.append(
+            f"this kernel's Landlock (version {version}) lets a model in its trial signal processes of the gateway's"
+            f" user; version {_SCOPES_SINCE} (Linux 6.12) does not"
+        )
+    return tuple(found)
+
+
+def landlock_abi() -> int:
+    """The version of Landlock that this kernel has; 0: none, or it is switched off."""
+    return max(_syscall(_CREATE_RULESET, None, 0, 1), 0)
+
+
 def _landlock() -> None:
-    """Deny every file but the libraries, for reading, and (since ABI 4) TCP."""
-    version = _syscall(_CREATE_RULESET, None, 0, 1)
+    """Deny every file but the libraries, for reading; since ABI 4 TCP, since ABI 6 signals and abstract sockets."""
+    version = landlock_abi()
     if version < 1:
         return
     rights = _FS_RIGHTS[min(version, 5)]
     net = _NET_RIGHTS if version >= _NET_SINCE else 0
-    attributes = struct.pack("=QQ", rights, net)[: 16 if net else 8]
+    scopes = _SCOPES if version >= _SCOPES_SINCE else 0
+    attributes = struct.pack("=QQQ", rights, net, scopes)[: 24 if scopes else 16 if net else 8]
     ruleset = _syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
         return

@@ -19,6 +19,10 @@ from loaders.signature import Signature, TensorSpec
 
 GOLDEN_MAX_BYTES = 64 << 20
 LINES_MAX = 10_000
+AGAIN_MAX = 16
+"""So many lines a serving worker runs again at most, all of which the trial has run."""
+AGAIN_NS = 200_000_000
+"""And no more than fit into so much time, by the cost of a warm run; one at least."""
 ATOL, RTOL = 1e-5, 1e-4
 """Where a line names none."""
 Run = Callable[[dict[str, Any]], Sequence[Any]]
@@ -81,6 +85,16 @@ def parse(content: bytes, signature: Signature, where: str) -> list[Golden]:
             raise GoldenMismatch(msg) from exc
         lines.append(Golden(line.id or f"line {number}", feeds, expected, line.atol, line.rtol))
     return lines
+
+
+def some(lines: Sequence[Golden], cost_ns: int) -> list[Golden]:
+    """Lines for a second look: a few, spread over the file, the first among them.
+
+    Args:
+        cost_ns: of a run.
+    """
+    count = max(1, min(len(lines), AGAIN_MAX, AGAIN_NS // max(2 * cost_ns, 1)))
+    return [lines[i * len(lines) // count] for i in range(count)] if lines else []
 
 
 def check(lines: Sequence[Golden], signature: Signature, run: Run, where: str, *, batchable: bool) -> None:

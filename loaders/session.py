@@ -25,6 +25,7 @@ from loaders.precheck import check_sizes
 from loaders.processor import processor
 from loaders.redact import Cell, cells
 from loaders.reference import Profile, checked_profile
+from loaders.repository import version_directory
 from loaders.signature import Signature, TensorSpec
 from loaders.verdicts import Facts, Request, Trials
 
@@ -162,6 +163,8 @@ def load(
     started = time.monotonic_ns()
     check_providers(providers)
     threads = Threads(tuple(providers), intra_op_threads)
+    if trials is not None:
+        trials.prepare(version_directory(root, model, version))
     found = material.read(root, model, version)
     if trials is None:
         session = make(found, threads)
@@ -260,6 +263,8 @@ def make(
         cost_ns = warm.warm(runs, session.signature, lines, found.config.warmups, rows_max)
         session.warm_cost_ns.update(cost_ns)
         session.endless = runs.endless
+    if facts is not None and not session.endless:
+        _check_golden_again(session, lines, runs, found)
     session.config = triton.describe(found.config, fitted, batchable=session.batchable)
     return session
 
@@ -321,6 +326,16 @@ def _check_golden(session: Session, lines: Sequence[golden.Golden], runs: warm.R
     where = f"{found.where}/{found.bundle.settings.golden}"
     golden.check(lines, session.signature, runs.run, where, batchable=session.batchable)
     session.golden_lines = len(lines)
+
+
+def _check_golden_again(
+    session: Session, lines: Sequence[golden.Golden], runs: warm.Runs, found: Material
+) -> None:
+    """A few of the lines in the process that will serve: its processor, threads and settings are the trial's by intent
+    only, and what a child said of itself is no evidence."""
+    where = f"{found.where}/{found.bundle.settings.golden}, run again where it is to be served"
+    again = golden.some(lines, session.warm_cost_ns.get(1, 0))
+    golden.check(again, session.signature, runs.run, where, batchable=session.batchable)
 
 
 def _varies(session: Session) -> bool:

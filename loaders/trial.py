@@ -40,6 +40,7 @@ DOING = {
     "warm": "it was warmed up",
 }
 """What was done in a stage, for people."""
+_FD_MAX = 1 << 20
 _BAD_ALLOC = ("bad_alloc", "Failed to allocate memory", "bad allocation")
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     # Not lower: who asks may give way already, and a trial that gets next to nothing runs out of time.
     os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
     _rehearse()
+    confine.adopt_orphans()
     pending = b""
     while True:
         ready, _, _ = select.select([0], [], [], IDLE_S)
@@ -64,6 +66,7 @@ def main() -> None:
         while b"\n" in pending:
             line, _, pending = pending.partition(b"\n")
             verdict = tried(msgspec.json.decode(line, type=Request), devnull)
+            confine.end_orphans()
             os.write(out, msgspec.json.encode(verdict) + b"\n")
 
 
@@ -98,9 +101,11 @@ def tried(request: Request, devnull: int) -> Verdict:
     if pid == 0:
         code = 1
         try:
-            os.close(reading)
             for fd in (0, 1, 2):
                 os.dup2(devnull, fd)
+            # Who asks listens at one of them: a verdict comes from the server alone.
+            os.closerange(3, writing)
+            os.closerange(writing + 1, _FD_MAX)
             _child(request, writing)
             code = 0
         finally:

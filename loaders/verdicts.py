@@ -115,7 +115,42 @@ class Trials:
         self._plan = plan
         self._run = run
         self._server: subprocess.Popen[bytes] | None = None
+        self._ahead: int | None = None
         self._held: dict[int, tuple[str, int]] = {}
+
+    def prepare(self, directory: Path) -> None:
+        """Start the server ahead of need, where a trial is likely: it gets ready while the version's files are read.
+
+        Likely is it for files that are younger than the last verdict. One worker of the host does so, the others will
+        read the verdict that it gets. Cost: two stats and a lock; a server that is not needed ends when idle.
+
+        Args:
+            directory: the version's.
+        """
+        if self._server is not None and self._server.poll() is None:
+            return
+        try:
+            appeared_ns = directory.stat().st_ctime_ns
+            judged_ns = self._directory.stat().st_mtime_ns if self._directory.exists() else 0
+        except OSError:
+            return
+        if appeared_ns <= judged_ns or self._ahead is not None:
+            return
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._directory / "ahead", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return
+        self._ahead = fd
+        self._server = _start()
+
+    def _let_go(self) -> None:
+        """The trial that the server was started for is over: another worker may start its own."""
+        fd, self._ahead = self._ahead, None
+        if fd is not None:
+            os.close(fd)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -141,6 +176,12 @@ class Trials:
             TrialFailed: it crashed, or took too much.
             VersionChanged: the trial saw other files.
         """
+        try:
+            return self._judged(request, digests, identity, size_bytes)
+        finally:
+            self._let_go()
+
+    def _judged(self, request: Request, digests: tuple[str, str], identity: str, size_bytes: int) -> Facts:
         key = hashlib.sha256(f"{FORMAT}\0{request.model}\0{request.version}\0{identity}".encode()).hexdigest()
         verdict = self._kept(key)
         if verdict is None:
@@ -227,6 +268,7 @@ class Trials:
 
     def close(self) -> None:
         """End the trial server, and with it a trial under way; from any thread."""
+        self._let_go()
         server, self._server = self._server, None
         if server is not None:
             # The loader's thread may be waiting for its answer: pipes are closed once there is none to come.

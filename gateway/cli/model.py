@@ -108,6 +108,7 @@ def check(context: click.Context, path: Path | None, as_json: bool) -> None:
     """
     # Here, not above: no other command of this group needs ONNX Runtime.
     from gateway.checking import check_versions, versions_below  # noqa: PLC0415
+    from loaders.confine import gaps  # noqa: PLC0415
 
     config = gateway.config.load()[0]
     path = path or Path(config.models)
@@ -118,7 +119,7 @@ def check(context: click.Context, path: Path | None, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="tidegate-check-") as kept:
         checked = check_versions(root, versions, config.session, Path(kept))
     if as_json:
-        print_json({"versions": checked, "problems": list(problems)})
+        print_json({"versions": checked, "problems": list(problems), "sandbox": list(gaps())})
     else:
         if checked:
             table(("model", "version", "verdict", "why"), [_checked_row(one) for one in checked])
@@ -126,6 +127,8 @@ def check(context: click.Context, path: Path | None, as_json: bool) -> None:
             say(f"no models below {path}")
         for problem in problems:
             say(f"problem: {problem}")
+        for gap in gaps():
+            say(f"warning: {gap}")
     if not all(one["ok"] for one in checked):
         context.exit(NO)
 
