@@ -23,6 +23,8 @@ from gateway.settings import Config
 
 ENV_PREFIX = "TIDEGATE_"
 DEFAULT_FILE = "tidegate.toml"
+NO_SETTINGS = frozenset(("TIDEGATE_TOKEN_FILE",))
+"""Variables of the command line's own, beside the settings."""
 
 
 def load(
@@ -50,7 +52,7 @@ def load(
             _put(tree, path, value, str(file))
             origins[".".join(path)] = str(file)
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX):
+        if name.startswith(ENV_PREFIX) and name not in NO_SETTINGS:
             key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
             _put(tree, key.split("."), _parsed(environ[name]), name)
             origins[key] = name

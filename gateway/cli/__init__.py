@@ -14,7 +14,9 @@ TABLE = {
     "serve": Entry("gateway.cli.serve:command", "Serve a model repository, in the foreground."),
     "predict": Entry("gateway.cli.predict:command", "Ask a model for an answer."),
     "route": Entry("gateway.cli.route:command", "Show and change which version answers."),
-    "model": Entry("gateway.cli.model:command", "Show, load and unload models."),
+    "model": Entry("gateway.cli.model:command", "Show, publish, load, stop and unload models."),
+    "lease": Entry("gateway.cli.lease:command", "Renew the leases of watched canaries."),
+    "token": Entry("gateway.cli.access_tokens:command", "Make, list and revoke tokens."),
     "shadow": Entry(
         "shadow.cli.shadow:command", "Compare shadows with what was answered.", needs="shadow.cli.shadow"
     ),
@@ -37,6 +39,7 @@ TABLE = {
     "config": Entry("gateway.cli.config:command", "Check and show the configuration."),
     "doctor": Entry("gateway.cli.doctor:command", "Check what this machine offers.", needs="gateway.doctor"),
     "bench": Entry("bench.cli:main", "Measure the gateway.", needs="bench.cli"),
+    "completion": Entry("gateway.cli.completion:command", "Print a shell's completion script."),
     "version": Entry("gateway.cli.version:command", "Print the version."),
 }
 

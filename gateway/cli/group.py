@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from gateway.cli.failures import explain
 from gateway.cli.plain import lines
@@ -68,6 +69,13 @@ class LazyGroup(click.Group):
         rows = [(name, self.table[name].summary) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What a shell offers behind `tidegate`: from the table alone, and options behind a dash."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        return [CompletionItem(name, help=self.table[name].summary) for name in names]
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, **settings: Any

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 import gateway.config
-from gateway.cli import profile
+from gateway.cli import profile, publish
+from gateway.cli.changing import Asked, change_options
 from gateway.cli.client import Client, admin_options, quoted
+from gateway.cli.completion import model_argument, version_names
 from gateway.cli.failures import NO, Stop
-from gateway.cli.screen import json_option, print_json, say, table
+from gateway.cli.screen import Piece, json_option, made_table, print_json, say, show, table
+from gateway.cli.watching import watch, watch_option
 
 reason_option = click.option(
     "--reason", default="asked on the command line", help="Why; it stands in the log."
@@ -21,39 +25,52 @@ reason_option = click.option(
 
 @click.group("model")
 def command() -> None:
-    """Show, load and unload models."""
+    """Show, publish, load, stop and unload models."""
 
 
 command.add_command(profile.command)
+command.add_command(publish.command)
 
 
 @command.command("list")
+@watch_option
 @admin_options
 @json_option
-def list_models(as_json: bool, admin: Client) -> None:
+def list_models(watch_it: bool, as_json: bool, admin: Client) -> None:
     """List every version that the repository holds or a worker has loaded."""
-    body = admin.get("/admin/v1/models").body
+
+    def fetch() -> Any:
+        return admin.get("/admin/v1/models").body
+
+    if watch_it:
+        watch(fetch, _listed, as_json)
+        return
+    body = fetch()
     if as_json:
         print_json(body)
-        return
+    else:
+        show(_listed(body))
+
+
+def _listed(body: Any) -> Iterator[Piece]:
     rows = [
         row
         for model in _models(body)
         for row in _version_rows(str(model.get("name") or model.get("model")), model)
     ]
     if rows:
-        table(("model", "version", "state", "weight", "reason"), rows)
+        yield made_table(("model", "version", "state", "weight", "reason"), rows)
     else:
-        say("no models: put one at <repository>/NAME/1/model.onnx, then `tidegate model refresh`")
+        yield "no models: put one at <repository>/NAME/1/model.onnx, then `tidegate model refresh`"
     for problem in body.get("problems", []) if isinstance(body, dict) else []:
-        say(f"problem: {problem}")
+        yield f"problem: {problem}"
 
 
 @command.command("show")
-@click.argument("model")
+@model_argument()
 @admin_options
 @json_option
-def show(model: str, as_json: bool, admin: Client) -> None:
+def show_model(model: str, as_json: bool, admin: Client) -> None:
     """Show the versions of MODEL."""
     body = admin.get(f"/admin/v1/models/{quoted(model)}").body
     if as_json:
@@ -62,9 +79,25 @@ def show(model: str, as_json: bool, admin: Client) -> None:
     table(("model", "version", "state", "weight", "reason"), _version_rows(model, body))
 
 
+@command.command("stop")
+@model_argument()
+@change_options
+def stop(model: str, asked: Asked) -> None:
+    """Answer no request for MODEL any more, whatever its route says, until it is resumed; it stays loaded."""
+    asked.send_to_model(model, "stop")
+
+
+@command.command("resume")
+@model_argument()
+@change_options
+def resume(model: str, asked: Asked) -> None:
+    """End a stop: MODEL answers again, by the route that it has."""
+    asked.send_to_model(model, "resume")
+
+
 @command.command("load")
-@click.argument("model")
-@click.argument("version", required=False)
+@model_argument()
+@click.argument("version", required=False, shell_complete=version_names)
 @reason_option
 @admin_options
 @json_option
@@ -74,8 +107,8 @@ def load(model: str, version: str | None, reason: str, as_json: bool, admin: Cli
 
 
 @command.command("unload")
-@click.argument("model")
-@click.argument("version")
+@model_argument()
+@click.argument("version", shell_complete=version_names)
 @reason_option
 @admin_options
 @json_option

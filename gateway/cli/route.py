@@ -1,20 +1,23 @@
 """`tidegate route`: show and change which version answers.
 
-Every change is a compare-and-set: it names the revision it was decided on (by default the one
-that this command has just read), and the gateway refuses it when the route has moved on.
+Every change is a compare-and-set (`changing`): it names the revision it was decided on (by default the one that this
+command has just read), and the gateway refuses it when the route has moved on.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from gateway.cli.client import Answer, Client, admin_options, quoted
+from gateway.cli import route_bounds, route_history
+from gateway.cli.changing import Asked, change_options, read_route
+from gateway.cli.client import Client, admin_options
+from gateway.cli.completion import model_argument, variant_names, version_names
 from gateway.cli.failures import Stop
-from gateway.cli.screen import json_option, moment, percent, print_json, say, table
+from gateway.cli.screen import Piece, json_option, made_table, moment, percent, print_json, show
+from gateway.cli.watching import watch, watch_option
 from gateway.cli.weights import parse_assignment, parse_variant, plan, with_rest
 
 
@@ -23,110 +26,47 @@ def command() -> None:
     """Show and change which version answers."""
 
 
-def change_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command what every change has: `--reason`, `--if-match`, `--dry-run`, and the rest."""
-
-    @click.option("--reason", required=True, help="Why; it stands in the log.")
-    @click.option("--if-match", type=int, metavar="REV", help="Only at this revision [default: now's].")
-    @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
-    @admin_options
-    @json_option
-    @functools.wraps(function)
-    def wrapped(
-        *args: Any,
-        admin: Client,
-        reason: str,
-        if_match: int | None,
-        dry_run: bool,
-        as_json: bool,
-        **rest: Any,
-    ) -> None:
-        asked = Asked(admin, reason, if_match, dry_run, as_json)
-        function(*args, asked=asked, **rest)
-
-    return wrapped
-
-
-class Asked:
-    """A change in the making: where it goes, why, on which revision."""
-
-    def __init__(
-        self, admin: Client, reason: str, if_match: int | None, dry_run: bool, as_json: bool
-    ) -> None:
-        self._admin = admin
-        self._reason = reason
-        self._if_match = if_match
-        self._dry_run = dry_run
-        self._as_json = as_json
-
-    def route(self, model: str) -> dict[str, Any]:
-        """The route now; a change is based on its revision unless `--if-match` says else."""
-        route = _route(self._admin, model)
-        if self._if_match is None:
-            self._if_match = route["revision"]
-        return route
-
-    def send(self, model: str, action: str, body: dict[str, Any]) -> None:
-        """Ask for the change and print what came of it; `action` "" replaces the route."""
-        if self._if_match is None:
-            self.route(model)
-        path = f"/admin/v1/routes/{quoted(model)}" + (f"/{action}" if action else "")
-        answer = self._admin.send(
-            "POST" if action else "PUT",
-            path,
-            params={"dry_run": "true"} if self._dry_run else None,
-            headers={"if-match": f'"{self._if_match}"'},
-            body={**body, "reason": self._reason},
-        )
-        if self._as_json:
-            print_json(answer.body)
-            return
-        self._print(model, answer)
-
-    def _print(self, model: str, answer: Answer) -> None:
-        body = answer.body
-        before, after = body.get("before_bp") or {}, body.get("after_bp") or {}
-        if after:
-            names = list(dict.fromkeys([*before, *after]))
-            table(
-                ("variant", "before", "after"),
-                [(n, *(_share(weights.get(n)) for weights in (before, after))) for n in names],
-            )
-        if self._dry_run:
-            say(f"{model}: nothing changed (dry run); revision {self._if_match} stands")
-            return
-        applied = body.get("applied") or {}
-        say(f"{model}: revision {self._if_match} -> {body.get('revision', '?')}{_applied(applied)}")
-        if answer.status == 202:
-            pending = ", ".join(str(index) for index in applied.get("pending", ())) or "?"
-            say(f"accepted; some workers do not run it yet (index {pending})")
+command.add_command(route_bounds.command)
+command.add_command(route_history.command)
 
 
 @command.command("show")
-@click.argument("model", required=False)
+@model_argument(required=False)
+@watch_option
 @admin_options
 @json_option
-def show(model: str | None, as_json: bool, admin: Client) -> None:
+def show_route(model: str | None, watch_it: bool, as_json: bool, admin: Client) -> None:
     """Show the route of MODEL, or of every model."""
-    if model is None:
-        body = admin.get("/admin/v1/routes").body
-        routes = body["routes"] if isinstance(body, dict) else body
-        routes = list(routes.values()) if isinstance(routes, dict) else routes
-    else:
-        body = _route(admin, model)
-        routes = [body]
+
+    def fetch() -> Any:
+        return admin.get("/admin/v1/routes").body if model is None else read_route(admin, model)
+
+    if watch_it:
+        watch(fetch, _pieces, as_json)
+        return
+    body = fetch()
     if as_json:
         print_json(body)
+    else:
+        show(_pieces(body))
+
+
+def _pieces(body: Any) -> Iterator[Piece]:
+    """One route, or all of them."""
+    if "variants" in body:
+        yield from _drawn(body)
         return
-    if not routes:
-        say("no routes: put a model at <repository>/NAME/1/model.onnx, then `tidegate model refresh`")
-    for route in routes:
-        _print_route(route)
+    if not body["routes"]:
+        yield "no routes: put a model at <repository>/NAME/1/model.onnx, then `tidegate model refresh`"
+    for route in body["routes"]:
+        yield from _drawn(route)
 
 
 @command.command("shift")
-@click.argument("model")
-@click.argument("weights", nargs=-1, required=True, metavar="VARIANT=WEIGHT...")
+@model_argument()
+@click.argument(
+    "weights", nargs=-1, required=True, metavar="VARIANT=WEIGHT...", shell_complete=variant_names("=")
+)
 @change_options
 def shift(model: str, weights: tuple[str, ...], asked: Asked) -> None:
     """Set the weight of canaries, as in canary=10% or canary=1000; the primary has the rest.
@@ -142,7 +82,7 @@ def shift(model: str, weights: tuple[str, ...], asked: Asked) -> None:
 
 
 @command.command("set")
-@click.argument("model")
+@model_argument()
 @click.option(
     "--variant", "variants", multiple=True, required=True, metavar="NAME=VERSION:ROLE:WEIGHT",
     help="A variant; give all of them.",
@@ -157,8 +97,8 @@ def set_route(model: str, variants: tuple[str, ...], asked: Asked) -> None:
 
 
 @command.command("promote")
-@click.argument("model")
-@click.argument("variant", default="canary")
+@model_argument()
+@click.argument("variant", default="canary", shell_complete=variant_names())
 @change_options
 def promote(model: str, variant: str, asked: Asked) -> None:
     """Make VARIANT's version [default: canary's] the primary; the old one is kept warm."""
@@ -166,7 +106,7 @@ def promote(model: str, variant: str, asked: Asked) -> None:
 
 
 @command.command("rollback")
-@click.argument("model")
+@model_argument()
 @click.option("--to", "to_revision", type=int, metavar="REV", help="[default: the one before]")
 @click.option("--variant", metavar="CANARY", help="Only this canary: its weight to 0, its version latched.")
 @change_options
@@ -183,8 +123,8 @@ def rollback(model: str, to_revision: int | None, variant: str | None, asked: As
 
 
 @command.command("rearm")
-@click.argument("model")
-@click.argument("version")
+@model_argument()
+@click.argument("version", shell_complete=version_names)
 @change_options
 def rearm(model: str, version: str, asked: Asked) -> None:
     """Let a latched VERSION have weight again; it has none until it is shifted to."""
@@ -192,7 +132,7 @@ def rearm(model: str, version: str, asked: Asked) -> None:
 
 
 @command.command("freeze")
-@click.argument("model")
+@model_argument()
 @change_options
 def freeze(model: str, asked: Asked) -> None:
     """Hold the route: no change, by nobody, until it is thawed."""
@@ -200,68 +140,46 @@ def freeze(model: str, asked: Asked) -> None:
 
 
 @command.command("thaw")
-@click.argument("model")
+@model_argument()
 @change_options
 def thaw(model: str, asked: Asked) -> None:
     """End a freeze."""
     asked.send(model, "thaw", {})
 
 
-@command.command("history")
-@click.argument("model")
-@admin_options
-@json_option
-def history(model: str, as_json: bool, admin: Client) -> None:
-    """Show the revisions of MODEL's route, who made them and why."""
-    body = admin.get(f"/admin/v1/routes/{quoted(model)}/history").body
-    if as_json:
-        print_json(body)
-        return
-    revisions = body["revisions"] if isinstance(body, dict) else body
-    table(
-        ("revision", "at", "by", "variants", "reason", "event"),
-        [
-            (
-                r["revision"],
-                moment(c.get("at_ns", 0)),
-                c.get("by"),
-                _summary(r),
-                c.get("reason"),
-                c.get("event"),
-            )
-            for r in revisions
-            for c in (r.get("changed") or {},)
-        ],
-    )
-
-
-def _route(admin: Client, model: str) -> dict[str, Any]:
-    body = admin.get(f"/admin/v1/routes/{quoted(model)}").body
-    if not isinstance(body, dict) or "revision" not in body or "variants" not in body:
-        msg = f"{admin.url} gave no route for {model}: is that a Tidegate's admin listener?"
-        raise Stop(msg, 3)
-    return body
-
-
-def _print_route(route: dict[str, Any]) -> None:
-    held = ", frozen" if route.get("frozen") else ""
+def _drawn(route: dict[str, Any]) -> Iterator[Piece]:
+    """A route as a table and what is to be said of it."""
+    model = route["model"]
+    stopped = route.get("stopped")
+    held = (", frozen" if route.get("frozen") else "") + (", stopped" if stopped else "")
     variants = route["variants"]
     headers = ["variant", "version", "role", "weight", "state"]
     rows = [[v["name"], v["version"], v["role"], _weight(v), v.get("state")] for v in variants]
     if any("lease_until" in v for v in variants):
         headers.append("lease")
         rows = [[*row, _lease(v)] for row, v in zip(rows, variants, strict=True)]
-    table(headers, rows, title=f"{route['model']}  revision {route['revision']}{held}")
+    yield made_table(headers, rows, title=f"{model}  revision {route['revision']}{held}")
+    if stopped:
+        yield f"  stopped {_by_whom(stopped)}; `tidegate model resume {model}` ends it"
     for version in route.get("latched", ()):
         since = route.get("latches", {}).get(version, {})
         event = f", event {since['event']}" if since.get("event") else ""
-        say(
+        yield (
             f"  version {version} is latched since {moment(since.get('at_ns', 0))} by {since.get('by')}:"
-            f" {since.get('reason')}{event}; `tidegate route rearm {route['model']} {version}` ends it"
+            f" {since.get('reason')}{event}; `tidegate route rearm {model} {version}` ends it"
         )
+    if route.get("bounds"):
+        yield f"  automata are held to {route_bounds.in_words(route['bounds'])}"
     changed = route.get("changed")
     if changed:
-        say(f"  changed by {changed.get('by')}: {changed.get('reason')}")
+        yield f"  changed by {changed.get('by')}: {changed.get('reason')}"
+
+
+def _by_whom(change: Any) -> str:
+    """Since when, by whom and why."""
+    if not isinstance(change, dict):
+        return ""
+    return f"since {moment(change.get('at_ns', 0))} by {change.get('by')}: {change.get('reason')}"
 
 
 def _lease(variant: dict[str, Any]) -> str | None:
@@ -275,19 +193,3 @@ def _weight(variant: dict[str, Any]) -> str:
     if variant["role"] == "shadow":
         return f"sees {percent(variant.get('sample_bp', 0))}"
     return percent(variant.get("weight_bp", 0))
-
-
-def _summary(route: dict[str, Any]) -> str:
-    frozen = " (frozen)" if route.get("frozen") else ""
-    return ", ".join(f"{v['version']}: {_weight(v)}" for v in route["variants"]) + frozen
-
-
-def _share(weight_bp: int | None) -> str | None:
-    return None if weight_bp is None else percent(weight_bp)
-
-
-def _applied(applied: dict[str, Any]) -> str:
-    if not applied:
-        return ""
-    took = f" in {applied['ms']} ms" if "ms" in applied else ""
-    return f", run by {applied.get('workers', '?')} of {applied.get('of', '?')} workers{took}"

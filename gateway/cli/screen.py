@@ -14,6 +14,7 @@ from gateway.cli.plain import lines, one_line
 
 if TYPE_CHECKING:
     import rich.console
+    import rich.table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -34,13 +35,21 @@ def print_json_line(document: bytes) -> None:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
     """A table on stdout; cells are shown as text, None as a dash. Numbers keep to the right."""
+    show([made_table(headers, rows, title=title)])
+
+
+def made_table(
+    headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
+) -> rich.table.Table:
+    """The same, to be shown later, and again (`show`, `watching`)."""
     # Imported by who draws one: `serve` does not, and starts sooner.
     import rich.box
     import rich.table
     import rich.text
 
     rows = [[_cell(value) for value in row] for row in rows]
-    made = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    shown_title = rich.text.Text(one_line(title)) if title is not None else None
+    made = rich.table.Table(title=shown_title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for index, header in enumerate(headers):
         column = [row[index] for row in rows]
         numeric = bool(column) and all(_is_numeric(text) for text in column)
@@ -48,7 +57,20 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
     for row in rows:
         # Text, not markup: a model may be called "[red]".
         made.add_row(*(rich.text.Text(text) for text in row))
-    _console().print(made)
+    return made
+
+
+Piece = Any
+"""What is shown: a table of `made_table`, or a text of whole lines."""
+
+
+def show(pieces: Iterable[Piece]) -> None:
+    """Tables and lines on stdout, in their order."""
+    for piece in pieces:
+        if isinstance(piece, str):
+            say(piece)
+        else:
+            console().print(piece)
 
 
 def say(text: str) -> None:
@@ -83,11 +105,12 @@ def _is_numeric(text: str) -> bool:
     return text.rstrip("%").replace(".", "", 1).lstrip("-").isdigit()
 
 
-def _console() -> rich.console.Console:
+def console() -> rich.console.Console:
+    """Stdout, as wide as it is; where it is no terminal, wide enough that nothing is folded."""
     import rich.console
 
     # A pipe has no width; 80 columns would fold identifiers that are meant to be copied.
-    console = rich.console.Console(highlight=False)
-    if not console.is_terminal:
-        console = rich.console.Console(highlight=False, width=200)
-    return console
+    found = rich.console.Console(highlight=False)
+    if not found.is_terminal:
+        found = rich.console.Console(highlight=False, width=200)
+    return found

@@ -5,6 +5,7 @@ Read from the log alone: no gateway and no sidecar needs to run.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -12,9 +13,12 @@ import msgspec
 
 from gateway.audit.event import Verdict
 from gateway.cli.failures import NO, Stop
-from gateway.cli.screen import json_option, moment, percent, print_json, say, table
+from gateway.cli.screen import console, json_option, moment, percent, print_json, print_json_line, say, table
+from gateway.cli.watching import watch_option
 from shadow.cli.reading import Reading, reading_options
 from shadow.replay import Compared
+
+WATCH_EVERY_S = 2.0
 
 
 @click.group("decision")
@@ -24,21 +28,53 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--model", help="Only decisions about this model.")
+@watch_option
 @reading_options
 @json_option
-def list_(model: str | None, reading: Reading, as_json: bool) -> None:
+def list_(model: str | None, watch_it: bool, reading: Reading, as_json: bool) -> None:
     """Every decision, oldest first."""
+    if watch_it:
+        _watch(reading, model, as_json or not console().is_terminal)
+        return
     found = _decisions(reading, model)
     if as_json:
-        print_json([{"id": event.id, "at_ns": event.at_ns, **event.body} for event in found])
+        print_json([_document(event) for event in found])
         return
     if not found:
         say("no decisions: nothing that a canary did called for one")
         return
     for event in found:
-        say(f"{moment(event.at_ns)}  {event.model}  {_action(event.body)} ({event.body.get('cause')})")
-        say(f"  {event.body.get('says')}")
-        say(f"  id {event.id}")
+        _say(event)
+
+
+def _watch(reading: Reading, model: str | None, as_json: bool) -> None:
+    """Those that there are, then each as it comes; until Ctrl-C. Reads the verdicts anew at each look: a few a tick."""
+    if reading.place.kafka is not None:
+        msg = "--watch reads the spool: leave --kafka out, or run `tidegate audit tail --follow --type verdict --kafka`"
+        raise Stop(msg)
+    told: set[str] = set()
+    try:
+        while True:
+            for event in _decisions(reading, model):
+                if event.id not in told:
+                    told.add(event.id)
+                    if as_json:
+                        print_json_line(msgspec.json.encode(_document(event)))
+                    else:
+                        _say(event)
+            time.sleep(WATCH_EVERY_S)
+    except KeyboardInterrupt:
+        return
+
+
+def _document(event: Verdict) -> dict[str, Any]:
+    return {"id": event.id, "at_ns": event.at_ns, **event.body}
+
+
+def _say(event: Verdict) -> None:
+    say(f"{moment(event.at_ns)}  {event.model}  {_action(event.body)} ({event.body.get('cause')})")
+    say(f"  {event.body.get('says')}")
+    say(f"  id {event.id}")
 
 
 @command.command("show")

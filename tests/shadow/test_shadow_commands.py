@@ -101,6 +101,23 @@ def test_list_and_show(run: Run, told: Stage) -> None:
     assert "no decisions" in run("decision", "list", "--model", "other").stdout
 
 
+def test_watched_decisions_are_told_once(run: Run, told: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that there are, then each as it comes, a JSON line each where nobody looks; Ctrl-C is exit 0."""
+    looks = iter((None, None))
+
+    def sleep(_: float) -> None:
+        if next(looks, "over") == "over":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shadow.cli.decision.time.sleep", sleep)
+    (decision,) = answer(run("decision", "list", "--json"))
+    result = run("decision", "list", "--watch")
+    assert result.exit_code == 0
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [decision]
+    refused = run("decision", "list", "--watch", "--kafka", "127.0.0.1:9")
+    assert refused.exit_code == 2
+
+
 def test_show_of_no_decision(run: Run, told: Stage) -> None:
     """Exit 1 and where to look."""
     result = run("decision", "show", "nonsense")

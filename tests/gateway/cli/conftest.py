@@ -46,6 +46,13 @@ class FakeGateway:
                     (self.command, at.path),
                     (404, {}, {"error": f"no {at.path}", "code": "not_found"}),
                 )
+                if callable(reply):
+                    reply = reply(fake.seen[-1])
+                if reply is None:
+                    # As a process that dies: the connection ends, and no answer comes.
+                    self.close_connection = True
+                    self.connection.close()
+                    return
                 out = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
                 self.send_response(status)
                 for name, value in extra.items():
@@ -73,7 +80,7 @@ class FakeGateway:
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Answer `method path` so."""
+        """Answer `method path` so; a function is asked for the body at each request, and None ends the connection."""
         self.replies[method, path] = (status, headers or {}, body)
 
     def stop(self) -> None:

@@ -167,29 +167,6 @@ def test_dry_run_asks_and_changes_nothing(run, admin, state_dir) -> None:
     assert "nothing changed" in result.stdout
 
 
-def test_pending_workers_are_said(run, admin, state_dir) -> None:
-    """202: accepted, exit 0, and told."""
-    admin.on(
-        "POST",
-        f"{AT}/shift",
-        DONE | {"applied": {"workers": 1, "of": 2, "ms": 2000, "pending": [1]}},
-        202,
-    )
-    args = (
-        "route",
-        "shift",
-        "flights",
-        "canary=25%",
-        "--reason",
-        "r",
-        "--state-dir",
-        str(state_dir),
-    )
-    result = run(*args)
-    assert result.exit_code == 0
-    assert "index 1" in result.stdout
-
-
 @pytest.mark.parametrize("weight", ["canary", "canary=110%", "canary=x", "canary=0.001%", "=5", "zz=5%"])
 def test_bad_weights_are_refused_here(run, admin, state_dir, weight) -> None:
     """What cannot be a weight or a variant exits 2 and sends no change."""
@@ -241,14 +218,6 @@ def test_actions_send_their_body(run, admin, state_dir, action, extra, body) -> 
     assert run(*args).exit_code == 0
     assert admin.seen[-1].body == {**body, "reason": "r"}
     assert admin.seen[-1].headers["if-match"] == '"12"'
-
-
-def test_history(run, admin, state_dir) -> None:
-    """One row a revision with who and why."""
-    admin.on("GET", f"{AT}/history", {"revisions": [ROUTE]})
-    result = run("route", "history", "flights", "--state-dir", str(state_dir))
-    assert "stage 3" in result.stdout
-    assert "2023-11-14 22:13:20.000Z" in result.stdout
 
 
 @pytest.mark.parametrize(
