@@ -186,6 +186,47 @@ def _too_many(allowance: Allowance, early_ns: int) -> Refusal:
     )
 
 
+class Bodies:
+    """Bytes of bodies on their way in, by account: who sends many large ones slowly must not have all the room.
+
+    Threading: the loop thread alone. Cost: O(1) a part of a body.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes: dict[str, int] = {}
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether anyone is limited in bytes."""
+        return any(one.bytes_max for one in (self._limits.default, *self._limits.principals.values()))
+
+    def most_bytes(self, name: str) -> int:
+        """What an account may have; 0: any."""
+        return self._limits.principals.get(name, self._limits.default).bytes_max
+
+    def take(self, name: str, size: int, own_bytes: int) -> bool:
+        """Count so many more of an account; False, and nothing is counted: it has too many.
+
+        Args:
+            own_bytes: of the same connection: one body alone is taken, however large.
+        """
+        held = self._bytes.get(name, 0)
+        most = self.most_bytes(name)
+        if most and held > own_bytes and held + size > most:
+            return False
+        self._bytes[name] = held + size
+        return True
+
+    def give_back(self, name: str, size: int) -> None:
+        """They are answered or given up."""
+        left = self._bytes[name] - size
+        if left:
+            self._bytes[name] = left
+        else:
+            del self._bytes[name]
+
+
 class Turns:
     """Whose turn a lane is: models share lanes by weight, as far as they want them (start-time fair queueing).
 

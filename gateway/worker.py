@@ -43,6 +43,7 @@ from gateway.capture import check_room
 from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError, ModelNotReady, Overloaded, RateLimited
+from gateway.fairness import Bodies
 from gateway.fleet import Fleet
 from gateway.head import TIMEOUT_MAX_MS
 from gateway.memory import memory_plan
@@ -186,6 +187,7 @@ class Worker:
             connections_max=data.connections_max,
             limits=_limits(data),
             askers=self.askers,
+            bodies=Bodies(self.config.limits),
         )
         self.server = Server(
             uvicorn.Config(

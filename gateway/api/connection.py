@@ -40,6 +40,8 @@ class Connection(Leaving):
         self._content_bytes = -1
         self._body_left = 0
         self.held_bytes = 0
+        self.account = self.held_by = ""
+        """Of the message that comes, where somebody is limited; and of the bodies that are held."""
         self._discarded = 0
         self._chunks = self._chunk_bytes = 0
 
@@ -151,19 +153,16 @@ class Connection(Leaving):
         """Count bytes of a body that are kept.
 
         Raises:
-            Overloaded: all bodies of this worker together are too large.
+            Overloaded, RateLimited: all bodies of this worker together, or those of this client, are too large.
         """
-        crowd = self.crowd
-        if crowd.held_bytes + size > crowd.limits.bodies_max_bytes:
-            most = crowd.limits.bodies_max_bytes
-            msg = f"bodies of {crowd.held_bytes} bytes are being received, at most {most} are held; try again"
-            raise Overloaded(msg)
-        crowd.held_bytes += size
+        if not self.held_bytes:
+            self.held_by = self.account
+        self.crowd.hold(size, self.held_by, self.held_bytes)
         self.held_bytes += size
 
     def let_go(self, size: int) -> None:
         """Bodies of so many bytes, of those that this connection held, are answered or given up."""
-        self.crowd.held_bytes -= size
+        self.crowd.let_go(size, self.held_by)
         self.held_bytes -= size
 
     def on_body(self, body: bytes | memoryview) -> None:

@@ -9,9 +9,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
+
+from gateway.errors import Overloaded, RateLimited
 
 LOOK_AGAIN_S = 0.25
 """Connections are looked through for idle ones once in so long at most: a flood must not make us look all the time."""
@@ -34,6 +36,19 @@ class Limits(msgspec.Struct, frozen=True):
     idle_s: float = 75.0
 
 
+class Counted(Protocol):
+    """Bodies by account; see `gateway.fairness.Bodies`."""
+
+    def take(self, name: str, size: int, own_bytes: int) -> bool:
+        """Count so many more; False: too many."""
+
+    def give_back(self, name: str, size: int) -> None:
+        """They are answered or given up."""
+
+    def most_bytes(self, name: str) -> int:
+        """What an account may have."""
+
+
 class Crowd:
     """One worker's connections.
 
@@ -52,6 +67,8 @@ class Crowd:
         self.connections_max = connections_max
         self.held_bytes = 0
         """Bodies that are not whole yet, or not answered."""
+        self.bodies: Counted | None = None
+        """The same by account, where somebody is limited in bytes."""
         self.turned_away = 0
         """Connections that found no room."""
         self.made_room = 0
@@ -68,6 +85,33 @@ class Crowd:
         self._clock_ns = clock_ns
         self._turn_ends_ns = 0
         """When the turn is spent; 0: nothing was parsed in it yet."""
+
+    def hold(self, size: int, account: str, own_bytes: int) -> None:
+        """Count bytes of a body that are kept.
+
+        Args:
+            account: whose they are.
+            own_bytes: what the same connection holds already.
+
+        Raises:
+            Overloaded: all bodies of this worker together are too large.
+            RateLimited: those of this account are.
+        """
+        most = self.limits.bodies_max_bytes
+        if self.held_bytes + size > most:
+            msg = f"bodies of {self.held_bytes} bytes are being received, at most {most} are held; try again"
+            raise Overloaded(msg)
+        if self.bodies is not None and not self.bodies.take(account, size, own_bytes):
+            most = self.bodies.most_bytes(account)
+            msg = f"your bodies in flight may have {most} bytes together; wait for answers first"
+            raise RateLimited(msg)
+        self.held_bytes += size
+
+    def let_go(self, size: int, account: str) -> None:
+        """Bytes of an account's bodies are answered or given up."""
+        self.held_bytes -= size
+        if self.bodies is not None and size:
+            self.bodies.give_back(account, size)
 
     def cut(self, code: str) -> None:
         """Count a connection that was cut off."""

@@ -122,6 +122,8 @@ class Doors(Connection):
         if self._hosts != 1 and (version != "1.0" or self._hosts):
             raise InvalidRequest(f"found {self._hosts} Host header fields; expected exactly one")
         size = self._content_bytes
+        asker = self._asker()
+        self.account = asker.account
         fast = (
             self.takes_fast
             and not self._slow
@@ -136,7 +138,7 @@ class Doors(Connection):
             return
         head: Head | GatewayError
         try:
-            head = make_head(self.core.caller, self.url, self.headers, self._asker())
+            head = make_head(self.core.caller, self.url, self.headers, asker)
         except GatewayError as exc:
             # Its traceback leads to this frame, which has the cycle.
             head = exc.with_traceback(None)

@@ -25,6 +25,7 @@ from gateway.api.large import LargeCycle
 from gateway.api.problems import reply_of
 from gateway.core import Core
 from gateway.errors import GatewayError
+from gateway.fairness import Bodies
 
 _MISSES_MAX = 8
 _now = time.perf_counter_ns
@@ -59,10 +60,12 @@ class FastProtocol(Doors):
         connections_max: int,
         limits: Limits | None = None,
         askers: Askers | None = None,
+        bodies: Bodies | None = None,
     ) -> type[FastProtocol]:
         """A class whose connections talk to `core`; with `takes_fast` False all requests go to Starlette, within
         the same limits."""
         crowd = Crowd(limits or Limits(), connections_max)
+        crowd.bodies = bodies if bodies is not None and bodies.is_limited else None
         bound = {"core": core, "takes_fast": takes_fast, "crowd": crowd, "askers": askers}
         return type("BoundFastProtocol", (cls,), bound)
 

@@ -24,7 +24,7 @@ class LargeCycle(FastCycle):
         json_bytes: what stands before the tensors; known from the head, so that the tensors can be put in line.
     """
 
-    __slots__ = ("_before_bytes", "_crowd", "_parts", "held_bytes")
+    __slots__ = ("_before_bytes", "_crowd", "_held_by", "_parts", "held_bytes")
 
     def __init__(self, door: Any, json_bytes: int) -> None:
         super().__init__(door)
@@ -34,6 +34,7 @@ class LargeCycle(FastCycle):
         self.held_bytes = 0
         self._crowd: Any = None
         """Where its bytes count once the connection is gone."""
+        self._held_by = ""
 
     def take(self, part: bytes | memoryview) -> None:
         """Part of the body."""
@@ -54,11 +55,11 @@ class LargeCycle(FastCycle):
         """The client is gone: what waits to run keeps the body, and counts until it lets go of it."""
         if not self.more_body and self.held_bytes:
             self.door.held_bytes -= self.held_bytes
-            self._crowd = self.door.crowd
+            self._crowd, self._held_by = self.door.crowd, self.door.held_by
 
     def __del__(self) -> None:
         if self._crowd is not None:
-            self._crowd.held_bytes -= self.held_bytes
+            self._crowd.let_go(self.held_bytes, self._held_by)
 
     def reply(self, status: int, fields: bytes, body: bytes) -> None:
         """Let go of the body, and answer."""

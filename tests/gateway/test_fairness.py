@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.fairness import ACCOUNTS_MAX, Fairness, Held, Refusal, Turns
+from gateway.fairness import ACCOUNTS_MAX, Bodies, Fairness, Held, Refusal, Turns
 from gateway.settings import Allowance, Limits, ModelShare
 
 S = 1_000_000_000
@@ -232,3 +232,28 @@ def test_nobody_is_limited_by_default() -> None:
     assert not Limits().is_on
     assert msgspec.convert({"default": {"per_s": 5}}, Limits).is_on
     assert msgspec.convert({"models": {"m": {}}}, Limits).is_on
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), max_size=60))
+def test_bodies_on_their_way_are_bounded_by_account(parts: list[tuple[int, int]]) -> None:
+    """Beyond what one connection has alone, an account never has more than it may; what is given back is free again,
+    and another account is not concerned."""
+    bodies = Bodies(limits(Allowance(bytes_max=1000), principals={"free": Allowance()}))
+    own = dict.fromkeys(range(4), 0)
+    for connection, size in parts:
+        before = sum(own.values())
+        if bodies.take("a", size, own[connection]):
+            own[connection] += size
+            assert before + size <= 1000 or before + size == own[connection]
+        else:
+            assert before + size > 1000
+            bodies.give_back("a", own.pop(connection)) if own[connection] else None
+            own[connection] = 0
+    assert bodies.take("b", 1000, 0)
+    assert bodies.take("free", 10**9, 0)
+    assert bodies.take("free", 10**9, 0)
+    for held in own.values():
+        if held:
+            bodies.give_back("a", held)
+    assert bodies.take("a", 600, 0)
+    assert not bodies.take("a", 600, 0)
