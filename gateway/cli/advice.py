@@ -46,7 +46,7 @@ def next_step(body: Mapping[str, Any], headers: Mapping[str, str], path: str, ow
     text = " ".join(str(body["error"]).split())
     code = str(body.get("code", ""))
     if code == "unauthorized":
-        step = _token_step(own_token)
+        step = _token_step(text, own_token)
     elif code == "forbidden":
         step = _scope_step(text)
     else:
@@ -63,10 +63,11 @@ def next_step(body: Mapping[str, Any], headers: Mapping[str, str], path: str, ow
     return f"{text.rstrip('.')}; {step}"
 
 
-def _token_step(own_token: bool) -> str:
+def _token_step(text: str, own_token: bool) -> str:
     if own_token:
         return "`tidegate token list` shows which are valid; --token-file names another"
-    return "the token is read from admin.token in the state directory: set --state-dir, or name one with --token-file"
+    read = "" if "admin.token" in text else "the token is read from admin.token in the state directory: "
+    return f"{read}set --state-dir, or name a token with --token-file"
 
 
 def _scope_step(text: str) -> str:

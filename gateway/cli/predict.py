@@ -24,6 +24,7 @@ from gateway.cli.tensors import (
 @click.command("predict")
 @click.argument("model")
 @click.option("--version", metavar="V", help="Ask this version, past the route.")
+@click.option("--variant", metavar="NAME", help="Ask this variant of the route, past the draw.")
 @click.option("--input", "inputs", metavar="NAME=JSON", multiple=True, help="Values of one input.")
 @click.option("--data", "data_file", metavar="FILE", help="A JSON file with the inputs; - reads stdin.")
 @click.option("--routing-key", metavar="KEY", help="Same key, same version, while weights stand.")
@@ -32,6 +33,7 @@ from gateway.cli.tensors import (
 def command(
     model: str,
     version: str | None,
+    variant: str | None,
     inputs: tuple[str, ...],
     data_file: str | None,
     routing_key: str | None,
@@ -53,7 +55,11 @@ def command(
         request = {"inputs": request_inputs(metadata, parse_inputs(inputs))}
     else:
         raise Stop(describe(metadata))
-    headers = {"x-routing-key": routing_key} if routing_key is not None else {}
+    if version is not None and variant is not None:
+        msg = "--version and --variant are both given; one of them is asked past the draw"
+        raise Stop(msg)
+    given = {"x-routing-key": routing_key, "x-tidegate-variant": variant}
+    headers = {name: value for name, value in given.items() if value is not None}
     answer = data.send("POST", f"{path}/infer", headers=headers, body=request)
     prediction_id = answer.headers.get("x-prediction-id")
     audit = answer.headers.get("x-tidegate-audit")

@@ -113,3 +113,13 @@ def test_exit_codes(run, at, fake) -> None:
     fake.on("POST", "/v2/models/m/infer", {"error": "busy", "code": "overloaded"}, 503)
     assert run("predict", "m", "--input", "X=[1,2,3]", *at).exit_code == 1
     assert run("predict", "m", "--url", "http://127.0.0.1:9").exit_code == 3
+
+
+def test_a_variant_is_asked_by_its_header(run, at, fake) -> None:
+    """Past the draw, as a version is; not both."""
+    assert run("predict", "m", "--input", "X=[1,2,3]", "--variant", "canary", *at).exit_code == 0
+    assert fake.seen[-1].headers["x-tidegate-variant"] == "canary"
+    assert run("predict", "m", "--input", "X=[1,2,3]", *at).exit_code == 0
+    assert "x-tidegate-variant" not in fake.seen[-1].headers
+    both = run("predict", "m", "--input", "X=[1,2,3]", "--variant", "canary", "--version", "1", *at)
+    assert both.exit_code == 2
