@@ -23,6 +23,8 @@ SPARE_WORKERS = 1
 """Blocks of shared memory beyond those of the workers: where a successor starts while its predecessor serves."""
 REDACTION_KEY = "redaction.key"
 """In the state directory. Another key makes other hashes of equal values; its id stands with each."""
+ROUTING_KEY = "routing.key"
+"""In the state directory. What salts of sticky routing are worked out from; another key moves sticky clients."""
 
 
 class StartRefused(Exception):
@@ -87,7 +89,10 @@ def resume(context: Context, lock_fd: int) -> tuple[Held, Context]:
 
     Raises:
         ValueError: the fleet file is of another format, which the check before the upgrade excludes.
+        StartRefused: a key in the state directory is none.
     """
+    # Of one that knew fewer keys.
+    _ensure_keys(context.state_path)
     data, admin = socket.socket(fileno=context.data_fd), socket.socket(fileno=context.admin_fd)
     return Held(lock_fd, data, admin, Fleet.open(Path(context.fleet_path))), context
 
@@ -118,7 +123,7 @@ def prepare_state(state_dir: Path) -> tuple[str, int]:
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     try:
         _check_format(state_dir / "format")
-        _redaction_key(state_dir / REDACTION_KEY)
+        _ensure_keys(state_dir)
         return _gateway_id(state_dir / "gateway_id"), lock
     except OSError as exc:
         msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
@@ -153,8 +158,13 @@ def _gateway_id(path: Path) -> str:
     return found
 
 
-def _redaction_key(path: Path) -> None:
-    """What `gateway.redaction` hashes with: there before anything is recorded, or refused."""
+def _ensure_keys(state_dir: Path) -> None:
+    """The secrets of this host: there before anything is recorded or routed, or refused."""
+    for name in (REDACTION_KEY, ROUTING_KEY):
+        _ensure_key(state_dir / name)
+
+
+def _ensure_key(path: Path) -> None:
     try:
         found = path.read_text().strip()
     except FileNotFoundError:

@@ -34,13 +34,13 @@ class Redacted(NamedTuple):
     log_bytes: int
 
 
-def read_key(state_dir: Path) -> bytes:
-    """The key of hashes, as the supervisor made or found it (`gateway.claims`).
+def read_key(state_dir: Path, name: str = REDACTION_KEY) -> bytes:
+    """A key, by default that of hashes, as the supervisor made or found it (`gateway.claims`).
 
     Raises:
         OSError, ValueError: it is not there (any more), or is no key.
     """
-    return bytes.fromhex((state_dir / REDACTION_KEY).read_text().strip())
+    return bytes.fromhex((state_dir / name).read_text().strip())
 
 
 class Redactor:

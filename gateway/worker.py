@@ -40,6 +40,7 @@ from gateway.append import Appender
 from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
 from gateway.capture import check_room
+from gateway.claims import ROUTING_KEY
 from gateway.control.tokens import FEEDBACK, TokenFile
 from gateway.core import Core
 from gateway.errors import GatewayError, ModelNotReady, Overloaded, RateLimited
@@ -119,6 +120,7 @@ class Worker:
         )
         self.models.log_event = self.appender.log
         self.models.redaction_key = read_key(context.state_path)
+        self.models.routing_key = read_key(context.state_path, ROUTING_KEY)
         self.intra_op_threads = budget.intra_op_threads(config, budget.effective_cpus())
         self.core = Core(loop, config, self.models, self.appender, reply_of, self.writer.prefix)
         self.trials = Trials(

@@ -213,6 +213,16 @@ def bounded(route: Route, bounds: Bounds | None, changed: Change) -> Route:
     return _with(msgspec.structs.replace(route, bounds=bounds), route.variants, changed)
 
 
+def salted(before: Route, after: Route, fresh_id: str) -> Route:
+    """The next document with a salt of its own where a rollout begins: the first weight of a canary where none had any.
+
+    Who fell to a canary in one rollout shall not be who falls to it in every one. Through a rollout it stays, so that
+    raising a weight moves no sticky client off its canary.
+    """
+    weights = [any(v.role == "canary" and v.weight_bp for v in route.variants) for route in (before, after)]
+    return msgspec.structs.replace(after, salt="", salt_id=fresh_id) if weights == [False, True] else after
+
+
 def released(route: Route, now_ns: int) -> Route:
     """The same revision with the split that is in effect now: leases that run are taken off, over ones stay over."""
     variants = tuple(

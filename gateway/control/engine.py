@@ -6,6 +6,7 @@ admin API -> **engine**: expected revision, gates, the next document -> committi
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 
 from gateway.audit.event import Control
 from gateway.control.bounds import check_bounds
+from gateway.control.changes import salted
 from gateway.control.committing import Commit, Log
 from gateway.control.drafting import check_reason, check_revision, draft
 from gateway.control.gates import (
@@ -133,7 +135,8 @@ class Engine:
             if done is not None:
                 return await self._applied(self._made_already(model, done))
             before = self._expected(model, expected_revision)
-            after = with_leases(kind, make(before, change), self.policy_of(model), change)
+            after = salted(before, make(before, change), secrets.token_hex(8))
+            after = with_leases(kind, after, self.policy_of(model), change)
             # One of unknown fate may hold the number already, and may yet turn out to be logged.
             number = max(after.revision, self._commit.drawn.get(model, 0) + 1)
             after = msgspec.structs.replace(after, revision=number)

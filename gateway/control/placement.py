@@ -12,6 +12,8 @@ import secrets
 import time
 from pathlib import Path
 
+import msgspec
+
 from gateway.control.engine import Engine, changed_by
 from gateway.control.settling import Settling
 from gateway.errors import GatewayError
@@ -140,9 +142,8 @@ class Placement:
         if not ready:
             return
         best = max(ready, key=int)
-        route = first_route(
-            model, best, secrets.token_hex(16), changed_by("gateway", "first sight of the model")
-        )
+        route = first_route(model, best, "", changed_by("gateway", "first sight of the model"))
+        route = msgspec.structs.replace(route, salt_id=secrets.token_hex(8))
         try:
             await self._engine.first_route(route)
         except GatewayError as exc:

@@ -45,7 +45,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 def route_document(route: Route) -> dict[str, object]:
-    """The route as plain data, as it stands in events; the salt included, since replay needs it."""
+    """The route as plain data, as it stands in events; of the salt its name, unless the route is older than names."""
     return {**msgspec.to_builtins(route), "latched": list(route.latched)}
 
 

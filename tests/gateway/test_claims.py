@@ -54,15 +54,14 @@ def test_the_key_of_hashes_is_made_once(locked: tuple[Path, str], tmp_path: Path
     assert read_key(tmp_path / "other") != first
 
 
+@pytest.mark.parametrize("name", [claims.REDACTION_KEY, claims.ROUTING_KEY])
 @pytest.mark.parametrize("found", [b"", b"ab\n", b"0" * 63, b"g" * 64, b"\xff\xfe", b"00" * 35])
-def test_a_key_that_is_none_refuses_the_start(tmp_path: Path, found: bytes) -> None:
+def test_a_key_that_is_none_refuses_the_start(tmp_path: Path, found: bytes, name: str) -> None:
     """A short one could be guessed, an empty one would be no key at all, and another would hash otherwise."""
-    (tmp_path / claims.REDACTION_KEY).write_bytes(found)
-    with pytest.raises(
-        StartRefused, match=r"redaction\.key in the state directory is not 64 hex digits: restore"
-    ):
+    (tmp_path / name).write_bytes(found)
+    with pytest.raises(StartRefused, match=f"{name} in the state directory is not 64 hex digits: restore"):
         prepare_state(tmp_path)
-    assert (tmp_path / claims.REDACTION_KEY).read_bytes() == found
+    assert (tmp_path / name).read_bytes() == found
 
 
 def test_second_gateway_names_the_holder(locked: tuple[Path, str]) -> None:

@@ -15,6 +15,7 @@ from gateway.control.changes import (
     renewed,
     rolled_back,
     rolled_back_canary,
+    salted,
     set_frozen,
     shifted,
     with_variants,
@@ -294,3 +295,16 @@ def test_no_course_of_changes_gives_a_latched_version_weight(actions: list[tuple
         assert sum(after.weights_bp.values()) == TOTAL_BP
         route = after
         history.append(route)
+
+
+def test_a_rollout_has_a_salt_of_its_own() -> None:
+    """Drawn with the first weight of a canary, kept while any has weight; the salt of an old document goes with it."""
+    idle = split(a=0, b=0)
+    frozen = salted(idle, set_frozen(idle, True, WHY), "f" * 16)
+    assert (frozen.salt, frozen.salt_id) == (idle.salt, "")
+    route = salted(idle, shifted(idle, {"a": 100}, WHY), "a" * 16)
+    assert (route.salt, route.salt_id) == ("", "a" * 16)
+    for weights in ({"a": 5_000}, {"b": 10}, {"a": 0}, {"b": 0}):
+        route = salted(route, shifted(route, weights, WHY), "b" * 16)
+        assert route.salt_id == "a" * 16
+    assert salted(route, shifted(route, {"a": 1}, WHY), "c" * 16).salt_id == "c" * 16
