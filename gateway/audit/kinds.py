@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
         "load": "versions were asked for",
         "unload": "versions were let go",
         "bounds": "how far automata may move a route",
+        "refused": "an automaton asked for more than the route's bounds allow, for the first time at this revision",
         "lease_over": "canaries lost their traffic: nobody renewed their lease",
         "routes": "every route as it stands when control starts; under `*` what was loaded and unloaded by hand, and"
         " what each route would be rolled back to",

@@ -133,9 +133,10 @@ async def _catch_up(engine: Engine) -> None:
 
 
 async def _tell_leases(engine: Engine) -> None:
-    """Log the end of leases, so that it stands in the history beside what operators did."""
+    """The end of leases and the opening of breakers, so that they stand in the history beside what operators did."""
     while True:
         await asyncio.sleep(1.0)
+        engine.note_breakers(time.time_ns())
         try:
             await engine.tell_leases_over(time.time_ns())
         except GatewayError as exc:

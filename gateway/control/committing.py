@@ -37,6 +37,10 @@ URGENT_TIMEOUT_S = 0.5
 APPLY_TIMEOUT_S = 2.0
 
 
+_REPEATED = frozenset(("lease", "lease_over", "refused"))
+"""Kinds of events of which one more or less says nothing else."""
+
+
 class RingMarks(Protocol):
     """What a change needs to know of its writer's ring."""
 
@@ -188,7 +192,7 @@ class Commit:
 
     def _give_up_on(self, event: Control) -> None:
         """Appended, and not on disk in time."""
-        if event.kind == "lease":
+        if event.kind in _REPEATED:
             # The next one, or any change, says the same or more: what became of this one does not matter.
             msg = "the disk did not take the renewal in time; renew again"
             raise AuditUnavailable(msg)

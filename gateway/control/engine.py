@@ -6,6 +6,7 @@ admin API -> **engine**: expected revision, gates, the next document -> committi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,14 +20,15 @@ from gateway.control.changes import salted
 from gateway.control.committing import Commit, Log
 from gateway.control.drafting import check_reason, check_revision, draft
 from gateway.control.gates import (
+    HOLDS,
     check_latches,
     check_ready,
     check_way_back,
-    only_retreats,
+    goes_ahead,
     with_leases,
 )
 from gateway.control.idempotency import BY_HAND, Asked, Done, made_before
-from gateway.control.journal import Entry, Journal, entry_of, page, revision_in
+from gateway.control.journal import Entry, Journal, merged, page, revision_in
 from gateway.control.leasing import ends, releases, renewal
 from gateway.control.outcome import Outcome, changed_by
 from gateway.control.readiness import Readiness
@@ -39,7 +41,7 @@ from gateway.control.state import (
     route_document,
     whole,
 )
-from gateway.errors import ChangeInvalid, UnknownModel
+from gateway.errors import AuditUnavailable, ChangeInvalid, OutOfBounds, UnknownModel
 from gateway.fleet import Fleet
 from gateway.routing import Change, Route
 from gateway.settings import Config, Policy
@@ -47,8 +49,8 @@ from gateway.settings import Config, Policy
 __all__ = ("Engine", "Outcome", "changed_by")
 
 _DEFAULTS = Config()
-HOLDS = frozenset(("freeze", "stop"))
-"""Kinds that go ahead whatever the log does: a hold on the route, and the end of its answers."""
+BREAKERS_MAX = 100
+"""So many are kept for the history, over all models."""
 URGENT = HOLDS | {"rollback"}
 """Kinds that may go ahead so, and do not queue behind a change that waits for the log."""
 
@@ -79,6 +81,8 @@ class Engine:
         self._readiness = Readiness(lambda: self._commit.state, fleet)
         self._journal = journal
         self._reading = asyncio.Lock()
+        self._refused: dict[str, tuple[str, int, str, str]] = {}
+        """By model, the last refusal that was logged."""
 
     @property
     def state(self) -> State:
@@ -140,15 +144,33 @@ class Engine:
             # One of unknown fate may hold the number already, and may yet turn out to be logged.
             number = max(after.revision, self._commit.drawn.get(model, 0) + 1)
             after = msgspec.structs.replace(after, revision=number)
-            self._pass_gates(kind, before, after, asked)
+            try:
+                self._pass_gates(kind, before, after, asked)
+            except OutOfBounds as exc:
+                await self._tell_refusal(kind, before, change, str(exc))
+                raise
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)
             event = self._draft(kind, change, route_document(after), (model, after.revision), asked)
             event.before = route_document(before)
-            await self._commit.take_up(event, urgent=self._is_urgent(kind, before, after))
+            await self._commit.take_up(
+                event, urgent=goes_ahead(kind, before, after, rollback_target(self.state.ledger, model))
+            )
             outcome = self._outcome(self.route(model), before)
         # Not in the turn: a worker that hangs holds up nobody's next change.
         return await self._applied(outcome)
+
+    async def _tell_refusal(self, kind: str, before: Route, change: Change, why: str) -> None:
+        """Log that an automaton met its bounds: once for a revision, an automaton and a kind of change."""
+        told = (before.model, before.revision, change.by, kind)
+        if told == self._refused.get(before.model):
+            return
+        self._refused[before.model] = told
+        event = self._draft("refused", change, {"kind": kind, "why": why}, (before.model, before.revision))
+        # The refusal holds, logged or not.
+        with contextlib.suppress(AuditUnavailable):
+            await self._commit.log(event)
+            self._commit.state = applied(self.state, event)
 
     def _pass_gates(self, kind: str, before: Route, after: Route, asked: Asked) -> None:
         check_latches(after)
@@ -192,13 +214,7 @@ class Engine:
         """What the log has of a model, and behind it what the log does not have yet."""
         async with self._reading:
             entries = [] if self._journal is None else await asyncio.to_thread(self._journal.read, model)
-        known = max((e.revision or 0 for e in entries if e.is_revision), default=0)
-        kept = self.state.ledger.history.get(model, ())
-        first = min((e.revision or 0 for e in entries if e.is_revision), default=known + 1)
-        kinds = {d["revision"]: str(d["kind"]) for d in self.state.ledger.unlogged if d["model"] == model}
-        older = [entry_of(r) for r in kept if r.revision < first]
-        owed = [entry_of(r, kinds.get(r.revision)) for r in kept if r.revision > known]
-        return [*older, *entries, *owed]
+        return merged(entries, self.state.ledger, model)
 
     async def renew_leases(
         self,
@@ -254,6 +270,14 @@ class Engine:
                 event = self._draft("lease_over", change, after, (route.model, route.revision))
                 await self._commit.log(event)
                 self._commit.state = applied(self.state, event)
+
+    def note_breakers(self, now_ns: int) -> None:
+        """Take up breakers that opened, for the history; called about once a second. Written with the next snapshot."""
+        found = self._readiness.new_breakers(now_ns)
+        if found:
+            kept = (*self.state.ledger.breakers, *found)[-BREAKERS_MAX:]
+            ledger = msgspec.structs.replace(self.state.ledger, breakers=kept)
+            self._commit.state = State(self.state.serving, ledger)
 
     async def _lease(self, route: Route, change: Change, asked: Asked = BY_HAND) -> None:
         about = (route.model, route.revision)
@@ -371,14 +395,3 @@ class Engine:
     def load_states(self, model: str, version: str) -> dict[int, tuple[str, str]]:
         """State and reason of a version in every live worker; empty when it is not wanted."""
         return self._readiness.live(model, version)
-
-    def _is_urgent(self, kind: str, before: Route, after: Route) -> bool:
-        """Whether the change goes ahead unlogged: a hold, or the way back to the traffic before or to the primary."""
-        if kind in HOLDS:
-            return True
-        target = rollback_target(self.state.ledger, after.model)
-        back = target is not None and (target.weights_bp, target.versions) == (
-            after.weights_bp,
-            after.versions,
-        )
-        return kind == "rollback" and (back or only_retreats(before, after))

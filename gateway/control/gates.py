@@ -21,6 +21,8 @@ from gateway.settings import Policy
 
 LEASING = frozenset(("route", "shift", "promote", "rollback", "thaw"))
 """Kinds of change that begin the leases of the canaries which they leave with weight."""
+HOLDS = frozenset(("freeze", "stop"))
+"""Kinds that go ahead whatever the log does: a hold on the route, and the end of its answers."""
 AHEAD_S = 60
 """Evidence may be so far in the future: clocks of two hosts differ."""
 
@@ -167,6 +169,17 @@ def with_leases(kind: str, route: Route, policy: Policy, change: Change) -> Rout
     if kind not in LEASING:
         return route
     return leased(route, change.at_ns + policy.lease_s * 1_000_000_000 if policy.ramp == "auto" else None)
+
+
+def goes_ahead(kind: str, before: Route, after: Route, target: Route | None) -> bool:
+    """Whether a change is made though nothing can be logged: a hold, or the way back to the traffic before or to the
+    primary.
+
+    Args:
+        target: what a rollback would bring back.
+    """
+    back = target is not None and (target.weights_bp, target.versions) == (after.weights_bp, after.versions)
+    return kind in HOLDS or (kind == "rollback" and (back or only_retreats(before, after)))
 
 
 def only_retreats(before: Route, after: Route) -> bool:

@@ -5,7 +5,7 @@ spool (control's own events) -> **journal** -> engine -> `route history`, rollba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,13 +14,14 @@ from gateway.audit.drained import sources_of
 from gateway.audit.event import Control
 from gateway.audit.frame import expand
 from gateway.audit.spool import EpochPath, EpochReader, epochs
+from gateway.control.snapshot import Ledger, OpenBreaker
 from gateway.control.state import ROUTE_KINDS, route_document
 from gateway.errors import FrameCorrupt, FrameNewer, StateConflict
 from gateway.routing import Route
 
 ENTRIES_MAX = 20_000
 """So many are held in memory, over all models, the newest."""
-_NOTED = ROUTE_KINDS | {"lease", "lease_over", "breaker", "load", "unload"}
+_NOTED = ROUTE_KINDS | {"lease", "lease_over", "refused", "load", "unload"}
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -127,6 +128,36 @@ def entry_of(route: Route, kind: str | None = None) -> Entry:
         is_revision=True,
         after=msgspec.Raw(msgspec.msgpack.encode(route_document(route))),
     )
+
+
+def merged(entries: list[Entry], ledger: Ledger, model: str) -> list[Entry]:
+    """What the log has of a model, oldest first, and what the ledger alone knows: before it, behind it, and beside."""
+    revisions = [e.revision or 0 for e in entries if e.is_revision]
+    first, last = min(revisions, default=0), max(revisions, default=0)
+    kinds = {d["revision"]: str(d["kind"]) for d in ledger.unlogged if d["model"] == model}
+    kept = ledger.history.get(model, ())
+    older = [entry_of(r) for r in kept if r.revision < first]
+    owed = [entry_of(r, kinds.get(r.revision)) for r in kept if r.revision > last]
+    return with_breakers([*older, *entries, *owed], [b for b in ledger.breakers if b.model == model])
+
+
+def with_breakers(entries: list[Entry], breakers: Iterable[OpenBreaker]) -> list[Entry]:
+    """The entries, and behind the revision in which it opened each breaker that control saw."""
+    found = list(entries)
+    for seen in breakers:
+        later = (i for i, e in enumerate(found) if e.is_revision and (e.revision or 0) > seen.revision)
+        entry = Entry(
+            kind="breaker",
+            at_ns=seen.at_ns,
+            by=f"worker-{seen.worker}",
+            reason=f"version {seen.version} could not answer what the primary then answered",
+            event="",
+            model=seen.model,
+            revision=seen.revision,
+            after=msgspec.Raw(msgspec.msgpack.encode({"version": seen.version, "worker": seen.worker})),
+        )
+        found.insert(next(later, len(found)), entry)
+    return found
 
 
 def page(entries: list[Entry], before: int | None, limit: int) -> list[Entry]:

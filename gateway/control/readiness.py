@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway import fleet as words_of
-from gateway.control.snapshot import DesiredVersion
+from gateway.control.snapshot import DesiredVersion, OpenBreaker
 from gateway.control.state import State
 from gateway.fleet import LOAD_STATES, SERVING, STARTING, Fleet
 
@@ -52,6 +52,26 @@ class Readiness:
             worker, state = self._fleet.worker(index)[words_of.STATE], self._state(index, desired)
             if worker == SERVING or (worker == STARTING and state[0] == "failed"):
                 found[index] = state
+        return found
+
+    def new_breakers(self, now_ns: int) -> list[OpenBreaker]:
+        """Breakers that are open in the present revision and that the ledger does not know yet."""
+        state = self._state_now()
+        known = {(b.model, b.version, b.revision, b.worker) for b in state.ledger.breakers}
+        found = []
+        for desired in state.serving.versions:
+            route = state.serving.routes.get(desired.model)
+            for index in self._fleet.live_workers() if route is not None else ():
+                words = self._fleet.version(index, desired.slot, desired.model, desired.version)
+                revision = words[words_of.BREAKER_REVISION]
+                key = (desired.model, desired.version, revision, index)
+                if route is not None and revision == route.revision and key not in known:
+                    model, version, _, worker = key
+                    found.append(
+                        OpenBreaker(
+                            model=model, version=version, revision=revision, worker=worker, at_ns=now_ns
+                        )
+                    )
         return found
 
     def _wanted(self, model: str, version: str) -> DesiredVersion | None:

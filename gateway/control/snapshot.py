@@ -60,6 +60,16 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
         return sum(v.role == "shadow" and v.sample_bp > 0 for r in self.routes.values() for v in r.variants)
 
 
+class OpenBreaker(msgspec.Struct, frozen=True, kw_only=True):
+    """A breaker that control saw open in a worker. The worker's own event has the counts."""
+
+    model: str
+    version: str
+    revision: int
+    worker: int
+    at_ns: int
+
+
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """What only control needs.
 
@@ -79,6 +89,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """Requests with an idempotency key, by principal and key, oldest first."""
     leases_over: dict[str, int] = {}
     """By model, the end (epoch ns) of the lease whose end was logged last."""
+    breakers: tuple[OpenBreaker, ...] = ()
+    """The newest that were seen; they stand in the log by the workers' events, which control does not read."""
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from gateway.control.state import public_document
 from gateway.errors import ChangeInvalid, OutOfBounds, StateConflict
 from gateway.routing import Bounds, Change, Route, Variant, first_route
 from tests.gateway.control.plane import MODEL, WHY, Plane
+from tests.gateway.control.test_control_recovery import logged
 
 S = 1_000_000_000
 ROBOT = Asked(automaton=True)
@@ -179,3 +180,29 @@ def test_bounds_bind_automata_and_no_person(plane: Plane) -> None:
 
     plane.record()
     go(plane, body)
+
+
+def test_a_refusal_is_logged_once(plane: Plane) -> None:
+    """An automaton that asks again and again stands in the log once for each revision."""
+
+    async def body(engine: Engine) -> None:
+        for revision in (2, 3):
+            bounds = Bounds(max_canary_bp=1000 + revision)
+            await engine.change_route(
+                MODEL, "bounds", WHY, lambda r, c, b=bounds: bounded(r, b, c), expected_revision=revision
+            )
+            for _ in range(3):
+                with pytest.raises(OutOfBounds):
+                    await engine.change_route(
+                        MODEL,
+                        "shift",
+                        at(1),
+                        lambda r, c: shifted(r, {"canary": 2000}, c),
+                        expected_revision=revision + 1,
+                        asked=ROBOT,
+                    )
+
+    plane.record()
+    go(plane, body)
+    told = [(e.revision, e.by, e.after and e.after["kind"]) for e in logged(plane) if e.kind == "refused"]
+    assert told == [(3, "robot", "shift"), (4, "robot", "shift")]

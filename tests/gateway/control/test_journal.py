@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from gateway import fleet as words_of
 from gateway.audit.spool import epochs
 from gateway.control.changes import set_frozen, shifted, with_variants
 from gateway.control.engine import Engine
@@ -152,5 +153,26 @@ def test_what_is_owed_to_the_log_is_there(plane: Plane, monkeypatch: pytest.Monk
         page = await engine.history(MODEL, limit=2)
         assert [(e.kind, e.revision) for e in page] == [("freeze", 4), ("shift", 3)]
         assert page[0].route.frozen
+
+    go(plane, body, 1)
+
+
+def test_an_open_breaker_stands_behind_its_revision(plane: Plane) -> None:
+    """Seen in a worker's memory, once, and still known when the route has moved on."""
+
+    async def body(engine: Engine) -> None:
+        slot = next(v.slot for v in engine.state.serving.versions if v.version == "2")
+        plane.fleet.slot(1, slot)[words_of.BREAKER_REVISION] = 3
+        for _ in range(2):
+            engine.note_breakers(7)
+        await engine.change_route(
+            MODEL, "freeze", WHY, lambda r, c: set_frozen(r, True, c), expected_revision=3
+        )
+        engine.note_breakers(8)
+        page = await engine.history(MODEL, limit=3)
+        assert [(e.kind, e.revision, e.by) for e in page] == [
+            ("freeze", 4, "test"), ("breaker", 3, "worker-1"), ("shift", 3, "test"),
+        ]  # fmt: skip
+        assert plane.recovered().ledger.breakers == engine.state.ledger.breakers
 
     go(plane, body, 1)
