@@ -94,6 +94,8 @@ class Commit:
         self._fleet = fleet
         self._path = path
         self._lock = asyncio.Lock()
+        self._pending: tuple[str, int] | None = None
+        """Id and mark of a change that is in effect, in the ring, and perhaps not on disk yet."""
         self._pressing = 0
         """Urgent changes that wait for their turn."""
 
@@ -155,14 +157,21 @@ class Commit:
         """
         while self.state.ledger.unlogged:
             event = msgspec.convert(self.state.ledger.unlogged[0], Control)
-            await self.log(event, urgent=urgent)
+            if self._pending is not None and self._pending[0] == event.id:
+                await self._wait_synced(
+                    event, self._pending[1], time.monotonic(), urgent=urgent, in_effect=True
+                )
+                self._pending = None
+            else:
+                await self.log(event, urgent=urgent, in_effect=True)
             self.state = applied(self.state, event)
 
-    async def log(self, event: Control, *, urgent: bool = False) -> None:
+    async def log(self, event: Control, *, urgent: bool = False, in_effect: bool = False) -> None:
         """Append an event and wait until it is on disk; its id is set then.
 
         Args:
             urgent: it goes ahead without, so that it waits less.
+            in_effect: it is made already, so that its fate is known whatever the disk does.
 
         Raises:
             AuditUnavailable: there was no room in time; or it was not on disk in time, so that nobody knows.
@@ -180,9 +189,19 @@ class Commit:
         if event.model is not None and event.revision is not None:
             self.drawn[event.model] = max(event.revision, self.drawn.get(event.model, 0))
         event.id = self._writer.event_id(seq)
-        mark = self._writer.ring.committed
+        await self._wait_synced(event, self._writer.ring.committed, began, urgent=urgent, in_effect=in_effect)
+
+    async def _wait_synced(
+        self, event: Control, mark: int, began: float, *, urgent: bool, in_effect: bool
+    ) -> None:
+        """Wait until the disk has what was appended below a mark."""
         while not self._writer.synced(mark):
             if self._waited_enough(began, urgent):
+                if urgent or in_effect:
+                    # It stands in the ring, once, and in effect it is in any case.
+                    self._pending = (event.id, mark)
+                    msg = "the disk did not take the change in time; it is logged as soon as it does"
+                    raise AuditUnavailable(msg)
                 self._give_up_on(event)
             await asyncio.sleep(POLL_S)
 

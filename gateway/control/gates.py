@@ -119,7 +119,9 @@ def check_ready(route: Route, before: Route, on_disk: Sequence[str] | None, stat
     wanted = _weights_by_version(route)
     for variant in route.variants:
         version = variant.version
-        if version not in (*(on_disk if on_disk is not None else (version,)), *before.versions):
+        known = on_disk is None or version in (*on_disk, *before.versions)
+        # What a rollback would bring back stays loaded, also when its directory is gone.
+        if not known and states_of(version) is None:
             has = ", ".join(on_disk or ()) or "none"
             msg = (
                 f"variant {variant.name}: {route.model} has no version {version} (the repository has {has});"

@@ -62,6 +62,8 @@ class Readiness:
         for desired in state.serving.versions:
             route = state.serving.routes.get(desired.model)
             for index in self._fleet.live_workers() if route is not None else ():
+                if not self._fleet.slot(index, desired.slot)[words_of.BREAKER_REVISION]:
+                    continue
                 words = self._fleet.version(index, desired.slot, desired.model, desired.version)
                 revision = words[words_of.BREAKER_REVISION]
                 key = (desired.model, desired.version, revision, index)

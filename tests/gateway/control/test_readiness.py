@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from gateway import fleet as words_of
-from gateway.control.changes import promoted, shifted, with_variants
+from gateway.control.changes import promoted, rolled_back, shifted, with_variants
 from gateway.control.engine import Engine, Outcome
+from gateway.control.state import rollback_target
 from gateway.errors import StateConflict
 from gateway.fleet import DRAINING, STARTING
 from gateway.routing import Variant
@@ -163,5 +164,24 @@ def test_the_way_back_stays_loaded(plane: Plane) -> None:
             await engine.load_or_unload(MODEL, "1", "unload", WHY)
         await engine.load_or_unload(MODEL, "3", "unload", WHY)
         assert set(engine.load_states(MODEL, "1")) == {0, 1}
+
+    go(plane, body)
+
+
+def test_the_way_back_works_without_its_directory(plane: Plane) -> None:
+    """What a rollback brings back is loaded; that its files are gone from the repository does not matter any more."""
+
+    async def body(engine: Engine) -> None:
+        only = (Variant(name="primary", version="2", role="primary", weight_bp=10_000),)
+        await engine.change_route(
+            MODEL, "route", WHY, lambda r, c: with_variants(r, only, c), expected_revision=2
+        )
+        await engine.place({MODEL: ("2", "3")})
+        target = rollback_target(engine.state.ledger, MODEL)
+        assert target is not None
+        await engine.change_route(
+            MODEL, "rollback", WHY, lambda r, c: rolled_back(r, target, c), expected_revision=3
+        )
+        assert engine.route(MODEL).primary.version == "1"
 
     go(plane, body)

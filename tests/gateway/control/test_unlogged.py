@@ -204,13 +204,35 @@ def test_appended_but_not_on_disk(plane: Plane) -> None:
     async def body(engine: Engine) -> None:
         plane.synced = False
         assert not (await freeze(engine)).logged
-        assert engine.must_restart
+        assert not engine.must_restart, "it is in effect, whatever becomes of its record"
 
     go(plane, body)
     successor = succeed(plane)
     assert (successor.route(MODEL).revision, successor.route(MODEL).frozen) == (3, True)
     assert successor.state.ledger.unlogged == ()
     assert logged(plane) == [("route", 1), ("route", 2), ("freeze", 3)]
+
+
+def test_appended_and_on_disk_later(plane: Plane) -> None:
+    """A disk that is slow: what is in effect is not appended again, and all goes on once it has it; others wait."""
+    plane.record()
+
+    async def body(engine: Engine) -> None:
+        plane.synced = False
+        await freeze(engine)
+        assert not (await stop(engine)).logged
+        with pytest.raises(AuditUnavailable):
+            await change(engine, "resume", resumed)
+        with pytest.raises(AuditUnavailable):
+            await engine.catch_up()
+        plane.synced = True
+        await engine.catch_up()
+        assert (engine.state.ledger.unlogged, engine.must_restart) == ((), False)
+        assert (await change(engine, "resume", resumed)).logged
+
+    go(plane, body)
+    assert logged(plane) == [("route", 1), ("route", 2), ("freeze", 3), ("stop", 4), ("resume", 5)]
+    assert plane.recovered() == plane.engine.state
 
 
 def test_hold_behind_a_change_of_unknown_fate(plane: Plane) -> None:
