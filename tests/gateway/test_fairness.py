@@ -213,6 +213,14 @@ def test_lanes_are_shared_by_weight(asked: list[tuple[int, int]]) -> None:
             assert had[model] - had[other] <= most / turns.weight(model) + most / turns.weight(other) + 1e-6
 
 
+def test_one_body_alone_is_taken_however_large() -> None:
+    """Or nobody could ever send it."""
+    bodies = Bodies(limits(Allowance(bytes_max=1000)))
+    for own_bytes in range(0, 5000, 500):
+        assert bodies.take("a", 500, own_bytes)
+    assert not bodies.take("a", 1, 0)
+
+
 def test_who_wanted_nothing_saves_nothing_up() -> None:
     """A model that comes back after a pause is next, and not next for as long as it was away."""
     turns = Turns({"a": ModelShare()})
@@ -247,6 +255,7 @@ def test_bodies_on_their_way_are_bounded_by_account(parts: list[tuple[int, int]]
             assert before + size <= 1000 or before + size == own[connection]
         else:
             assert before + size > 1000
+            assert before > own[connection]
             bodies.give_back("a", own.pop(connection)) if own[connection] else None
             own[connection] = 0
     assert bodies.take("b", 1000, 0)
