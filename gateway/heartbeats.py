@@ -20,8 +20,9 @@ from gateway.fleet import Fleet
 log = logging.getLogger("tidegate.supervisor")
 
 CHECK_S = 0.25
-STALL_S = 4.0
-"""With the check's step and the wait for the stacks it makes less than five seconds."""
+STALL_S = 3.5
+"""With two of the check's steps and the wait for the stacks it makes 4.3 seconds, which leaves a busy host the rest of
+five."""
 START_STALL_S = 30.0
 """The same while a worker starts. It beats while its models load on a thread, but its first steps meet the disk."""
 DUMP_S = 0.3

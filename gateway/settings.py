@@ -57,7 +57,7 @@ class Data(Section):
         float,
         Meta(
             ge=0,
-            le=300,
+            le=8,
             description="a worker that stops tells clients with their next answers; idle ones are closed after",
         ),
     ] = 5

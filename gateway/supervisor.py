@@ -354,6 +354,8 @@ class Supervisor:
         self._notify.stopping()
         if self._code == 0:
             self._revive_recorder()
+        # Ours is the last copy once the workers closed theirs: who comes now is refused, and does not wait for nobody.
+        self._held.data.close()
         killed = stop_all(self.children, self._wait, lambda: self._impatient)
         if killed and self._code == 0:
             self._code = DRAINED_BADLY

@@ -115,7 +115,7 @@ def ended(gateway: Gateway, pid: int) -> int:
 def test_the_next_answer_tells(tmp_path: Path, door: str, held: contextlib.ExitStack) -> None:
     """A connection that is idle when SIGTERM comes gets one more answer, with `connection: close`, then its end."""
     write_linear(tmp_path / "models")
-    gateway = serve(tmp_path, 10, door=door).start()
+    gateway = serve(tmp_path, 8, door=door).start()
     try:
         wires = [held.enter_context(Wire(gateway.data_url)) for _ in range(4)]
         for wire in wires[:-1]:
@@ -167,10 +167,27 @@ def test_idle_connections_are_closed_when_the_time_is_over(pair: Gateway, held: 
     assert lame_connections(pair) - before == 3
 
 
+def test_who_comes_while_all_workers_stop_is_refused(tmp_path: Path, held: contextlib.ExitStack) -> None:
+    """A connection to a gateway that stops fails at once; it does not wait in a queue that nobody takes from."""
+    write_linear(tmp_path / "models")
+    gateway = serve(tmp_path, 3).start()
+    try:
+        wire = held.enter_context(Wire(gateway.data_url))
+        wire.exchange(ASK)
+        gateway.terminate()
+        until(lambda: '"event": "drain"' in gateway.said(), gateway)
+        with pytest.raises(ConnectionError), Wire(gateway.data_url, timeout_s=1.0) as late:
+            late.exchange(ASK)
+        assert tells(wire.exchange(ASK))
+        assert gateway.wait(20) == 0, gateway.said()
+    finally:
+        gateway.stop()
+
+
 def test_told_twice_a_worker_waits_for_nothing(tmp_path: Path) -> None:
     """A second SIGTERM ends a worker at once, with exit code 1, whatever is in flight."""
     write_turns(tmp_path / "models")
-    with serve(tmp_path, 10) as gateway, Wire(gateway.data_url) as wire:
+    with serve(tmp_path, 8) as gateway, Wire(gateway.data_url) as wire:
         turns = _turns_for(wire, 10.0)
         pid = gateway.pids("worker")[0]
         wire.send(infer("turns", [[turns, 1, 2, 3]], x_request_timeout_ms="20000"))
