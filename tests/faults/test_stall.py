@@ -1,0 +1,131 @@
+"""A worker whose loop stands still is killed within five seconds, and the log says where it stood."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.serving import Gateway, child_pids
+from tests.e2e.onnx_models import write_linear
+from tests.e2e.test_lame_duck import states, until
+from tests.e2e.wire import Wire, infer
+
+ROOT = Path(__file__).resolve().parents[2]
+ASK = infer("linear", [[1.0, 2.0, 3.0, 4.0]])
+KILLED_WITHIN_S = 5.0
+STALLER = '''
+"""In a worker: when a file comes, the event loop does what the file says, and never comes back."""
+import os, sys
+if "gateway.worker" in sys.orig_argv:
+    import pathlib, threading, time
+    import uvloop
+
+    WISH = pathlib.Path({wish!r})
+    make = uvloop.new_event_loop
+
+    def sleeps():
+        time.sleep(600)
+
+    def spins():
+        while True:
+            pass
+
+    def recorded():
+        loop = make()
+        threading.Thread(target=wait, args=(loop,), daemon=True).start()
+        return loop
+
+    def wait(loop):
+        mine = WISH.with_name("mine-%d" % os.getpid())
+        while True:
+            time.sleep(0.02)
+            try:
+                WISH.rename(mine)
+            except OSError:
+                continue
+            stall = {{"sleeps": sleeps, "spins": spins}}[mine.read_text()]
+            loop.call_soon_threadsafe(stall)
+            return
+
+    uvloop.new_event_loop = recorded
+'''
+
+
+@pytest.fixture
+def gateway(tmp_path: Path):
+    """Two workers that can be made to stall by a file."""
+    write_linear(tmp_path / "models")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(STALLER.format(wish=str(tmp_path / "wish")))
+    made = Gateway(tmp_path / "models", tmp_path / "state", workers=2)
+    made.start(prefix=("env", f"PYTHONPATH={tmp_path / 'site'}:{ROOT}"))
+    yield made
+    made.stop()
+
+
+def events(gateway: Gateway, name: str) -> list[dict[str, Any]]:
+    """Lines of the log of one event. No stack stands between the lines."""
+    lines = gateway.log.read_text().splitlines()
+    assert [line for line in lines if line.startswith(("Thread 0x", "Current thread", "  File "))] == []
+    told = [json.loads(line) for line in lines if line.startswith("{")]
+    return [line for line in told if line["event"] == name]
+
+
+def others_are_answered(gateway: Gateway, stop: threading.Event, failures: list[object]) -> None:
+    """New connections all the time: those that the other worker takes are answered."""
+    while not stop.is_set():
+        with contextlib.suppress(OSError), Wire(gateway.data_url, timeout_s=0.3) as wire:
+            reply = wire.exchange(ASK)
+            failures.extend([] if reply.status == 200 else [reply])
+        stop.wait(0.02)
+
+
+def gone(gateway: Gateway, workers: list[int]) -> int:
+    """The worker that is no longer there; 0: all are."""
+    return next((pid for pid in workers if pid not in child_pids(gateway.pid)), 0)
+
+
+@pytest.mark.parametrize("how", ["sleeps", "spins"])
+def test_a_stalled_worker_is_killed_and_its_stack_logged(gateway: Gateway, tmp_path: Path, how: str) -> None:
+    """Whether it sleeps in C or spins in Python: killed within 5 s, one event with the stack, the other serves on."""
+    workers = gateway.pids("worker")
+    stop, failures = threading.Event(), []
+    asking = threading.Thread(target=others_are_answered, args=(gateway, stop, failures))
+    asking.start()
+    try:
+        started = time.monotonic()
+        (tmp_path / "new").write_text(how)
+        (tmp_path / "new").rename(tmp_path / "wish")
+        until(lambda: gone(gateway, workers) != 0, gateway)
+        took_s = time.monotonic() - started
+        until(lambda: states(gateway) == ["serving"] * 2, gateway)
+    finally:
+        stop.set()
+        asking.join(10)
+    assert took_s <= KILLED_WITHIN_S
+    assert failures == []
+    (told,) = events(gateway, "worker_stalled")
+    assert told["child"] in {"worker-0", "worker-1"}
+    assert told["for_s"] < KILLED_WITHIN_S
+    assert f"in {how}\n" in told["stack"]
+    assert "gateway/worker.py" in told["stack"]
+
+
+def test_a_worker_that_cannot_say_where_it_stands_is_killed_in_the_same_time(gateway: Gateway) -> None:
+    """One that is stopped (SIGSTOP) writes no stack; the event says so with null."""
+    workers = gateway.pids("worker")
+    started = time.monotonic()
+    os.kill(workers[0], signal.SIGSTOP)
+    until(lambda: gone(gateway, workers) == workers[0], gateway)
+    assert time.monotonic() - started <= KILLED_WITHIN_S
+    until(lambda: states(gateway) == ["serving"] * 2, gateway)
+    (told,) = events(gateway, "worker_stalled")
+    assert not told.get("stack")
