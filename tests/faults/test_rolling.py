@@ -18,9 +18,10 @@ import pytest
 
 from bench.serving import Gateway, call
 from bench.steady import Steady, SteadyPlan
-from gateway import roster
+from gateway import config, roster
 from gateway.audit.event import Prediction
 from gateway.audit.spool_feed import SpoolFeed
+from gateway.memory import memory_plan
 from tests.e2e.onnx_models import write_linear
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,36 @@ def test_ten_restarts_and_three_upgrades_cost_no_request(linear: Gateway, tmp_pa
     """0 of 100,000 fail."""
     versions = [another_version(tmp_path / f"0.1.{n}", f"0.1.{n}") for n in (1, 2, 3)]
     _under_load(linear, 10, versions, 100_000, clients=3)
+
+
+@pytest.mark.prove
+def test_without_memory_for_one_more_no_request_fails_either(tmp_path: Path) -> None:
+    """The only worker leaves before its successor comes: who asks meanwhile waits in the listening queue."""
+    write_linear(tmp_path / "models")
+    needs = memory_plan(config.load(overrides=["workers=1"], environ={})[0]).total(1 << 20)
+    gateway = Gateway(
+        tmp_path / "models",
+        tmp_path / "state",
+        settings=(f"data.lame_duck_s={LAME_DUCK_S}", f"session.memory_max_bytes={int(needs / 0.8 * 1.2)}"),
+    )
+    try:
+        gateway.start(60)
+        assert "no room for one more worker" in gateway.log.read_text()
+        steady = Steady(gateway.data_url, PLAN).start()
+        steady.await_sent(100, 30)
+        (before,) = gateway.pids("worker")
+        done = cli(gateway, "fleet", "restart")
+        assert done.returncode == 0, done.stderr + gateway.said()
+        (after,) = gateway.pids("worker")
+        assert after != before
+        steady.await_sent(steady.sent + 100, 30)
+        steady.stop()
+        report = steady.join(60)
+        assert (report.failed, report.idle_resets) == (0, 0), report
+        assert "worker_leaves_before_its_successor_comes" in gateway.log.read_text()
+        assert gateway.stop(60) == 0, gateway.said()
+    finally:
+        gateway.kill9_all()
 
 
 def test_what_cannot_take_over_changes_nothing(linear: Gateway, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scheduling classes of those who must not take the processor from the data plane."""
+"""How a child begins: scheduling classes, and that it is of its supervisor's version."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import gateway
 from gateway import process
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +67,22 @@ def test_a_host_that_refuses_everything_changes_nothing(call: str) -> None:
     """Priorities are a courtesy: no process fails over them."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert after(f"{REFUSE}os.setpriority = refuse\nprocess.{call}()") == (os.SCHED_OTHER, own)
+
+
+@pytest.mark.parametrize(("version", "code"), [(gateway.__version__, 0), ("", 0), ("0.0.1", 4)])
+def test_a_child_of_another_version_does_not_run(version: str, code: int) -> None:
+    """A package that was replaced under a running gateway is told, with what to do."""
+    context = process.Context(config="{}", models="/m", state_dir="/s", version=version)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "from gateway import process; process.enter()"],
+        env={**context.to_env(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert len(done.stderr.splitlines()) == 1
+        assert f"version {gateway.__version__}, the running gateway 0.0.1" in done.stderr
+        assert "`tidegate upgrade`" in done.stderr

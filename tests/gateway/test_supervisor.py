@@ -107,6 +107,28 @@ def test_refusal_in_the_first_life_stops_all(supervisor: Supervisor) -> None:
     assert all(c.process is None or c.process.returncode is not None for c in supervisor.children)
 
 
+def test_a_child_of_another_version_is_told_and_stops_nothing(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Exit 4, also of a first life: the others serve on, and the log says what to do."""
+    recorder, control = stub("recorder", SLEEP), stub("control", "raise SystemExit(4)")
+    supervisor.children = [recorder, control]
+    assert run_until(supervisor, lambda: control.lives >= 2) == 0
+    told = [vars(r) for r in caplog.records if r.message == "package_replaced_under_the_gateway"]
+    assert "tidegate upgrade" in told[0]["todo"]
+    assert recorder.lives == 1
+    assert supervisor._roster.counts["control"]["refused"] >= 1
+
+
+def test_dying_again_and_again_is_told(supervisor: Supervisor, caplog: pytest.LogCaptureFixture) -> None:
+    """Five deaths within a minute; in the log, and in the roster for whoever looks."""
+    dying = stub("forwarder", "raise SystemExit(9)")
+    supervisor.children = [stub("recorder", SLEEP), dying]
+    assert run_until(supervisor, lambda: dying.is_crash_looping(time.monotonic())) == 0
+    assert len(dying.deaths) == 5
+    until("told", lambda: "child_crash_loops" in [r.message for r in caplog.records])
+
+
 def test_refusal_in_a_later_life_is_one_more_death(supervisor: Supervisor, tmp_path: Path) -> None:
     """Serving goes on when control cannot come back."""
     once = tmp_path / "once"
