@@ -92,7 +92,7 @@ def resume(context: Context, lock_fd: int) -> tuple[Held, Context]:
         StartRefused: a key in the state directory is none.
     """
     # Of one that knew fewer keys.
-    _ensure_keys(context.state_path)
+    ensure_keys(context.state_path)
     data, admin = socket.socket(fileno=context.data_fd), socket.socket(fileno=context.admin_fd)
     return Held(lock_fd, data, admin, Fleet.open(Path(context.fleet_path))), context
 
@@ -123,7 +123,7 @@ def prepare_state(state_dir: Path) -> tuple[str, int]:
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     try:
         _check_format(state_dir / "format")
-        _ensure_keys(state_dir)
+        ensure_keys(state_dir)
         return _gateway_id(state_dir / "gateway_id"), lock
     except OSError as exc:
         msg = f"state directory {state_dir.name!r} cannot be used: {exc.strerror}"
@@ -158,8 +158,13 @@ def _gateway_id(path: Path) -> str:
     return found
 
 
-def _ensure_keys(state_dir: Path) -> None:
-    """The secrets of this host: there before anything is recorded or routed, or refused."""
+def ensure_keys(state_dir: Path) -> None:
+    """The secrets of this host: there before anything is recorded or routed, or refused.
+
+    Raises:
+        StartRefused: one that is there is no key.
+        OSError: one that is not there cannot be written.
+    """
     for name in (REDACTION_KEY, ROUTING_KEY):
         _ensure_key(state_dir / name)
 

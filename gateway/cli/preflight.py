@@ -2,7 +2,8 @@
 
 Started by the running supervisor with its own context in the environment. Reads the configuration again as `serve` was
 asked to, imports every process's module, and looks whether this code reads what lies there: state directory, snapshot,
-shared memory, rings. Prints one line of JSON: the context of the new image, or why not. It changes nothing.
+shared memory, rings. Prints one line of JSON: the context of the new image, or why not. All that it changes: keys of
+this version that the running one did not know are made, since the new image could only die of a disk that takes none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 import gateway
 from gateway.audit.ring import FORMAT as RING_FORMAT
 from gateway.audit.ring import MAGIC as RING_MAGIC
-from gateway.claims import STATE_FORMAT
+from gateway.claims import STATE_FORMAT, StartRefused, ensure_keys
 from gateway.cli.failures import Stop, explain
 from gateway.cli.serve import Asked, prepare
 from gateway.control import snapshot
@@ -70,6 +71,10 @@ def check(running: dict[str, Any]) -> Context:
         msg = f"the state directory would be {new.state_dir}, the gateway has {running['state_dir']}"
         raise Stop(msg)
     _check_formats(running)
+    try:
+        ensure_keys(Path(running["state_dir"]))
+    except StartRefused as exc:
+        raise Stop(str(exc)) from None
     for module in MODULES:
         if module.startswith("gateway.") or find_spec(module.partition(".")[0]) is not None:
             importlib.import_module(module)

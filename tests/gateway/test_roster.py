@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+from gateway import fleet as words_of
 from gateway import roster as module
+from gateway.api.metrics import FleetCollector
 from gateway.children import Child, Proc
+from gateway.control.snapshot import Serving
+from gateway.fleet import Fleet
 from gateway.roster import Roster
 
 
@@ -70,3 +75,43 @@ def test_nonsense_is_nothing(tmp_path: Path) -> None:
     module.replace_file(tmp_path / "supervisor" / "status.json", {"children": []})
     assert module.read(tmp_path) == {"children": []}
     assert json.loads((tmp_path / "supervisor" / "status.json").read_text()) == {"children": []}
+
+
+def test_metrics_count_deaths_by_role_and_cause(tmp_path: Path) -> None:
+    """And say how many die again and again, and how old all that is: a supervisor that stands still grows old."""
+    roster, dying = Roster(tmp_path), child("forwarder")
+    for second in range(5):
+        roster.died(dying, "exit", 1, float(second))
+    roster.died(child("worker"), "stall", -9, 5.0)
+    roster.write([dying], {}, 5.0)
+    serving = Serving(gateway_id="00" * 8, generation=1)
+    collector = FleetCollector(
+        Fleet.create(tmp_path / "fleet", 1), serving, tmp_path, time.time_ns() + 7 * 10**9
+    )
+    found = {(s.name, *s.labels.values()): s.value for family in collector.collect() for s in family.samples}
+    assert found["tidegate_process_restarts_total", "forwarder", "exit"] == 5
+    assert found["tidegate_process_restarts_total", "worker", "stall"] == 1
+    assert found["tidegate_process_restarts_total", "worker", "exit"] == 0
+    assert found[("tidegate_processes_crash_looping",)] == 1
+    assert 7 <= found[("tidegate_supervisor_age_seconds",)] < 60
+
+
+def test_a_spare_place_is_no_worker(tmp_path: Path) -> None:
+    """Configured are two; the third has a series from when a worker was there, and keeps it, as counters must."""
+    fleet = Fleet.create(tmp_path / "fleet", 2, 1)
+    serving = Serving(gateway_id="00" * 8, generation=1)
+
+    def series() -> tuple[float, list[str]]:
+        families = {f.name: f for f in FleetCollector(fleet, serving, tmp_path, 1).collect()}
+        turns = families["tidegate_worker_turns"].samples
+        return families["tidegate_workers"].samples[0].value, [s.labels["worker"] for s in turns]
+
+    assert series() == (2, ["0", "1"])
+    assert [w["worker"] for w in fleet.facts()] == [0, 1]
+    fleet.worker(0)[words_of.PID] = 6
+    fleet.worker(2)[words_of.PID] = 7
+    fleet.worker(2)[words_of.STATE] = words_of.SERVING
+    fleet.set_spare(2, spare=False)
+    fleet.set_spare(0, spare=True)
+    assert series() == (2, ["0", "1", "2"])
+    assert [w["worker"] for w in fleet.facts()] == [1, 2]
