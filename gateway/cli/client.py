@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -175,6 +176,9 @@ class Client:
         where = self._access.token_file
         if where is None:
             return {}
+        if self._flag == "--admin" and self.url.startswith("http:") and not _is_here(self.url):
+            msg = f"{self.url}: a token is not sent in clear beyond this host; name it as https://"
+            raise Stop(msg)
         try:
             token = where.read_text().strip()
         except (OSError, UnicodeDecodeError) as exc:
@@ -302,6 +306,11 @@ def access_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _is_here(url: str) -> bool:
+    """Whether an address is this host's alone."""
+    return url.startswith("unix:") or urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
+
+
 def admin_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--admin`, `--state-dir` and those of `access_options`, and hand it a `Client` as `admin`."""
 
@@ -327,7 +336,9 @@ def admin_client(
     directory = state_directory(state_dir)
     found = read_endpoints(directory)
     url = url or (found.admin_url if found else DEFAULT_ADMIN_URL)
-    if access.token_file is None:
+    # A certificate says who asks; and the token of this host is nothing for another's gateway.
+    is_own = found is not None and url == found.admin_url
+    if access.token_file is None and access.cert is None and (is_own or _is_here(url)):
         access = access._replace(token_file=directory / "admin.token")
     return Client(url, "--admin", access, timeout_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -233,8 +234,9 @@ def test_what_a_model_started_does_not_outlive_its_trial() -> None:
     )
     assert server.stdin is not None
     assert server.stdout is not None
+    pids: list[int] = []
     try:
-        pids = [int(server.stdout.readline()) for _ in range(3)]
+        pids += [int(server.stdout.readline()) for _ in range(3)]
         server.stdin.write("end\n")
         server.stdin.flush()
         assert server.stdout.readline() == "ended\n"
@@ -243,6 +245,9 @@ def test_what_a_model_started_does_not_outlive_its_trial() -> None:
                 os.kill(pid, 0)
         assert server.poll() is None
     finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         server.communicate("\n")
 
 

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from gateway.cli import client
+from gateway.cli.failures import Stop
+
 ADDRESS = "/admin/v1/tokens"
 MADE = {"id": "k3", "token": "tg_k3_s3cret"}
 
@@ -53,6 +56,31 @@ def test_predict_shows_a_token_only_when_one_is_named(run, fake, state_dir, tmp_
     run(*at, "--token-file", str(tmp_path / "mine"))
     shown = [seen.headers.get("authorization") for seen in fake.seen]
     assert shown == [None, "Bearer infer-token"]
+
+
+def test_this_hosts_token_goes_to_this_hosts_gateway_alone(
+    fake, state_dir, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host gets a token that is named, or none; over TLS, never in clear."""
+    read: list[object] = []
+    monkeypatch.setattr(client, "Client", lambda url, flag, access, timeout_s: read.append(access.token_file))
+    own = state_dir / "admin.token"
+    for url in (None, fake.url, "http://127.0.0.1:1", "https://localhost:1", "unix:/run/admin.sock"):
+        client.admin_client(url, str(state_dir), client.Access())
+        assert read.pop() == own
+    named = client.Access(tmp_path / "mine", named=True)
+    for url, access in (
+        ("https://gateway.example:8081", client.Access()),
+        ("https://127.0.0.1.example:1", client.Access()),
+        ("https://127.0.0.1:1", client.Access(cert=("mine.pem", None))),
+        ("https://gateway.example:8081", named),
+    ):
+        client.admin_client(url, str(state_dir), access)
+        assert read.pop() == access.token_file
+    monkeypatch.undo()
+    (tmp_path / "mine").write_text("t")
+    with pytest.raises(Stop, match="not sent in clear"):
+        client.admin_client("http://192.0.2.1:8081", str(state_dir), named).get("/admin/v1/models")
 
 
 def test_tls_files_that_are_none_are_named(run, tmp_path) -> None:
