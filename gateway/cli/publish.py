@@ -30,6 +30,8 @@ from gateway.cli.screen import json_option, percent, print_json, say
 STAGED = ".tidegate-incoming-"
 """Hidden from the gateway, which passes over names that begin with a dot."""
 POLL_S = 0.1
+ABSENT_S = 2.0
+"""A version that the workers are to load by themselves is begun with sooner."""
 ROUTE_S = 10.0
 """So long the first route of a new model may take, once its version is ready."""
 _PIECE_BYTES = 1 << 20
@@ -220,7 +222,7 @@ def _awaited(
     """
     reason, until_s = given["reason"], time.monotonic() + given["wait_s"]
     admin.send("POST", "/admin/v1/models/refresh", body={"reason": reason})
-    asked = False
+    asked, since_s = False, time.monotonic()
     while True:
         body = admin.get(f"/admin/v1/models/{model}").body
         row = next((one for one in body.get("versions", ()) if one.get("version") == version), None)
@@ -237,8 +239,8 @@ def _awaited(
         if state == "failed":
             msg = f"{model}/{version} is in the repository, and not served: {row.get('reason')}"
             raise Stop(msg, NO)
-        if state == "absent" and not asked:
-            # The model's settings choose other versions, or control has not looked yet: asked for by name it comes.
+        if state == "absent" and not asked and time.monotonic() >= since_s + ABSENT_S:
+            # The model's settings choose other versions: asked for by name it comes.
             asked = True
             admin.send("POST", f"/admin/v1/models/{model}/load", body={"version": version, "reason": reason})
         if time.monotonic() > until_s:
