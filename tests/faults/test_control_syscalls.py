@@ -28,7 +28,9 @@ from tests.gateway.audit.sim import ROOT, forget_recorder, recording
 from tests.gateway.control.plane import Plane
 from tests.gateway.control.test_control_recovery import forget, shift
 
-CALLS = FILE_CALLS + ",epoll_wait,link,linkat"
+WAIT, WAITS = "epoll_wait", 10
+"""Between its steps a change waits: for the log, for the workers."""
+CALLS = f"{FILE_CALLS},{WAIT},link,linkat"
 SAMPLE = 20
 """The normal suite takes so many points, over all kinds."""
 KINDS = ("shift", "freeze", "stop", "promote")
@@ -148,14 +150,18 @@ def points(base: Path, place: Path, kind: str) -> list[tuple[str, int]]:
     return [(call, n) for call, n, _ in calls[first:]]
 
 
+def _files(found: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [point for point in found if point[0] != WAIT]
+
+
 def killed_at(base: Path, place: Path, kind: str, found: Sequence[tuple[str, int]]) -> int:
-    """A life for each point; returns how many were killed."""
+    """A life for each point; returns how many were killed at calls that change files."""
     killed = 0
     for number, (call, n) in enumerate(found):
         life = Life(base, place / f"{kind}-{number}", kind)
         status = life.live(under_strace(kill_at(call, n)))
         assert status in {0, -signal.SIGKILL}, (call, n, life.said.read_text())
-        killed += status != 0
+        killed += status != 0 and call != WAIT
         life.check()
         shutil.rmtree(life.state_dir)
     return killed
@@ -166,7 +172,7 @@ def test_a_kill_at_some_calls_of_a_change_leaves_old_or_new(base: Path, place: P
     for kind in KINDS:
         found = points(base, place, kind)
         sample = found[:: max(len(found) * len(KINDS) // SAMPLE, 1)]
-        assert killed_at(base, place, kind, sample) > len(sample) * 0.6
+        assert killed_at(base, place, kind, sample) > len(_files(sample)) * 0.8
 
 
 @pytest.mark.prove
@@ -174,5 +180,5 @@ def test_a_kill_at_some_calls_of_a_change_leaves_old_or_new(base: Path, place: P
 def test_a_kill_at_every_call_of_a_change_leaves_old_or_new(base: Path, place: Path, kind: str) -> None:
     """kill -9 at every call from the first of the change to the end of the process."""
     found = points(base, place, kind)
-    assert len(found) >= 30
-    assert killed_at(base, place, kind, found) > len(found) * 0.8
+    assert len(_files(found)) >= 15
+    assert killed_at(base, place, kind, found) > len(_files(found)) * 0.9
