@@ -34,12 +34,19 @@ def serve(directory: Path, lame_duck_s: float, *, workers: int = 1, door: str = 
     return Gateway(directory / "models", directory / "state", workers=workers, settings=settings)
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Gateway]:
-    """Two workers whose lame-duck time is LAME_S."""
-    write_linear(tmp_path / "models")
-    with serve(tmp_path, LAME_S, workers=2) as gateway:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    directory = tmp_path_factory.mktemp("lame")
+    write_linear(directory / "models")
+    with serve(directory, LAME_S, workers=2) as gateway:
         yield gateway
+
+
+@pytest.fixture
+def pair(two: Gateway) -> Gateway:
+    """Two workers, both serving, whose lame-duck time is LAME_S."""
+    until(lambda: states(two) == ["serving"] * 2, two)
+    return two
 
 
 def tells(reply: RawReply) -> bool:
@@ -108,7 +115,7 @@ def ended(gateway: Gateway, pid: int) -> int:
     """The exit code of a worker, as the supervisor logged it; waits for its successor."""
     gateway.await_successor("worker", pid)
     lines = [json.loads(line) for line in gateway.log.read_text().splitlines() if line.startswith("{")]
-    return next(line["code"] for line in lines if line["event"] == "child_died")
+    return [line["code"] for line in lines if line["event"] == "child_died"][-1]
 
 
 @pytest.mark.parametrize("door", ["fast", "starlette"])

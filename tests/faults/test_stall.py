@@ -59,24 +59,25 @@ if "gateway.worker" in sys.orig_argv:
 '''
 
 
-@pytest.fixture
-def gateway(tmp_path: Path):
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory):
     """Two workers that can be made to stall by a file."""
-    write_linear(tmp_path / "models")
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(STALLER.format(wish=str(tmp_path / "wish")))
-    made = Gateway(tmp_path / "models", tmp_path / "state", workers=2)
-    made.start(prefix=("env", f"PYTHONPATH={tmp_path / 'site'}:{ROOT}"))
+    directory = tmp_path_factory.mktemp("stall")
+    write_linear(directory / "models")
+    (directory / "site").mkdir()
+    (directory / "site" / "sitecustomize.py").write_text(STALLER.format(wish=str(directory / "wish")))
+    made = Gateway(directory / "models", directory / "state", workers=2)
+    made.start(prefix=("env", f"PYTHONPATH={directory / 'site'}:{ROOT}"))
     yield made
     made.stop()
 
 
-def events(gateway: Gateway, name: str) -> list[dict[str, Any]]:
-    """Lines of the log of one event. No stack stands between the lines."""
+def stalls(gateway: Gateway) -> list[dict[str, Any]]:
+    """What the log tells of stalled workers. No stack stands between its lines."""
     lines = gateway.log.read_text().splitlines()
     assert [line for line in lines if line.startswith(("Thread 0x", "Current thread", "  File "))] == []
     told = [json.loads(line) for line in lines if line.startswith("{")]
-    return [line for line in told if line["event"] == name]
+    return [line for line in told if line["event"] == "worker_stalled"]
 
 
 def others_are_answered(gateway: Gateway, stop: threading.Event, failures: list[object]) -> None:
@@ -94,16 +95,17 @@ def gone(gateway: Gateway, workers: list[int]) -> int:
 
 
 @pytest.mark.parametrize("how", ["sleeps", "spins"])
-def test_a_stalled_worker_is_killed_and_its_stack_logged(gateway: Gateway, tmp_path: Path, how: str) -> None:
+def test_a_stalled_worker_is_killed_and_its_stack_logged(gateway: Gateway, how: str) -> None:
     """Whether it sleeps in C or spins in Python: killed within 5 s, one event with the stack, the other serves on."""
-    workers = gateway.pids("worker")
+    workers, before = gateway.pids("worker"), len(stalls(gateway))
     stop, failures = threading.Event(), []
     asking = threading.Thread(target=others_are_answered, args=(gateway, stop, failures))
     asking.start()
     try:
         started = time.monotonic()
-        (tmp_path / "new").write_text(how)
-        (tmp_path / "new").rename(tmp_path / "wish")
+        wish = gateway.models.with_name("wish")
+        wish.with_suffix(".new").write_text(how)
+        wish.with_suffix(".new").rename(wish)
         until(lambda: gone(gateway, workers) != 0, gateway)
         took_s = time.monotonic() - started
         until(lambda: states(gateway) == ["serving"] * 2, gateway)
@@ -112,7 +114,7 @@ def test_a_stalled_worker_is_killed_and_its_stack_logged(gateway: Gateway, tmp_p
         asking.join(10)
     assert took_s <= KILLED_WITHIN_S
     assert failures == []
-    (told,) = events(gateway, "worker_stalled")
+    (told,) = stalls(gateway)[before:]
     assert told["child"] in {"worker-0", "worker-1"}
     assert told["for_s"] < KILLED_WITHIN_S
     assert f"in {how}\n" in told["stack"]
@@ -121,11 +123,11 @@ def test_a_stalled_worker_is_killed_and_its_stack_logged(gateway: Gateway, tmp_p
 
 def test_a_worker_that_cannot_say_where_it_stands_is_killed_in_the_same_time(gateway: Gateway) -> None:
     """One that is stopped (SIGSTOP) writes no stack; the event says so with null."""
-    workers = gateway.pids("worker")
+    workers, before = gateway.pids("worker"), len(stalls(gateway))
     started = time.monotonic()
     os.kill(workers[0], signal.SIGSTOP)
     until(lambda: gone(gateway, workers) == workers[0], gateway)
     assert time.monotonic() - started <= KILLED_WITHIN_S
     until(lambda: states(gateway) == ["serving"] * 2, gateway)
-    (told,) = events(gateway, "worker_stalled")
+    (told,) = stalls(gateway)[before:]
     assert not told.get("stack")
