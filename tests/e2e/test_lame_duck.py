@@ -233,3 +233,24 @@ def test_steady_clients_lose_nothing_when_workers_stop(pair: Gateway) -> None:
 def test_what_is_in_flight_has_time_to_its_own_deadline() -> None:
     """When the lame-duck time is over a request may still use all of the longest deadline there is."""
     assert GRACE_S > TIMEOUT_MAX_MS / 1000
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("door", ["fast", "starlette"])
+def test_a_request_of_many_seconds_is_answered(tmp_path: Path, door: str) -> None:
+    """A request that runs for some twelve seconds more when SIGTERM comes gets its answer; the gateway exits 0."""
+    write_turns(tmp_path / "models")
+    gateway = serve(tmp_path, 0.2, door=door).start()
+    try:
+        with Wire(gateway.data_url, timeout_s=60) as wire:
+            turns = _turns_for(wire, 12.0)
+            wire.send(infer("turns", [[turns, 1, 2, 3]], x_request_timeout_ms="30000"))
+            _await_running(gateway.pids("worker")[0])
+            gateway.terminate()
+            started = time.monotonic()
+            reply = wire.reply()
+            assert (reply.status, tells(reply)) == (200, True), reply.body
+            assert time.monotonic() - started > 5
+        assert gateway.wait(20) == 0, gateway.said()
+    finally:
+        gateway.stop()
