@@ -145,7 +145,7 @@ def test_what_a_worker_refuses_is_exit_1_with_its_reason(run, control, files, st
 def test_what_the_settings_do_not_choose_is_asked_for_by_name(
     run, fake, control, files, state_dir, monkeypatch
 ) -> None:
-    """Published means loaded, whatever config.pbtxt's version_policy says; once, and only what does not come by itself."""
+    """Published means loaded, whatever version_policy says; asked for once, and only what does not come by itself."""
     control.states = ["absent", "absent", "loading", "ready"]
     assert run("model", "publish", str(files), "m", "--state-dir", str(state_dir)).exit_code == 0
     assert not any(seen.path.endswith("/load") for seen in fake.seen)
