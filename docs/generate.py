@@ -1,4 +1,4 @@
-"""Writes docs/config.md, errors.md, metrics.md and events.md from the code that they describe: `make docs`.
+"""Writes docs/config.md, errors.md, metrics.md, events.md, admin-api.md from the code they describe: `make docs`.
 
 The pages are committed, so that they can be read without running anything; tests/test_docs.py holds them
 against what this file makes now.
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import inspect
 from prometheus_client import Metric
 
+from docs.admin_page import admin_page
 from docs.schema import events_page
 from gateway import errors
 from gateway.api.metrics import STATUS_FIGURES, FleetCollector
@@ -264,6 +265,7 @@ PAGES = {
     "errors.md": errors_page,
     "metrics.md": metrics_page,
     "events.md": events_page,
+    "admin-api.md": admin_page,
 }
 
 

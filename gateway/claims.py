@@ -78,7 +78,7 @@ def claim(context: Context) -> tuple[Held, Context]:
         data_fd=data.fileno(),
         admin_fd=admin.fileno(),
         data_url=url_of(data),
-        admin_url=url_of(admin),
+        admin_url=url_of(admin, tls=bool(config["admin"].get("tls"))),
         supervisor_pid=os.getpid(),
     )
     return Held(lock_fd, data, admin, fleet), completed
@@ -242,7 +242,8 @@ def listen(host: str, port: int, what: str) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
     """The base URL of a listening socket."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -73,8 +73,11 @@ def load(
 
 def _check_across(config: Config) -> None:
     """What one key says of another."""
-    if config.admin.host not in {"127.0.0.1", "::1", "localhost"}:
-        msg = f"admin.host is {config.admin.host!r}: only loopback addresses are served without TLS"
+    if not config.admin.on_loopback and config.admin.tls is None:
+        msg = (
+            f"admin.host is {config.admin.host!r}: only loopback addresses are served without TLS; set"
+            " admin.tls.cert and admin.tls.key, and make a token (`tidegate token new`)"
+        )
         raise ConfigInvalid(msg)
     for text in config.data.proxies:
         try:

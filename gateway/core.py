@@ -279,7 +279,7 @@ class Core:
             inference.assignment = entry.pinned(head.version)
             return version
         if head.variant is not None:
-            return self._force(entry, head.variant, inference)
+            return self._force(entry, head, inference)
         table = entry.draw()
         key = head.routing_key
         if key is None and parameters is not None:
@@ -294,17 +294,17 @@ class Core:
         inference.assignment = assignment
         return version
 
-    def _force(self, entry: Entry, variant: str, inference: Inference) -> Version:
+    def _force(self, entry: Entry, head: Head, inference: Inference) -> Version:
         """The version of a variant that the request names.
 
         Raises:
             InvalidRequest, ModelNotReady: there is no such variant, or it cannot answer.
-            Forbidden: not on this address.
+            Forbidden: not on this address without a token of that scope.
         """
-        if not self._forces:
+        if not (self._forces or head.forces):
             msg = f"x-tidegate-variant is not taken here; it needs a token of scope force:{entry.model}"
             raise Forbidden(msg)
-        assignment = entry.forced(variant)
+        assignment = entry.forced(str(head.variant))
         version = entry.version(assignment.version)
         inference.assignment = assignment
         version.counting.forced()

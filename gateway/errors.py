@@ -160,6 +160,12 @@ class StateInUse(ConfigInvalid):
     code = "state_in_use"
 
 
+class TokensUnusable(ConfigInvalid):
+    """`tokens.toml`, or a token's own file, may be read by others or is not what it should be. At start exit code 2."""
+
+    code = "tokens_unusable"
+
+
 class StateFormatNewer(ConfigInvalid):
     """The state directory was written by a newer Tidegate. Exit code 2."""
 

@@ -25,7 +25,7 @@ BLOCK_BYTES = PAGE_BYTES + SLOTS * SLOT_BYTES
 REASON_BYTES = 512
 
 # Header words.
-_MAGIC, _BLOCKS, _GENERATION, _SHADOWS, _WANTED = 0, 1, 2, 3, 4
+_MAGIC, _BLOCKS, _GENERATION, _SHADOWS, _WANTED, _TOKENS = 0, 1, 2, 3, 4, 5
 
 # Words of a worker's own page.
 PID = 0
@@ -258,6 +258,15 @@ class Fleet:
     def publish_shadows(self, count: int) -> None:
         """Control alone, with each generation."""
         self._head[_SHADOWS] = count
+
+    @property
+    def tokens(self) -> int:
+        """Moves when control has seen that tokens changed."""
+        return self._head[_TOKENS]
+
+    def publish_tokens(self) -> None:
+        """Control alone: every worker reads the tokens again, at its next tick."""
+        self._head[_TOKENS] += 1
 
     def worker(self, index: int) -> memoryview:
         """A worker's own words (u64)."""

@@ -43,6 +43,8 @@ class Head(msgspec.Struct, frozen=True):
     """What `[limits]` counts it on; empty where nobody is limited."""
     variant: str | None = None
     """The variant of the route that is to answer. A head that names one has an audit level, as for `captures_full`."""
+    forces: bool = False
+    """Its token has the scope for that; needed where others than this host reach the listener."""
 
     def decoder(self, codec: Any) -> Any:
         """What reads the body."""

@@ -22,6 +22,16 @@ SHIFT_SD = 0.05
 """What an output may shift without being declared: canary against concurrent control, in standard deviations."""
 
 
+def _is_loopback(host: str) -> bool:
+    """Whether an address to listen on is this host's alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration."""
 
@@ -66,7 +76,7 @@ class Data(Section):
     ] = 4096
     inflight_max: Annotated[int, Meta(ge=1, description="requests a worker holds")] = 8192
     model_control: Annotated[
-        bool, Meta(description="clients may load and unload models; beyond loopback with publish.token")
+        bool, Meta(description="clients may load and unload models; beyond loopback with a token")
     ] = False
     proxies: Annotated[
         tuple[str, ...],
@@ -75,26 +85,49 @@ class Data(Section):
             " counts as being on this host"
         ),
     ] = ()
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names that clients on loopback reach it by: others, without a token, change nothing"
+        ),
+    ] = ()
 
     @property
     def on_loopback(self) -> bool:
         """Whether only this host can reach it; a name that is no address and not `localhost` may be anywhere, and so
         may who comes through a proxy."""
-        if self.proxies:
-            return False
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return not self.proxies and _is_loopback(self.host)
+
+
+class AdminTls(Section):
+    """TLS of the admin listener. Files that change are read again within a second; no connection is dropped."""
+
+    cert: Annotated[str, Meta(description="certificate, and those up to its authority; PEM")]
+    key: Annotated[str, Meta(description="its key, without password; PEM; not for others to read")]
+    client_ca: Annotated[
+        str | None,
+        Meta(
+            description="authorities of client certificates; who has one that tokens.toml names needs no token"
+        ),
+    ] = None
 
 
 class Admin(Section):
-    """The admin listener: routes, models, /metrics. Loopback only until TLS and tokens are set."""
+    """The admin listener: routes, models, tokens, /metrics. Beyond loopback only with TLS and a token."""
 
-    host: Annotated[str, Meta(description="address to listen on; loopback")] = "127.0.0.1"
+    host: Annotated[
+        str, Meta(description="address to listen on; others than loopback's need admin.tls and a token")
+    ] = "127.0.0.1"
     port: Annotated[Port, Meta(description="port; 0 takes a free one")] = 8081
+    hosts: Annotated[
+        tuple[str, ...], Meta(description="names that it is reached by, besides those of loopback")
+    ] = ()
+    tls: AdminTls | None = None
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        return _is_loopback(self.host)
 
 
 class Batch(Section):

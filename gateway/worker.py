@@ -32,6 +32,7 @@ from gateway.api.codec import Codec
 from gateway.api.crowd import Limits
 from gateway.api.encode import RunEncoder, label_names
 from gateway.api.fast import FastProtocol
+from gateway.api.guarding import Guard
 from gateway.api.infer import DataApi
 from gateway.api.problems import answered, reply_of, status_of
 from gateway.api.repository import ControlClient
@@ -41,7 +42,7 @@ from gateway.audit.source import claim_source
 from gateway.audit.writer import Writer
 from gateway.capture import check_room
 from gateway.claims import ROUTING_KEY
-from gateway.control.tokens import FEEDBACK, TokenFile
+from gateway.control.tokens import CLIENTS, Tokens
 from gateway.core import Core
 from gateway.errors import GatewayError, ModelNotReady, Overloaded, RateLimited
 from gateway.fairness import Bodies
@@ -132,9 +133,10 @@ class Worker:
         )
         self.registry = Registry(self._load, self._changed)
         self.models.registry = self.registry
+        self.tokens = Tokens(context.state_path, CLIENTS, word=lambda: self.fleet.tokens)
         self._after = after
         self.server: Server | None = None
-        self.askers = Askers(config.data.proxies, counts=config.limits.is_on)
+        self.askers = Askers(config.data.proxies, counts=config.limits.is_on, tokens=self.tokens)
         self.door: type[FastProtocol] | None = None
 
     def _load(self, model: str, version: str) -> Session:
@@ -230,12 +232,10 @@ class Worker:
     def _api(self) -> DataApi:
         """What the Starlette door serves."""
         data, state_dir = self.config.data, self.context.state_path
-        token = None if data.on_loopback else TokenFile(state_dir, FEEDBACK)
-        control = None
-        if data.model_control:
-            control = ControlClient.of(self.context.admin_url, state_dir, on_loopback=data.on_loopback)
+        guard = Guard(self.tokens, on_loopback=data.on_loopback, hosts=data.hosts)
+        control = ControlClient(self.context.admin_url, state_dir) if data.model_control else None
         root, level = Path(self.context.models), self.config.audit.level
-        return DataApi(self.core, _limits(data), level, token, root=root, control=control, askers=self.askers)
+        return DataApi(self.core, _limits(data), level, guard, root=root, control=control, askers=self.askers)
 
     async def _settle(self) -> None:
         """Wait with accepting until what carries weight is loaded; connections wait in the socket's queue.
@@ -276,6 +276,9 @@ class Worker:
             self.words[words_of.HEARTBEAT_NS] = time.monotonic_ns()
             self.vitals.beat(now_s, POLL_S)
             self.models.poll()
+            if self.tokens.follow():
+                for connection in self._connections():
+                    connection.forget_token()
             self.models.end_leases(time.time_ns())
             self.appender.flush()
             counting.publish()
@@ -283,15 +286,18 @@ class Worker:
                 next_second = now_s + 1.0
                 self.writer.heartbeat()
                 self._each_second()
-                if self.server is not None:
-                    for connection in list(self.server.server_state.connections):
-                        if isinstance(connection, FastProtocol):
-                            connection.reap(now_s)
+                for connection in self._connections():
+                    connection.reap(now_s)
             await asyncio.sleep(POLL_S)
+
+    def _connections(self) -> list[FastProtocol]:
+        found = () if self.server is None else self.server.server_state.connections
+        return [connection for connection in found if isinstance(connection, FastProtocol)]
 
     def _each_second(self) -> None:
         """What is summed and told once a second; a last time when all is answered."""
         self.appender.flush_sums()
+        self.tokens.reload()
         counting.publish()
         self.models.publish_waiting()
         words, ring, vitals = self.words, self.writer.ring, self.vitals

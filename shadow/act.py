@@ -22,7 +22,7 @@ log = logging.getLogger("tidegate.sidecar")
 TIMEOUT_S = 5.0
 REASON_CHARS = 1000
 """The gateway takes no longer reason."""
-TOKEN_FILE = "sidecar.token"
+TOKEN_FILE, PUBLIC = "sidecar.token", "admin.pem"
 _NO_ANSWER = (http.client.HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError)
 """No token or listener yet, or an answer that is none of a gateway's."""
 
@@ -78,7 +78,7 @@ class Actor:
 
     def __init__(self, url: str, state_dir: Path, exchange: Exchange | None = None) -> None:
         self._token_file = state_dir / TOKEN_FILE
-        self._exchange = exchange or _exchange_with(url)
+        self._exchange = exchange or _exchange_with(url, state_dir / PUBLIC)
 
     def roll_back(self, pending: Pending, at_ns: int) -> Acted:
         """Take a version's traffic away and latch it.
@@ -156,12 +156,28 @@ class Actor:
         return self._exchange(method, path, headers, json.dumps(body).encode())
 
 
-def _exchange_with(url: str) -> Exchange:
-    """A connection for each request: there is one every few seconds. The standard library's, which is there at once."""
+def _exchange_with(url: str, public: Path) -> Exchange:
+    """A connection for each request: there is one every few seconds. The standard library's, which is there at once.
+
+    Over TLS the listener is known by its certificate, which control leaves in the state directory.
+    """
     parts = urlsplit(url)
 
+    def connected() -> http.client.HTTPConnection:
+        if parts.scheme != "https":
+            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(public)
+        return http.client.HTTPSConnection(
+            parts.hostname or "", parts.port, timeout=TIMEOUT_S, context=context
+        )
+
     def exchange(method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        connection = connected()
         try:
             connection.request(method, path, body, dict(headers))
             reply = connection.getresponse()

@@ -14,33 +14,45 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.addresses import Address, get, post
 from gateway.api.answers import json_answer
 from gateway.api.bodies import (
+    BoundsBody,
     PromoteBody,
     RearmBody,
     ReasonBody,
     RollbackBody,
     SetBody,
     ShiftBody,
+    asked_of,
     if_match,
     is_dry_run,
+    page_of,
     read_body,
 )
+from gateway.control.access import SHIFT, allows
 from gateway.control.changes import (
+    bounded,
     promoted,
     rearmed,
+    resumed,
     rolled_back,
     rolled_back_canary,
     set_frozen,
     shifted,
+    stopped,
     with_variants,
 )
 from gateway.control.engine import Engine, Outcome, changed_by
 from gateway.control.gates import check_evidence, check_sidecar
+from gateway.control.journal import Entry
 from gateway.control.state import public_document, rollback_target
-from gateway.control.tokens import SIDECAR
 from gateway.errors import ChangeInvalid, Forbidden, StateConflict
 from gateway.routing import Change, Route, iso_time
+
+_ALL = "/admin/v1/routes"
+_ONE = _ALL + "/{model}"
+_MODEL = "/admin/v1/models/{model}"
 
 Make = Callable[[Route, Change], Route]
 
@@ -56,6 +68,33 @@ class RouteHandlers:
         self._engine = engine
         self._state_of = state_of
 
+    def addresses(self) -> list[Address]:
+        """Their addresses."""
+        return [
+            get(_ALL, self.routes),
+            get(_ONE, self.route),
+            get(_ONE + "/history", self.history, "limit", "before"),
+            get(_ONE + "/bounds", self.bounds),
+            post(_ONE + "/bounds", self.set_bounds, BoundsBody, revised=True),
+            Address(
+                method="PUT",
+                path=_ONE,
+                handler=self.set_route,
+                body=SetBody,
+                revised=True,
+                query=("dry_run",),
+            ),
+            post(_ONE + "/shift", self.shift, ShiftBody, revised=True),
+            post(_ONE + "/promote", self.promote, PromoteBody, revised=True),
+            post(_ONE + "/rollback", self.rollback, RollbackBody, revised=True),
+            post(_ONE + "/rearm", self.rearm, RearmBody, revised=True),
+            post(_ONE + "/lease", self.lease, ReasonBody, revised=True),
+            post(_ONE + "/freeze", self.freeze, ReasonBody, revised=True),
+            post(_ONE + "/thaw", self.thaw, ReasonBody, revised=True),
+            post(_MODEL + "/stop", self.stop, ReasonBody, revised=True),
+            post(_MODEL + "/resume", self.resume, ReasonBody, revised=True),
+        ]
+
     async def routes(self, request: Request) -> Response:
         """Every route."""
         routes = self._engine.state.serving.routes
@@ -67,10 +106,33 @@ class RouteHandlers:
         return json_answer(self._shown(route), etag=route.revision)
 
     async def history(self, request: Request) -> Response:
-        """The revisions kept for rollback, newest first."""
+        """What happened to a route, newest first: its revisions, and what made none; a page at a time."""
+        limit, before = page_of(request)
+        model = self._engine.route(request.path_params["model"]).model
+        entries = [_told(entry) for entry in await self._engine.history(model, before=before, limit=limit)]
+        made = [entry["after"] for entry in entries if entry["is_revision"]]
+        return json_answer({"model": model, "entries": entries, "revisions": made})
+
+    async def bounds(self, request: Request) -> Response:
+        """How far automata may move a route."""
         route = self._engine.route(request.path_params["model"])
-        kept = self._engine.state.ledger.history.get(route.model, ())
-        return json_answer({"model": route.model, "revisions": [public_document(r) for r in reversed(kept)]})
+        held = None if route.bounds is None else msgspec.to_builtins(route.bounds)
+        return json_answer({"model": route.model, "bounds": held}, etag=route.revision)
+
+    async def set_bounds(self, request: Request) -> Response:
+        """Say how far automata may move a route; an empty body but for the reason takes the bounds away."""
+        body = await read_body(request, BoundsBody)
+        return await self._change(request, "bounds", body.reason, lambda r, c: bounded(r, body.bounds(), c))
+
+    async def stop(self, request: Request) -> Response:
+        """Answer nothing of this model until it is resumed; its versions stay loaded."""
+        body = await read_body(request, ReasonBody)
+        return await self._change(request, "stop", body.reason, stopped)
+
+    async def resume(self, request: Request) -> Response:
+        """Answer a stopped model's requests again."""
+        body = await read_body(request, ReasonBody)
+        return await self._change(request, "resume", body.reason, resumed)
 
     async def set_route(self, request: Request) -> Response:
         """Replace a route's variants."""
@@ -91,25 +153,30 @@ class RouteHandlers:
     async def rollback(self, request: Request) -> Response:
         """Take a canary's traffic away and latch its version, or bring back an older revision's content."""
         body = await read_body(request, RollbackBody)
-        if request.state.principal == SIDECAR and body.variant is None:
-            msg = "the sidecar may roll back a canary (variant), not a route"
+        principal, model = request.state.principal, request.path_params["model"]
+        # Who may take traffic back and no more does so on evidence, and from a canary.
+        narrow = not allows(principal, SHIFT, model)
+        if narrow and body.variant is None:
+            msg = f"the {principal.name} may roll back a canary (variant), not a route"
             raise Forbidden(msg)
         if body.variant is not None and body.to_revision is not None:
             msg = "a rollback is of a canary (variant) or to a revision (to_revision), not both"
             raise ChangeInvalid(msg)
         if body.evidence is not None:
-            policy = self._engine.policy_of(request.path_params["model"])
-            if request.state.principal == SIDECAR:
+            policy = self._engine.policy_of(model)
+            if narrow:
                 check_sidecar(body.evidence, policy, self._engine.state.serving.gateway_id)
             check_evidence(body.evidence, policy, time.time_ns())
-        elif request.state.principal == SIDECAR:
-            msg = "the sidecar's rollback needs evidence: the event that it rests on, and its time (at_ns)"
+        elif narrow:
+            msg = f"the {principal.name}'s rollback needs evidence: the event that it rests on, and its time (at_ns)"
             raise ChangeInvalid(msg)
+
+        to = None if body.to_revision is None else await self._engine.revision_of(model, body.to_revision)
 
         def make(route: Route, change: Change) -> Route:
             if body.variant is not None:
                 return rolled_back_canary(route, body.variant, change)
-            return rolled_back(route, self._revision(route, body.to_revision), change)
+            return rolled_back(route, to or self._before(route), change)
 
         evidence = body.evidence.event if body.evidence is not None else None
         return await self._change(request, "rollback", body.reason, make, evidence)
@@ -125,9 +192,10 @@ class RouteHandlers:
         dry_run = is_dry_run(request)
         outcome = await self._engine.renew_leases(
             request.path_params["model"],
-            changed_by(request.state.principal, body.reason),
+            changed_by(request.state.principal.name, body.reason),
             expected_revision=if_match(request),
             dry_run=dry_run,
+            asked=asked_of(request),
         )
         assert outcome.route is not None  # noqa: S101
         route = outcome.route
@@ -156,27 +224,21 @@ class RouteHandlers:
         outcome = await self._engine.change_route(
             request.path_params["model"],
             kind,
-            changed_by(request.state.principal, reason, evidence),
+            changed_by(request.state.principal.name, reason, evidence),
             make,
             expected_revision=if_match(request),
             dry_run=is_dry_run(request),
+            asked=asked_of(request),
         )
         return _outcome(outcome)
 
-    def _revision(self, route: Route, number: int | None) -> Route:
-        kept = self._engine.state.ledger.history.get(route.model, ())
-        if number is None:
-            target = rollback_target(self._engine.state.ledger, route.model)
-            if target is None:
-                msg = f"route {route.model} has no earlier revision that differs from this one"
-                raise StateConflict(msg)
-            return target
-        for revision in kept:
-            if revision.revision == number:
-                return revision
-        have = ", ".join(str(r.revision) for r in kept)
-        msg = f"route {route.model} keeps no revision {number}; it keeps {have}"
-        raise ChangeInvalid(msg)
+    def _before(self, route: Route) -> Route:
+        """What a route is rolled back to that names no revision."""
+        target = rollback_target(self._engine.state.ledger, route.model)
+        if target is None:
+            msg = f"route {route.model} has no earlier revision that differs from this one"
+            raise StateConflict(msg)
+        return target
 
     def _shown(self, route: Route) -> dict[str, Any]:
         content = public_document(route)
@@ -200,6 +262,8 @@ def _outcome(outcome: Outcome) -> Response:
         content["event"] = after.changed.event
     if not outcome.logged:
         content["logged"] = False
+    if outcome.replayed:
+        content["replayed"] = True
     if outcome.applied is None:
         content["dry_run"] = True
     else:
@@ -207,3 +271,23 @@ def _outcome(outcome: Outcome) -> Response:
         status = 202 if outcome.applied.pending else 200
     etag = after.revision if after is not None and outcome.applied is not None else None
     return json_answer(content, status=status, etag=etag)
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    """An entry of a history as the API shows it: documents without salts."""
+    after = msgspec.msgpack.decode(entry.after) if entry.after else None
+    if isinstance(after, dict) and "variants" in after:
+        after = public_document(msgspec.convert(after, Route))
+    return {
+        "kind": entry.kind,
+        "at_ns": entry.at_ns,
+        "by": entry.by,
+        "reason": entry.reason,
+        "event": entry.event,
+        "revision": entry.revision,
+        "is_revision": entry.is_revision,
+        "via": entry.via,
+        "key": entry.key,
+        "count": entry.count,
+        "after": after,
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 ANONYMOUS = "anonymous"
 """The principal of a request without a token."""
@@ -19,11 +19,27 @@ UNKNOWN_MAX = 1024
 """So many headers whose token is not known are remembered: to find that out takes a look at every token."""
 
 
+class Principal(Protocol):
+    """Whose token it is; see `gateway.control.access`."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in the log."""
+
+    def forces(self, model: str) -> bool:
+        """Whether it may name the variant of a model that answers."""
+
+
 class Asker(NamedTuple):
-    """Who asks: its name in the log, and what it is counted on; empty where nobody is limited."""
+    """Who asks: its name in the log, what it is counted on (empty where nobody is limited), and what it may."""
 
     principal: str
     account: str
+    known: Principal | None = None
+
+    def forces(self, model: str) -> bool:
+        """Whether its token lets it name the variant of a model that answers."""
+        return self.known is not None and self.known.forces(model)
 
 
 NOBODY = Asker(ANONYMOUS, "")
@@ -34,8 +50,8 @@ class Known(Protocol):
 
     generation: int
 
-    def of(self, header: bytes) -> Any:
-        """The principal (it has a `name`) of an Authorization header; None: not known, or over."""
+    def of(self, header: bytes) -> Principal | None:
+        """The principal of an Authorization header; None: not known, or over."""
 
 
 class Askers:
@@ -68,12 +84,12 @@ class Askers:
         given = [value for name, value in headers if name == b"authorization"]
         principal = self._principal(given[0]) if len(given) == 1 and self._tokens is not None else None
         if not self.counts:
-            return NOBODY if principal is None else Asker(principal, "")
+            return NOBODY if principal is None else Asker(principal.name, "", principal)
         if principal is not None:
-            return Asker(principal, principal)
+            return Asker(principal.name, principal.name, principal)
         return Asker(ANONYMOUS, self._address(peer, headers))
 
-    def _principal(self, header: bytes) -> str | None:
+    def _principal(self, header: bytes) -> Principal | None:
         tokens = self._tokens
         assert tokens is not None  # noqa: S101
         if tokens.generation != self._generation:
@@ -83,7 +99,7 @@ class Askers:
             return None
         found = tokens.of(header)
         if found is not None:
-            return str(found.name)
+            return found
         if len(self._unknown) >= UNKNOWN_MAX:
             self._unknown.clear()
         self._unknown.add(header)

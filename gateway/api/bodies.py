@@ -3,6 +3,7 @@ ignored."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Annotated, Any
 
@@ -11,12 +12,12 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from gateway.control.gates import Evidence, Int64
-from gateway.errors import BodyTooLarge, Forbidden, InvalidRequest, PreconditionRequired
-from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Variant
+from gateway.control.idempotency import KEY_CHARS_MAX, Asked
+from gateway.errors import BodyTooLarge, InvalidRequest, PreconditionRequired
+from gateway.routing import NAME_PATTERN, VERSION_PATTERN, Bounds, Variant
 
 BODY_MAX_BYTES = 1_048_576
 REVISION_DIGITS = 18
-LOOPBACK = frozenset(("127.0.0.1", "localhost", "[::1]"))
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 VersionText = Annotated[str, Meta(pattern=VERSION_PATTERN)]
@@ -25,6 +26,11 @@ Reason = Annotated[str, Meta(max_length=2000)]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 VARIANTS_MAX = 64
 """An event holds a route twice, and must fit into an eighth of control's ring."""
+
+
+SCOPES_MAX = 256
+BOUNDS = ("max_canary_bp", "max_step_bp", "changes_per_h", "dwell_s")
+PAGE_MAX = 1000
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,26 +101,33 @@ class VariantBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         )
 
 
+class BoundsBody(_Body):
+    """How far automata may move a route; what is not named is no bound, and nothing at all takes bounds away."""
+
+    max_canary_bp: Share | None = None
+    max_step_bp: Share | None = None
+    changes_per_h: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    dwell_s: Annotated[float, Meta(ge=0, le=31_536_000)] | None = None
+
+    def bounds(self) -> Bounds | None:
+        """Them, if there are any."""
+        named = {name: value for name in BOUNDS if (value := getattr(self, name)) is not None}
+        return Bounds(**named) if named else None
+
+
+class TokenBody(_Body):
+    """Whose token, what it may, until when (Unix ns; absent: for good)."""
+
+    principal: Name
+    scopes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=SCOPES_MAX)]
+    expires_ns: Int64 | None = None
+    automaton: bool = False
+
+
 class SetBody(_Body):
     """All variants of a route."""
 
     variants: Annotated[tuple[VariantBody, ...], Meta(max_length=VARIANTS_MAX)]
-
-
-def check_host(request: Request) -> None:
-    """Refuse names that are not loopback, and pages of other origins.
-
-    Raises:
-        Forbidden: says which.
-    """
-    host = request.headers.get("host", "").rsplit(":", 1)[0] or request.headers.get("host", "")
-    if host not in LOOPBACK and request.headers.get("host") not in LOOPBACK:
-        msg = f"the admin listener answers to loopback names only, not to {host[:100]!r}"
-        raise Forbidden(msg)
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("//")[2] != request.headers.get("host"):
-        msg = "requests from web pages of other origins are refused"
-        raise Forbidden(msg)
 
 
 def if_match(request: Request) -> int:
@@ -152,6 +165,43 @@ def is_dry_run(request: Request) -> bool:
     return text not in {"false", "0", "no"}
 
 
+def page_of(request: Request) -> tuple[int, int | None]:
+    """Which part of a history is asked for: so many entries, before which revision.
+
+    Raises:
+        InvalidRequest: another parameter, twice the same, or a value that is no such number.
+    """
+    asked = request.query_params.multi_items()
+    found = dict(asked)
+    fits = {"limit": PAGE_MAX, "before": 10**REVISION_DIGITS}
+    for name, value in asked:
+        is_number = value.isascii() and value.isdigit() and len(value) <= REVISION_DIGITS
+        if name not in fits or len(found) != len(asked) or not is_number or not 1 <= int(value) <= fits[name]:
+            msg = f"query {request.url.query[:80]!r}: expected limit=1 to {PAGE_MAX}, before=REVISION, each once"
+            raise InvalidRequest(msg)
+    return int(found.get("limit", 100)), int(found["before"]) if "before" in found else None
+
+
+def asked_of(request: Request) -> Asked:
+    """How a change was asked for: its key, what the request is, where it came from. After `read_body`.
+
+    Raises:
+        InvalidRequest: a key that is none.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        msg = f"idempotency-key is {key[:40]!r}; expected 1 to {KEY_CHARS_MAX} printable ASCII characters"
+        raise InvalidRequest(msg)
+    digest = hashlib.sha256()
+    head = (request.method, request.url.path, request.url.query, request.headers.get("if-match", ""))
+    for part in (*(text.encode() for text in head), request.state.content):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    principal = request.state.principal
+    via = {"address": request.client.host if request.client else "", "token": principal.token_id}
+    via = {name: value for name, value in via.items() if value}
+    return Asked(key=key, digest=digest.hexdigest(), via=via, automaton=principal.automaton)
+
+
 async def read_body(request: Request, kind: type[Any], *, optional: bool = False) -> Any:
     """The body as `kind`; `optional` takes none for an empty one.
 
@@ -165,6 +215,7 @@ async def read_body(request: Request, kind: type[Any], *, optional: bool = False
         if len(content) > BODY_MAX_BYTES:
             msg = f"body of more than {BODY_MAX_BYTES} bytes"
             raise BodyTooLarge(msg)
+    request.state.content = content
     if optional and not content:
         return kind()
     try:

@@ -65,8 +65,7 @@ def make_head(
             continue
         value = value.strip(b" \t")
         if name == b"traceparent":
-            traces += 1
-            traceparent = read_traceparent(value) if traces == 1 else None
+            traceparent = read_traceparent(value) if (traces := traces + 1) == 1 else None
         elif name == b"x-routing-key":
             if value:
                 _once(name, routing_key)
@@ -107,6 +106,7 @@ def make_head(
         accepts=accepts,
         account=asker.account,
         variant=variant,
+        forces=variant is not None and asker.forces(model),
     )
 
 

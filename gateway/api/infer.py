@@ -15,9 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api.askers import ANONYMOUS, NOBODY, Asker, Askers
+from gateway.api.addresses import ruled
+from gateway.api.askers import NOBODY, Asker, Askers
 from gateway.api.crowd import Limits
 from gateway.api.feedback import FEEDBACK_MAX_BYTES, FeedbackIntake
+from gateway.api.guarding import Guard
 from gateway.api.heads import FAST_BODY_MAX_BYTES, check_json, make_head, read_level
 from gateway.api.incoming import Held, Room, read_body
 from gateway.api.metadata import MODEL, VERSION, Metadata, entry_of
@@ -27,7 +29,8 @@ from gateway.api.repository import ControlClient, Repository
 from gateway.api.v1_status import MODEL as V1_MODEL
 from gateway.api.v1_status import VERSION as V1_VERSION
 from gateway.api.v1_status import V1Status
-from gateway.control.tokens import TokenFile
+from gateway.control.access import DATA_RULES
+from gateway.control.tokens import Tokens
 from gateway.core import Core
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 
@@ -42,7 +45,7 @@ class DataApi:
         core: the worker's request path.
         limits: largest body, also after inflating, and the JSON in it.
         audit_level: what a reply waits for, unless its request asks for more.
-        feedback_token: what labels need; None where anyone may send them.
+        guard: holds the rules of the listener; None: as on loopback, where no token is known.
         root: the model repository.
         control: what loads and unloads models; None where clients may not.
         askers: who asks; None: nobody has a name.
@@ -53,7 +56,7 @@ class DataApi:
         core: Core,
         limits: Limits,
         audit_level: str,
-        feedback_token: TokenFile | None = None,
+        guard: Guard | None = None,
         *,
         root: Path | None = None,
         control: ControlClient | None = None,
@@ -65,7 +68,7 @@ class DataApi:
         self._metadata = Metadata(core.models, loads=control is not None)
         self._repository = Repository(core.models, root, control)
         self._v1 = V1Status(core.models)
-        self._feedback_token = feedback_token
+        self._guard = guard or Guard(Tokens(None), on_loopback=True)
         self._models = core.models
         self._feedback = FeedbackIntake(core.models, core.appender, audit_level)
         self._body_max_bytes = limits.body_max_bytes
@@ -73,19 +76,8 @@ class DataApi:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        post = ["POST"]
         app = Starlette(
-            routes=[
-                *self._metadata.routes(),
-                *OpenApi(self._models).routes(),
-                *self._repository.routes(),
-                *self._v1.routes(),
-                Route(V1_MODEL + ":predict", self.infer, methods=post),
-                Route(V1_VERSION + ":predict", self.infer, methods=post),
-                Route(MODEL + "/infer", self.infer, methods=post),
-                Route(VERSION + "/infer", self.infer, methods=post),
-                Route(MODEL + "/feedback", self.feedback, methods=post),
-            ],
+            routes=ruled(self._routes(), DATA_RULES, self._guard),
             exception_handlers={
                 HTTPException: self._http_exception,
                 GatewayError: self._gateway_error,
@@ -95,6 +87,20 @@ class DataApi:
         # A redirect would repeat the Host header, which may be anything.
         app.router.redirect_slashes = False
         return app
+
+    def _routes(self) -> list[Route]:
+        post = ["POST"]
+        return [
+            *self._metadata.routes(),
+            *OpenApi(self._models).routes(),
+            *self._repository.routes(),
+            *self._v1.routes(),
+            Route(V1_MODEL + ":predict", self.infer, methods=post),
+            Route(V1_VERSION + ":predict", self.infer, methods=post),
+            Route(MODEL + "/infer", self.infer, methods=post),
+            Route(VERSION + "/infer", self.infer, methods=post),
+            Route(MODEL + "/feedback", self.feedback, methods=post),
+        ]
 
     async def infer(self, request: Request) -> Response:
         """Inference: body read and inflated here, then the core as for the fast door."""
@@ -155,14 +161,11 @@ class DataApi:
 
     async def feedback(self, request: Request) -> Response:
         """Labels of earlier predictions; 202 once they are in the log."""
-        principal = ANONYMOUS
-        if self._feedback_token is not None:
-            principal = self._feedback_token.check(request.headers.get("authorization"))
         entry = entry_of(self._models, request)
         asked = request.headers.get("x-tidegate-audit-level")
         level = None if asked is None else read_level(asked.encode("latin-1"))
         body = await read_body(request, min(self._body_max_bytes, FEEDBACK_MAX_BYTES))
-        accepted, reached = await self._feedback.take(entry, body, level, principal)
+        accepted, reached = await self._feedback.take(entry, body, level, request.state.principal.name)
         response = json_response({"accepted": accepted}, 202)
         response.raw_headers.append((b"x-tidegate-audit", reached.encode()))
         return response

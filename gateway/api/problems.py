@@ -43,6 +43,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.ControlUnavailable: 503,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
+    errors.TokensUnusable: 409,
 }
 """A class without a row takes its parent's. One with neither never answers a request: 500 without details."""
 

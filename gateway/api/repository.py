@@ -21,12 +21,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api.bodies import check_host
 from gateway.api.incoming import read_small_json
 from gateway.api.outgoing import json_response
-from gateway.control.tokens import PUBLISH, WORKER, TokenFile
+from gateway.control.tokens import WORKER
 from gateway.errors import ControlUnavailable, Forbidden, InvalidRequest
 from gateway.serving import Models
+from gateway.tls import pinned_to
 from loaders.errors import RepositoryMissing
 from loaders.repository import Found, scan
 
@@ -57,31 +57,14 @@ class ControlClient:
     Args:
         admin_url: where control listens.
         state_dir: where it keeps the worker's token.
-        open_to: who may ask over the data listener: None is everybody who reaches loopback, else holders of this token.
     """
 
-    def __init__(self, admin_url: str, state_dir: Path, open_to: TokenFile | None) -> None:
+    def __init__(self, admin_url: str, state_dir: Path) -> None:
         self._address = urlsplit(admin_url)
+        self._public = state_dir / "admin.pem"
         self._token_path = state_dir / f"{WORKER}.token"
         self._token = ""
-        self._open_to = open_to
         self._turns = asyncio.Semaphore(CHANGES_MAX)
-
-    @classmethod
-    def of(cls, admin_url: str, state_dir: Path, *, on_loopback: bool) -> ControlClient:
-        """As the data listener's address asks for."""
-        return cls(admin_url, state_dir, None if on_loopback else TokenFile(state_dir, PUBLISH))
-
-    def check(self, request: Request) -> str:
-        """Who asks.
-
-        Raises:
-            Forbidden, Unauthorized: they may not.
-        """
-        if self._open_to is None:
-            check_host(request)
-            return "anonymous"
-        return self._open_to.check(request.headers.get("authorization"))
 
     async def change(self, model: str, kind: str, by: str) -> tuple[int, Any]:
         """Load or unload all of a model; control's status and answer.
@@ -102,7 +85,8 @@ class ControlClient:
         if not self._token:
             self._token = (await asyncio.to_thread(self._token_path.read_text)).strip()
         at = self._address
-        reader, writer = await asyncio.open_connection(at.hostname, at.port)
+        tls = pinned_to(self._public) if at.scheme == "https" else None
+        reader, writer = await asyncio.open_connection(at.hostname, at.port, ssl=tls)
         try:
             head = (
                 f"POST {path} HTTP/1.1\r\nhost: {at.netloc}\r\nauthorization: Bearer {self._token}\r\n"
@@ -169,7 +153,6 @@ class Repository:
         if self._control is None:
             msg = f"{kind} over this listener is off; set data.model_control = true, or use `tidegate model {kind}`"
             raise Forbidden(msg)
-        by = self._control.check(request)
         body = await read_small_json(request, ChangeBody)
         for name in body.parameters or {}:
             if kind == "load" or name != "unload_dependents":
@@ -179,7 +162,7 @@ class Repository:
                 )
                 raise InvalidRequest(msg)
         model = request.path_params["model"]
-        status, answer = await self._control.change(model, kind, by)
+        status, answer = await self._control.change(model, kind, request.state.principal.name)
         if status >= 400:
             return json_response(answer, status)
         return json_response({"name": model, kind: True}, status)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 
 import uvicorn
+
+HANDSHAKE_S = 5.0
 
 
 class Server(uvicorn.Server):
@@ -21,12 +25,16 @@ class Server(uvicorn.Server):
     Args:
         lame_duck_s: connections that ask nothing are kept for so long after `leave`. Where it is above 0 the
             connections are of `gateway.api.leaving`.
+        tls: what handshakes are made with; None: none are.
 
     Threading: the loop thread alone.
     """
 
-    def __init__(self, config: uvicorn.Config, *, lame_duck_s: float = 0.0) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, lame_duck_s: float = 0.0, tls: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(config)
+        self._tls = tls
         self._lame_duck_s = lame_duck_s
         self._lame_until_s: float | None = None
         """None: not told to leave."""
@@ -35,6 +43,30 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Nothing to capture."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; over TLS a handshake that takes long is cut off."""
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        loop = asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            made = self.config.http_protocol_class
+            return made(config=self.config, server_state=self.server_state, app_state={}, _loop=loop)  # type: ignore[call-arg]
+
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=sock,
+                ssl=self._tls,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=HANDSHAKE_S,
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
     def leave(self) -> None:
         """Take no more connections, answer those that there are once more, and end when they are gone.

@@ -33,6 +33,8 @@ KINDS: dict[str, dict[str, str]] = {
         "lease": "canaries of an automatic ramp keep their traffic for longer, or for good",
         "breaker": "a worker gives a canary's traffic to the primary until the route's next revision: what the canary"
         " could not answer, the primary did",
+        "restart": "workers were asked to be replaced, one by one",
+        "token": "a token was made or revoked: its id and scopes, never what opens",
         "load": "versions were asked for",
         "unload": "versions were let go",
         "bounds": "how far automata may move a route",

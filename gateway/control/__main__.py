@@ -12,12 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import uvicorn
-
 from gateway import config as configuration
 from gateway import logs, process
 from gateway.api.admin import AdminApi
-from gateway.api.server import Server
+from gateway.api.admin_server import AdminServer, certificates_of
+from gateway.api.guarding import Guard
 from gateway.audit.drained import sources_of, wait_drained
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.writer import Writer
@@ -26,8 +25,8 @@ from gateway.control.journal import Journal
 from gateway.control.placement import Placement
 from gateway.control.recovery import recover
 from gateway.control.state import renumbered
-from gateway.control.tokens import ensure_tokens
-from gateway.errors import GatewayError
+from gateway.control.tokens import PRINCIPALS, Tokens, ensure_tokens
+from gateway.errors import GatewayError, TokensUnusable
 from gateway.fleet import SLOTS, Fleet
 from gateway.settings import Config
 
@@ -42,10 +41,14 @@ async def _serve(context: process.Context) -> int:
     (state_dir / "control").mkdir(mode=0o700, exist_ok=True)
     lock = os.open(state_dir / "control" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    tokens = ensure_tokens(state_dir)
+    ensure_tokens(state_dir)
+    tokens = Tokens(state_dir, PRINCIPALS)
+    if tokens.problem is not None:
+        raise TokensUnusable(tokens.problem)
+    config = configuration.decode(context.config)
+    certificates = certificates_of(config.admin, tokens)
     # For those who read the log later: where the bundles are that its records name.
     (state_dir / "repository").write_text(f"{context.models}\n")
-    config = configuration.decode(context.config)
     forget_absent(state_dir, config)
     fleet = Fleet.open(Path(context.fleet_path))
     source = claim_source(state_dir, context.gateway_id, "control", ring_dir, SMALL_RING_BYTES)
@@ -63,23 +66,14 @@ async def _serve(context: process.Context) -> int:
     placement = Placement(engine, Path(context.models), config.models_watch_s)
     # Before the first change comes in: it would be placed without knowing what is on disk.
     await placement.first_look()
-    server = Server(
-        uvicorn.Config(
-            AdminApi(engine, placement, fleet, state_dir, ring_dir, tokens).app(),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    guard = Guard(tokens, on_loopback=config.admin.on_loopback, hosts=config.admin.hosts, every=True)
+    api = AdminApi(engine, placement, fleet, state_dir, ring_dir, tokens, guard)
+    server = AdminServer(api.app(), certificates, state_dir)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
     tasks = [
         asyncio.create_task(placement.run()),
-        asyncio.create_task(_tick(engine, writer, server)),
+        asyncio.create_task(_tick(engine, writer, server, api)),
         asyncio.create_task(_log_routes(engine)),
         asyncio.create_task(_catch_up(engine)),
         asyncio.create_task(_tell_leases(engine)),
@@ -101,9 +95,11 @@ def forget_absent(state_dir: Path, config: Config) -> None:
             (state_dir / name / "status.json").unlink(missing_ok=True)
 
 
-async def _tick(engine: Engine, writer: Writer, server: uvicorn.Server) -> None:
+async def _tick(engine: Engine, writer: Writer, server: AdminServer, api: AdminApi) -> None:
     while True:
         writer.heartbeat()
+        api.look_for_tokens()
+        server.tick()
         if engine.must_restart:
             server.should_exit = True
         await asyncio.sleep(0.5)

@@ -15,17 +15,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from gateway import fleet as words_of
 from gateway.audit.event import Control
 from gateway.control import snapshot
+from gateway.control.drafting import check_reason, draft
+from gateway.control.idempotency import Asked
 from gateway.control.outcome import Applied
 from gateway.control.state import State, applied, forced, placed
 from gateway.errors import AuditUnavailable
 from gateway.fleet import Fleet
+from gateway.routing import Change
 
 log = logging.getLogger("tidegate.control")
 
@@ -148,6 +151,21 @@ class Commit:
             told = "is" if take_up is applied else "could not be"
             msg = f"the change {told} logged, its snapshot could not be written ({exc.strerror}); control restarts"
             raise AuditUnavailable(msg) from exc
+
+    async def note(
+        self, kind: str, change: Change, after: dict[str, Any], asked: Asked, *, urgent: bool
+    ) -> bool:
+        """Log a change of something that is not kept here, such as tokens; whether the log has it.
+
+        Raises:
+            ReasonRequired: there is none.
+            AuditUnavailable: it could not be logged, and is not urgent, so that it would be owed to the log.
+        """
+        check_reason(change)
+        async with self.turn(urgent=urgent):
+            event = draft(self.state.serving.gateway_id, kind, change, after, (None, None), asked)
+            await self.take_up(event, urgent=urgent)
+            return not self.state.ledger.unlogged
 
     async def log_owed(self, *, urgent: bool = False) -> None:
         """Log the changes that took effect unlogged, oldest first.

@@ -78,6 +78,8 @@ class Engine:
     ) -> None:
         self.policy_of = policy_of
         self._commit = Commit(state, writer, fleet, path)
+        self.note = self._commit.note
+        """Logs a change of what is not kept here, such as tokens."""
         self._readiness = Readiness(lambda: self._commit.state, fleet)
         self._journal = journal
         self._reading = asyncio.Lock()

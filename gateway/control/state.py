@@ -88,11 +88,17 @@ def applied(state: State, event: Control) -> State:
         )
         known = remembered(state.ledger.done, event.by, event.key, done)
         state = State(state.serving, msgspec.structs.replace(state.ledger, done=known))
-    change = (event.kind, event.model, event.revision)
-    owed = tuple(d for d in state.ledger.unlogged if (d["kind"], d["model"], d["revision"]) != change)
+    owed = tuple(d for d in state.ledger.unlogged if not _is_logged(d, event))
     return State(
         state.serving, msgspec.structs.replace(state.ledger, last_event=event.id or None, unlogged=owed)
     )
+
+
+def _is_logged(owed: Mapping[str, Any], event: Control) -> bool:
+    """Whether a change that is owed to the log is the one that it has now. What has no revision is told by its time."""
+    change = (event.kind, event.model, event.revision)
+    same = (owed["kind"], owed["model"], owed["revision"]) == change
+    return same and (event.model is not None or owed["at_ns"] == event.at_ns)
 
 
 def _with_revision(state: State, route: Route) -> State:

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.api.askers import Askers
 from gateway.config import load
+from gateway.control.access import Principal
 from gateway.errors import ConfigInvalid
 
 PEER = "192.0.2.7"
@@ -63,3 +64,23 @@ def test_behind_a_proxy_nobody_is_on_this_host() -> None:
     """What loopback may do without a token, clients of a proxy may not."""
     config, _ = load(overrides=['data.proxies=["127.0.0.1"]'], environ={})
     assert not config.data.on_loopback
+
+
+@pytest.mark.parametrize(
+    ("scopes", "forces"),
+    [({"force:m"}, True), ({"force:*"}, True), ({"admin"}, True), ({"force:n"}, False), ({"infer:m"}, False)],
+    ids=str,
+)
+def test_scope_says_who_may_name_a_variant(scopes: set[str], forces: bool) -> None:
+    """Of the model that is asked; nobody without a token may."""
+
+    class Known:
+        generation = 1
+
+        def of(self, header: bytes) -> Principal | None:
+            return Principal("token:ci", frozenset(scopes)) if header == b"Bearer good" else None
+
+    askers = Askers(tokens=Known())
+    assert askers.of("10.0.0.1", [(b"authorization", b"Bearer good")]).forces("m") is forces
+    for headers in ([], [(b"authorization", b"Bearer bad")], [(b"authorization", b"Bearer good")] * 2):
+        assert not askers.of("10.0.0.1", headers).forces("m")

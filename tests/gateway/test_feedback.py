@@ -19,10 +19,11 @@ from gateway import fleet as words_of
 from gateway.api import feedback as module
 from gateway.api.crowd import Limits
 from gateway.api.feedback import AHEAD_NS, LABELS_MAX, YEAR_2000_NS, FeedbackIntake, decode_labels
+from gateway.api.guarding import Guard
 from gateway.api.infer import DataApi
 from gateway.audit.event import Feedback
 from gateway.audit.identity import EventId
-from gateway.control.tokens import FEEDBACK, TokenFile, ensure_token
+from gateway.control.tokens import CLIENTS, FEEDBACK, Tokens, ensure_token
 from gateway.errors import InvalidRequest
 from loaders.bundle import BundleSettings, LabelSettings
 from tests.gateway.path import Path_, SumSession, until
@@ -46,8 +47,8 @@ class Api:
     def __init__(self, tmp_path: Path, *settings_: str, kind: str | None = None, **facts: Any) -> None:
         self.path = Path_(tmp_path, *settings_, session=labelled(kind), **facts)
         core, config = self.path.core, self.path.config
-        token = None if config.data.on_loopback else TokenFile(tmp_path, FEEDBACK)
-        api = DataApi(core, Limits(), config.audit.level, token)
+        guard = Guard(Tokens(tmp_path, CLIENTS), on_loopback=config.data.on_loopback)
+        api = DataApi(core, Limits(), config.audit.level, guard)
         api._feedback = FeedbackIntake(core.models, core.appender, config.audit.level, lambda: NOW_NS)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api.app(), raise_app_exceptions=False), base_url="http://127.0.0.1"
@@ -60,7 +61,8 @@ class Api:
 
     async def post(self, body: bytes, model: str = "sum", **headers: str) -> httpx.Response:
         """One request as it is given."""
-        return await self.client.post(f"/v2/models/{model}/feedback", content=body, headers=headers)
+        sent = {"content-type": "application/json", **headers}
+        return await self.client.post(f"/v2/models/{model}/feedback", content=body, headers=sent)
 
     def events(self) -> list[Feedback]:
         """Feedback in the ring since the last call."""
@@ -445,8 +447,8 @@ def test_feedback_from_outside_needs_the_token(tmp_path: Path, host: str) -> Non
     """Labels decide rollbacks: a listener that others can reach takes them with the token only, and says by whom."""
 
     async def main() -> None:
-        api = Api(tmp_path, f"data.host={host}")
         token = ensure_token(tmp_path, FEEDBACK)
+        api = Api(tmp_path, f"data.host={host}")
         for sent in ({}, {"authorization": "Bearer " + "0" * 64}, {"authorization": token}):
             for model in ("sum", "unknown"):
                 reply = await api.send(LABEL, model=model, **sent)

@@ -133,14 +133,16 @@ def test_a_variant_that_is_not_ready_is_a_503(tmp_path: Path) -> None:
     on_split(tmp_path, body)
 
 
-def test_off_loopback_nobody_names_a_variant(tmp_path: Path) -> None:
-    """403 as long as no token can say who may."""
+def test_off_loopback_a_token_is_needed_to_name_a_variant(tmp_path: Path) -> None:
+    """403 naming the scope; with a token that has it the variant answers."""
 
     async def body(path: SplitPath) -> None:
         path.core._forces = False
         sink, _ = await sent(path, variant="canary", audit_level="none")
         assert (sink.status, sink.body["code"]) == (403, "forbidden")
         assert "force:sum" in sink.body["error"]
+        sink, _ = await sent(path, variant="canary", forces=True, audit_level="none")
+        assert sink.status == 200
 
     on_split(tmp_path, body)
 

@@ -14,9 +14,10 @@ import httpx
 import pytest
 
 from gateway.api.crowd import Limits
+from gateway.api.guarding import Guard
 from gateway.api.infer import DataApi
 from gateway.api.repository import ControlClient
-from gateway.control.tokens import PUBLISH, WORKER, ensure_token
+from gateway.control.tokens import CLIENTS, PUBLISH, WORKER, Tokens, ensure_token
 from tests.gateway.path import Path_
 
 LOAD, UNLOAD = "/v2/repository/models/sum/load", "/v2/repository/models/sum/unload"
@@ -56,13 +57,20 @@ def control() -> Iterator[tuple[type[Control], str]]:
 
 
 def send(
-    tmp_path: Path, method: str, path: str, body: Any = None, *, client: Any = None, **fields: str
+    tmp_path: Path,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    client: Any = None,
+    guard: Guard | None = None,
+    **fields: str,
 ) -> httpx.Response:
     """One request to the data listener's application; `client` makes what asks control."""
 
     async def run() -> httpx.Response:
         path_ = Path_(tmp_path)
-        api = DataApi(path_.core, Limits(), "spool", control=client() if client else None)
+        api = DataApi(path_.core, Limits(), "spool", guard, control=client() if client else None)
         transport = httpx.ASGITransport(api.app())
         named = {name.replace("_", "-"): value for name, value in fields.items()}
         try:
@@ -93,12 +101,12 @@ def test_control_is_asked_with_the_workers_token(tmp_path: Path, control: tuple[
     """By name, for all of the model, with a reason that says where it came from; the answer is the protocol's."""
     kept, url = control
     token = ensure_token(tmp_path, WORKER)
-    reply = send(tmp_path, "POST", LOAD, client=lambda: ControlClient.of(url, tmp_path, on_loopback=True))
+    reply = send(tmp_path, "POST", LOAD, client=lambda: ControlClient(url, tmp_path))
     assert (reply.status_code, reply.json()) == (200, {"name": "sum", "load": True})
     reason = "load asked over the data listener by anonymous"
     assert kept.asked == [("/admin/v1/models/sum/load", f"Bearer {token}", {"whole": True, "reason": reason})]
     body = {"parameters": {"unload_dependents": True}}
-    client = lambda: ControlClient.of(url, tmp_path, on_loopback=True)  # noqa: E731
+    client = lambda: ControlClient(url, tmp_path)  # noqa: E731
     assert send(tmp_path, "POST", UNLOAD, body, client=client).json() == {"name": "sum", "unload": True}
 
 
@@ -107,14 +115,14 @@ def test_refusals_of_control_are_told_as_they_are(tmp_path: Path, control: tuple
     kept, url = control
     ensure_token(tmp_path, WORKER)
     kept.answer = 422, {"error": "failed to load 'sum' version 1: why", "code": "load_failed"}
-    reply = send(tmp_path, "POST", LOAD, client=lambda: ControlClient.of(url, tmp_path, on_loopback=True))
+    reply = send(tmp_path, "POST", LOAD, client=lambda: ControlClient(url, tmp_path))
     assert error(reply, 422, "load_failed") == "failed to load 'sum' version 1: why"
 
 
 def test_control_that_is_away(tmp_path: Path) -> None:
     """503, to be tried again; nothing of where it should have been."""
     url = "http://127.0.0.1:9"
-    reply = send(tmp_path, "POST", LOAD, client=lambda: ControlClient.of(url, tmp_path, on_loopback=True))
+    reply = send(tmp_path, "POST", LOAD, client=lambda: ControlClient(url, tmp_path))
     assert "127.0.0.1" not in error(reply, 503, "control_unavailable")
     assert "retry-after" in reply.headers
 
@@ -126,9 +134,7 @@ def test_uploads_and_overrides_are_refused(
     """A clear word; control is not asked."""
     kept, url = control
     body = {"parameters": {name: "x"}}
-    reply = send(
-        tmp_path, "POST", LOAD, body, client=lambda: ControlClient.of(url, tmp_path, on_loopback=True)
-    )
+    reply = send(tmp_path, "POST", LOAD, body, client=lambda: ControlClient(url, tmp_path))
     assert name in error(reply, 400, "invalid_request")
     assert kept.asked == []
 
@@ -139,9 +145,7 @@ def test_web_pages_are_refused(
 ) -> None:
     """A page of another origin, or one that came through a rebound name, unloads nothing on loopback."""
     kept, url = control
-    reply = send(
-        tmp_path, "POST", UNLOAD, client=lambda: ControlClient.of(url, tmp_path, on_loopback=True), **fields
-    )
+    reply = send(tmp_path, "POST", UNLOAD, client=lambda: ControlClient(url, tmp_path), **fields)
     error(reply, 403, "forbidden")
     assert kept.asked == []
 
@@ -151,11 +155,12 @@ def test_beyond_loopback_a_token_is_needed(tmp_path: Path, control: tuple[type[C
     kept, url = control
     ensure_token(tmp_path, WORKER)
     token = ensure_token(tmp_path, PUBLISH)
-    client = lambda: ControlClient.of(url, tmp_path, on_loopback=False)  # noqa: E731
-    assert "publish.token" in error(send(tmp_path, "POST", LOAD, client=client), 401, "unauthorized")
-    reply = send(
-        tmp_path, "POST", LOAD, client=client, authorization=f"Bearer {token}", host="gateway.example"
-    )
+    client = lambda: ControlClient(url, tmp_path)  # noqa: E731
+    guard = Guard(Tokens(tmp_path, CLIENTS), on_loopback=False)
+    reply = send(tmp_path, "POST", LOAD, client=client, guard=guard)
+    assert "publish.token" in error(reply, 401, "unauthorized")
+    sent = {"authorization": f"Bearer {token}", "host": "gateway.example"}
+    reply = send(tmp_path, "POST", LOAD, client=client, guard=guard, **sent)
     assert reply.status_code == 200
     assert kept.asked[0][2]["reason"].endswith("by publish")
 

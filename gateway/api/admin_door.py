@@ -1,0 +1,115 @@
+"""The admin listener's connections: the limits of the data listener's, for a listener that few people use.
+
+transport -> **admin_door** -> doors -> connection -> Starlette, `gateway.api.admin`. Heads, bodies, time and the number
+of connections are bounded, so that whoever reaches the listener cannot hold control up; what a client certificate says
+of who asks goes along with each request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.api.crowd import Crowd, Limits
+from gateway.api.cycle import FastCycle
+from gateway.api.doors import Doors
+from gateway.api.guarding import CERTIFICATE
+from gateway.api.problems import reply_of
+from gateway.errors import GatewayError
+
+CONNECTIONS_MAX = 256
+BODY_MAX_BYTES = 1_048_576
+LIMITS = Limits(
+    body_max_bytes=BODY_MAX_BYTES,
+    bodies_max_bytes=16 * BODY_MAX_BYTES,
+    json_max_bytes=BODY_MAX_BYTES,
+)
+_NAMES = frozenset(("DNS", "URI", "email"))
+
+
+class AdminDoor(Doors):
+    """One connection of the admin listener. `bind` makes the class that a control process uses.
+
+    Threading: the loop thread; `reap` is called about once a second.
+    """
+
+    core = None
+    takes_fast = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._certified: tuple[str, ...] = ()
+        self._is_tls = False
+
+    @classmethod
+    def bind(cls, *, limits: Limits = LIMITS, connections_max: int = CONNECTIONS_MAX) -> type[AdminDoor]:
+        """A class whose connections share their limits."""
+        return type("BoundAdminDoor", (cls,), {"crowd": Crowd(limits, connections_max)})
+
+    def connection_made(self, transport: Any) -> None:
+        """A client; over TLS its handshake is done."""
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        self._certified = names_of(transport.get_extra_info("peercert") or {})
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """A buffer from the socket."""
+        self._unset_keepalive_if_required()
+        self._buffer = data
+        self.feed(data)
+        self._buffer = b""
+
+    def on_message_complete(self) -> None:
+        """A whole message is here."""
+        self._reading = False
+        if not self._dead:
+            super().on_message_complete()
+
+    def begin_scope(self) -> None:
+        """As of any; who the certificate says that asks stands in it."""
+        super().begin_scope()
+        if self._certified:
+            self.scope["extensions"] = {CERTIFICATE: self._certified}  # type: ignore[typeddict-unknown-key]
+
+    def after_reply(self, cycle: FastCycle) -> None:
+        """A refusal is written: nothing of what stands behind it is read."""
+        self._dead = True
+        self.hang_up()
+
+    def on_response_complete(self) -> None:
+        """An answer is written: the next that waits."""
+        cycle = self._running
+        if cycle is not None and cycle.held_bytes:
+            self.let_go(cycle.held_bytes)
+            cycle.held_bytes = 0
+        super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        if not self.pipeline and self.flow is not None:
+            if self.unfed is not None:
+                self.feed_soon()
+            else:
+                self.flow.resume_reading()
+        if not isinstance(cycle, FastCycle):
+            super()._start_asgi_task(cycle, app)
+        elif not self.transport.is_closing() and isinstance(cycle.head, GatewayError):
+            # The refusal of a message that stood behind others.
+            cycle.reply(*reply_of(cycle.head))
+
+    def hang_up(self) -> None:
+        """As of any; TLS has no half-closed connections: what was written is flushed and the connection ends."""
+        if self._is_tls:
+            self._deaf, self.unfed = True, None
+            self.transport.close()
+        else:
+            super().hang_up()
+
+
+def names_of(certificate: dict[str, Any]) -> tuple[str, ...]:
+    """The names that a verified certificate (as `ssl` gives it) is for: its alternative names, its common name where it
+    has none."""
+    names = tuple(str(value) for kind, value in certificate.get("subjectAltName", ()) if kind in _NAMES)
+    if names:
+        return names
+    subject = [pair for rdn in certificate.get("subject", ()) for pair in rdn]
+    return tuple(str(value) for kind, value in subject if kind == "commonName")
