@@ -95,6 +95,24 @@ def test_rollback_and_freeze_on_a_disk_without_a_block(troubled: Troubled) -> No
     assert troubled.controls().count("rollback") == 1
 
 
+def test_stop_on_a_disk_without_a_block(troubled: Troubled) -> None:
+    """A stop is as urgent; a shift to more is refused at such a time, and changes nothing."""
+    fill_quite(troubled)
+    revision = troubled.gateway.admin("GET", "routes/lax").content["revision"]
+    began = time.monotonic()
+    stopped = troubled.gateway.admin("POST", "models/lax/stop", {"reason": "harm"}, revision=revision)
+    took_s = time.monotonic() - began
+    assert stopped.status == 200, stopped
+    assert took_s <= LONGEST_S
+    assert stopped.content["logged"] is False
+    more = {"weights_bp": {"canary": 6000}, "reason": "more"}
+    refused = troubled.gateway.admin("POST", "routes/lax/shift", more, revision=revision + 1)
+    assert (refused.status, refused.content["code"]) == (503, "audit_unavailable")
+    assert troubled.gateway.admin("GET", "routes/lax").content["revision"] == revision + 1
+    troubled.empty()
+    troubled.await_true(lambda: troubled.controls()[-1] == "stop", 30)
+
+
 def _control_answers(troubled: Troubled) -> bool:
     with contextlib.suppress(OSError, json.JSONDecodeError):
         return troubled.gateway.admin("GET", "routes/lax").status == 200
