@@ -1,13 +1,11 @@
 """`tidegate fleet`: the processes of a gateway, and their rolling restart.
 
-What is shown comes over the admin API: what workers say of themselves, and the supervisor's roster. A restart is asked
-for by SIGHUP, and how it goes on read from the roster (`<state_dir>/supervisor/status.json`), on the gateway's host.
+Both over the admin API: what workers say of themselves, and the supervisor's roster, in which a restart shows how it
+goes on. An upgrade (`gateway.cli.upgrade`) reads the roster on disk, on the gateway's host.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import click
 
 from gateway import roster
-from gateway.cli.client import Client, admin_options, read_endpoints, state_dir_option, state_directory
+from gateway.cli.client import Client, admin_options, read_endpoints
 from gateway.cli.failures import NO, UNREACHABLE, Stop
 from gateway.cli.screen import json_option, print_json, say, table
 
@@ -65,22 +63,30 @@ def show(as_json: bool, admin: Client) -> None:
 @command.command("restart")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is done [default], or only ask.")
 @click.option("--timeout", "timeout_s", type=float, default=900.0, help="Seconds to wait. [default: 900]")
-@state_dir_option
+@click.option("--reason", default="asked on the command line", help="Why; it stands in the log.")
+@admin_options
 @json_option
-def restart(wait: bool, timeout_s: float, state_dir: str | None, as_json: bool) -> None:
+def restart(wait: bool, timeout_s: float, reason: str, as_json: bool, admin: Client) -> None:
     """Replace every worker, one at a time, while the others serve.
 
     Each successor serves before its predecessor is told to leave. Exit 1: one could not be replaced, and serves on.
     """
-    directory = state_directory(state_dir)
-    status = running_roster(directory)
+
+    def read() -> dict[str, Any] | None:
+        found: dict[str, Any] | None = admin.get("/admin/v1/fleet").body.get("supervisor")
+        return found
+
+    status = read()
+    if status is None:
+        msg = "the supervisor has not said anything yet: ask again in a second"
+        raise Stop(msg, NO)
     before = status["restart"]["asked"]
-    os.kill(status["pid"], signal.SIGHUP)
+    admin.send("POST", "/admin/v1/fleet/restart", body={"reason": reason})
     if not wait:
         say("asked")
         return
     told = await_roster(
-        directory,
+        read,
         lambda s: s["restart"]["asked"] > before and s["restart"]["state"] in {"done", "failed"},
         timeout_s,
     )["restart"]
@@ -106,9 +112,12 @@ def running_roster(state_dir: Path) -> dict[str, Any]:
 
 
 def await_roster(
-    state_dir: Path, holds: Callable[[dict[str, Any]], bool], timeout_s: float
+    read: Callable[[], dict[str, Any] | None], holds: Callable[[dict[str, Any]], bool], timeout_s: float
 ) -> dict[str, Any]:
     """Poll the roster until something holds.
+
+    Args:
+        read: gives what the supervisor last said.
 
     Raises:
         Stop: the gateway has gone, or it took too long.
@@ -116,7 +125,7 @@ def await_roster(
     deadline = time.monotonic() + timeout_s
     seen_s = time.monotonic()
     while True:
-        status = roster.read(state_dir)
+        status = read()
         if status is not None and not _is_old(status):
             seen_s = time.monotonic()
             if holds(status):

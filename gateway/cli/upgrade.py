@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from gateway import __version__
+from gateway import __version__, roster
 from gateway.cli.client import state_dir_option, state_directory
 from gateway.cli.failures import NO, Stop
 from gateway.cli.fleet import await_roster, running_roster
@@ -52,7 +52,7 @@ def command(python: str | None, timeout_s: float, state_dir: str | None, as_json
     replace_file(directory / "supervisor" / REQUEST, request)
     os.kill(status["pid"], signal.SIGUSR2)
     told = await_roster(
-        directory,
+        lambda: roster.read(directory),
         lambda s: s["upgrade"]["id"] == made_id and s["upgrade"]["state"] in {"done", "failed"},
         timeout_s,
     )["upgrade"]
