@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from gateway.process import CONTEXT_VARIABLE
 
 @pytest.fixture
 def became(monkeypatch):
-    """What would have been executed."""
+    """What would have been executed; the signals that the next image finds blocked are this process's again."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *args: calls.append(args))
-    return calls
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    yield calls
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def test_becomes_the_supervisor_with_the_context(run, tmp_path, became) -> None:

@@ -102,6 +102,8 @@ def on_terminal(term: str, *args: str) -> Iterator[tuple[subprocess.Popen[bytes]
         start_new_session=True,
         cwd=Path(__file__).parents[3],
         env={**os.environ, "TERM": term},
+        # Ctrl-C is ignored by children of a shell that put this in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     try:
