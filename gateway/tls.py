@@ -72,7 +72,7 @@ class Certificates:
         connection.context = self._current
 
     def _signatures(self) -> list[Any]:
-        found = []
+        found: list[Any] = []
         for path in self._files:
             try:
                 stat = path.stat()

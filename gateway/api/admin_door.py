@@ -68,7 +68,7 @@ class AdminDoor(Doors):
         """As of any; who the certificate says that asks stands in it."""
         super().begin_scope()
         if self._certified:
-            self.scope["extensions"] = {CERTIFICATE: self._certified}  # type: ignore[typeddict-unknown-key]
+            self.scope["extensions"] = {CERTIFICATE: {"names": self._certified}}
 
     def after_reply(self, cycle: FastCycle) -> None:
         """A refusal is written: nothing of what stands behind it is read."""

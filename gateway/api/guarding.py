@@ -84,8 +84,8 @@ class Guard:
 
     def _certified(self, request: Request) -> Principal | None:
         """Whom a verified client certificate names."""
-        names = request.scope.get("extensions", {}).get(CERTIFICATE)
-        return None if not names else self._tokens.of_certificate(names)
+        found = request.scope.get("extensions", {}).get(CERTIFICATE)
+        return None if found is None else self._tokens.of_certificate(found["names"])
 
     def check_site(self, request: Request) -> None:
         """Refuse names that are not this listener's, and pages of other sites.

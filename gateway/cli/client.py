@@ -24,6 +24,7 @@ import msgspec
 import gateway.config
 from gateway.cli.advice import next_step
 from gateway.cli.failures import INPUT, NO, UNREACHABLE, Stop
+from gateway.tls import pinned_to
 
 DEFAULT_DATA_URL = "http://127.0.0.1:8080"
 DEFAULT_ADMIN_URL = "http://127.0.0.1:8081"
@@ -85,12 +86,14 @@ class Access(NamedTuple):
         named: the user named the file; one that cannot be read is then an error, not "no token".
         cacert: PEM of the authority that signed the gateway's certificate; None: the system's.
         cert: PEM of the client's own certificate, and its key where it is not in the same file.
+        known_by: PEM of the gateway's own certificate, which is then the only one that is taken, by whatever name.
     """
 
     token_file: Path | None = None
     named: bool = False
     cacert: str | None = None
     cert: tuple[str, str | None] | None = None
+    known_by: Path | None = None
 
 
 class Client:
@@ -237,7 +240,11 @@ def _connection(url: str, access: Access, timeout_s: float) -> httpx.Client:
     verify: ssl.SSLContext | bool = True
     if url.startswith("https:"):
         try:
-            verify = ssl.create_default_context(cafile=access.cacert)
+            verify = (
+                ssl.create_default_context(cafile=access.cacert)
+                if access.known_by is None
+                else pinned_to(access.known_by)
+            )
             if access.cert is not None:
                 verify.load_cert_chain(*access.cert)
         except (OSError, ssl.SSLError) as exc:
@@ -340,6 +347,10 @@ def admin_client(
     is_own = found is not None and url == found.admin_url
     if access.token_file is None and access.cert is None and (is_own or _is_here(url)):
         access = access._replace(token_file=directory / "admin.token")
+    public = directory / "admin.pem"
+    if is_own and access.cacert is None and public.exists():
+        # Left there by the gateway of this state directory: no authority need vouch for it.
+        access = access._replace(known_by=public)
     return Client(url, "--admin", access, timeout_s)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +23,8 @@ from gateway.api.admin_door import AdminDoor, names_of
 from gateway.api.admin_server import PUBLIC, AdminServer, certificates_of
 from gateway.api.crowd import Limits
 from gateway.api.guarding import CERTIFICATE, Guard
+from gateway.api.repository import ControlClient
+from gateway.cli.client import Access, admin_client
 from gateway.config import load
 from gateway.control.access import Rule
 from gateway.control.token_store import Asked, TokenStore
@@ -29,6 +32,7 @@ from gateway.control.token_table import TABLE, write_private
 from gateway.control.tokens import Tokens
 from gateway.errors import ConfigInvalid
 from gateway.tls import Certificates, pinned_to
+from shadow import act
 from tests.kafka.authority import Authority
 
 ASK = b"GET /who HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
@@ -61,7 +65,7 @@ class Listener:
 
     async def _who(self, request: Request) -> Response:
         principal = getattr(request.state, "principal", None)
-        names = request.scope.get("extensions", {}).get(CERTIFICATE, ())
+        names = request.scope.get("extensions", {}).get(CERTIFICATE, {}).get("names", ())
         return Response(f"{principal.name if principal else '-'} {','.join(names)}")
 
     async def _body(self, request: Request) -> Response:
@@ -344,6 +348,18 @@ def test_own_processes_know_the_listener_by_its_certificate(
             listener.connect(pinned_to(other))
     with listening(tmp_path):
         assert not (tmp_path / PUBLIC).exists()
+
+
+def test_sidecar_workers_and_commands_speak_tls(tmp_path: Path, files: Files) -> None:
+    """Each knows the listener by the certificate in the state directory; nothing need be configured."""
+    write_private(tmp_path / "worker.token", b"0" * 64)
+    with listening(tmp_path, files.certificates()) as listener:
+        url = f"https://127.0.0.1:{listener.port}"
+        (tmp_path / "endpoints.json").write_bytes(msgspec.json.encode({"data_url": "", "admin_url": url}))
+        assert act._exchange_with(url, tmp_path / PUBLIC)("GET", "/who", {}, None).status == 200
+        assert asyncio.run(ControlClient(url, tmp_path)._post("/body", b"abc")) == (200, 3)
+        with contextlib.closing(admin_client(None, str(tmp_path), Access())) as admin:
+            assert admin.send("POST", "/body").status == 200
 
 
 def test_beyond_loopback_tls_and_a_token_are_needed(tmp_path: Path, files: Files) -> None:
