@@ -32,7 +32,7 @@ PLAN = SteadyPlan(
         {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
     ).encode(),
     requests=1 << 40,
-    thinks_s=(0.0, 0.01, 0.2, LAME_DUCK_S / 2),
+    thinks_s=(0.005, 0.01, 0.2, LAME_DUCK_S / 2),
     clients=1,
     lame_duck_s=LAME_DUCK_S,
     keeps_ids=True,
@@ -105,12 +105,12 @@ def linear(tmp_path: Path) -> Iterator[Gateway]:
 
 
 def _under_load(
-    gateway: Gateway, restarts: int, versions: list[Path], requests: int, clients: int = 1
+    gateway: Gateway, restarts: int, versions: list[Path], requests: int, asks: SteadyPlan = PLAN
 ) -> None:
     """Do them all while clients ask, until `requests` were sent; then hold the outcome and the log against the rule."""
     gateway.start(60)
     pid, seen = gateway.pid, set(gateway.pids("worker"))
-    steady = Steady(gateway.data_url, msgspec.structs.replace(PLAN, clients=clients)).start()
+    steady = Steady(gateway.data_url, asks).start()
     try:
         steady.await_sent(100, 30)
         for _ in range(restarts):
@@ -152,7 +152,8 @@ def test_a_restart_and_an_upgrade_cost_no_request(linear: Gateway, tmp_path: Pat
 def test_ten_restarts_and_three_upgrades_cost_no_request(linear: Gateway, tmp_path: Path) -> None:
     """0 of 100,000 fail."""
     versions = [another_version(tmp_path / f"0.1.{n}", f"0.1.{n}") for n in (1, 2, 3)]
-    _under_load(linear, 10, versions, 100_000, clients=3)
+    asks = msgspec.structs.replace(PLAN, clients=3, thinks_s=(0.0, *PLAN.thinks_s))
+    _under_load(linear, 10, versions, 100_000, asks)
 
 
 @pytest.mark.prove
