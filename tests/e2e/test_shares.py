@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -10,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bench.serving import Gateway
-from gateway.audit.event import Prediction
+from gateway.audit.event import Control, Prediction
 from gateway.audit.spool_feed import SpoolFeed
 from tests.e2e.onnx_models import write_linear
 from tests.e2e.test_shift import _ask, _connections_to_both, _revision, _shift
-from tests.e2e.wire import infer
+from tests.e2e.wire import Wire, infer
 
 LEVEL = 0.999
 WEIGHTS_BP = (100, 500, 5_000)
@@ -129,3 +130,33 @@ def test_each_worker_draws_by_weight(split_in_two: Gateway, weight_bp: int) -> N
 def test_each_worker_draws_by_weight_in_the_long_run(split_in_two: Gateway, weight_bp: int) -> None:
     """The same over 20,000 requests each."""
     check_shares(split_in_two, weight_bp, PROOF)
+
+
+def test_a_key_falls_alike_in_every_worker_and_the_log_cannot_tell_where(split_in_two: Gateway) -> None:
+    """Twenty callers at half: each gets one version whoever answers; control's events hold no secret to tell which."""
+    wires = _connections_to_both(split_in_two)
+    _shift(split_in_two, 0)
+    assert _shift(split_in_two, 5_000).status == 200
+
+    def version(wire: Wire, caller: str) -> str:
+        reply = wire.exchange(infer("linear", [[1.0, 2.0, 3.0, 4.0]], x_routing_key=caller))
+        return str(json.loads(reply.body)["model_version"])
+
+    found = {
+        caller: {version(wire, caller) for wire in wires} for caller in (f"caller-{n}" for n in range(20))
+    }
+    for wire in wires:
+        wire.close()
+    assert all(len(versions) == 1 for versions in found.values())
+    assert len({versions.pop() for versions in found.values()}) == 2
+    secret = (split_in_two.state_dir / "routing.key").read_text().strip()
+    feed = SpoolFeed(split_in_two.state_dir / "spool")
+    try:
+        events = [e for e in feed.read(100_000, 500).events if isinstance(e, Control) and e.after is not None]
+    finally:
+        feed.close()
+    documents = [e.after for e in events if e.after and "variants" in e.after]
+    assert documents
+    assert {document.get("salt", "") for document in documents} == {""}
+    assert all(document["salt_id"] and document["salt_id"] not in secret for document in documents)
+    assert secret not in str(events)

@@ -11,6 +11,7 @@ from gateway.api.problems import RETRY_AFTER_S, STATUS, problem, reply_of, statu
 
 BY_CODE = {
     "input_out_of_profile": 400,
+    "model_stopped": 503,
     "body_too_large": 413,
     "head_too_large": 431,
     "url_too_long": 414,

@@ -18,28 +18,30 @@ READY = {"1", "2", "3", "4"}
 NAMES = ("primary", *CANARIES)
 
 
-def places(table: RouteTable, units: NDArray[np.uint64]) -> NDArray[np.int8]:
-    """Who is drawn for each unit, as a place in NAMES."""
-    by_bucket = [NAMES.index(str(table.pick(bucket).assigned)) for bucket in range(TOTAL_BP)]
-    return np.array(by_bucket, dtype=np.int8)[units % np.uint64(TOTAL_BP)]
+def places(table: RouteTable, buckets: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Who is drawn in each bucket, as a place in NAMES."""
+    arms = [table.pick(bucket) for bucket in range(TOTAL_BP)]
+    return np.array([NAMES.index(arm.assigned or "") for arm in arms], dtype=np.int8)[buckets]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_raising_a_weight_moves_none_of_a_million_units_off_a_canary(seed: int) -> None:
     """Three canaries, raised and lowered in turns: a unit leaves a canary only where that one was lowered, and of those
     that it had it keeps as many as it can."""
     rng = random.Random(seed)
     units = np.random.default_rng(seed).integers(0, 1 << 64, UNITS, dtype=np.uint64)
+    buckets = (units % np.uint64(TOTAL_BP)).astype(np.int64)
+    some = units[:500].tolist()
     route = split(a=0, b=0, c=0)
     table = compile_route(route, 1, READY)
-    before = places(table, units)
+    before = places(table, buckets)
     for generation in range(2, 42):
         names = rng.sample(CANARIES, rng.choice((1, 1, 2)))
         weights_bp = {name: rng.choice((0, 1, 100, rng.randrange(3_333))) for name in names}
         was_bp = route.weights_bp
         route = shifted(route, weights_bp, WHY)
         table = compile_route(route, generation, READY, before=table)
-        after = places(table, units)
+        after = places(table, buckets)
         for place, name in enumerate(NAMES[1:], start=1):
             had, has = before == place, after == place
             if route.weights_bp[name] >= was_bp[name]:
@@ -48,8 +50,8 @@ def test_raising_a_weight_moves_none_of_a_million_units_off_a_canary(seed: int) 
                 assert not (has & ~had).any(), f"{name} was lowered, and got units"
             moved = had & ~has
             assert (after[moved] == 0).all() or len(names) > 1, "they go to the primary"
-        for unit in units[:50].tolist():
-            assert table.pick(unit).assigned == NAMES[places(table, np.array([unit], np.uint64))[0]]
+        drawn = [NAMES.index(table.pick(unit).assigned or "") for unit in some]
+        assert drawn == after[: len(some)].tolist(), "a unit falls into its bucket"
         before = after
 
 
