@@ -57,6 +57,7 @@ class Entry:
         self._forced: dict[str, Assignment] = {}
         self._compiled: tuple[Route | None, int] = (None, 0)
         self._canaries: list[Version] = []
+        self._primary: Version | None = None
 
     def codec_of(self, version: str | None) -> Any:
         """The codec of a version, or of the primary's.
@@ -195,6 +196,10 @@ class Entry:
     def _watch(self, route: Route, primary: Version) -> None:
         """What canaries fail goes to the primary; the breakers of a revision go on."""
         now_ns = time.perf_counter_ns()
+        if primary is not self._primary:
+            # It was loaded again: what its totals were says nothing about what they are.
+            self._primary = primary
+            self.breakers = {name: breaker for name, breaker in self.breakers.items() if breaker.is_open}
         for variant in route.variants:
             canary = self.versions.get(variant.version)
             if variant.role != "canary" or not variant.weight_bp or canary is None or canary is primary:

@@ -55,8 +55,6 @@ class Retries:
         self._revision = revision
         self._opened = opened
         self.breakers: dict[str, Breaker] = {}
-        self._sent = self._sent_bad = 0
-        """Retries are not the primary's own requests."""
         self._kept: dict[int, tuple[Assignment, Assignment]] = {}
 
     def watch(self, variant: str, known: Breaker | None, now_ns: int) -> Breaker:
@@ -71,8 +69,9 @@ class Retries:
         done, failed = self._version.counting.variant(variant)
         primary = self.primary
         own, own_failed = primary.counting.variant(self._name)
-        bad = own_failed + primary.not_finite - self._sent_bad
-        return Volume(done + failed, own + own_failed - self._sent, bad)
+        # Retries, of whichever canary, are none of the primary's own requests.
+        bad = own_failed + primary.not_finite - primary.retried_bad
+        return Volume(done + failed, own + own_failed - primary.retried, bad)
 
     def read(self, now_ns: int) -> None:
         """Let the breakers know how much ran; about once a second."""
@@ -124,9 +123,9 @@ class Retries:
         primary.queue.put(inference)
 
     def ran(self, *, well: bool) -> None:
-        """The primary ran a retry, which is none of its own requests."""
-        self._sent += 1
-        self._sent_bad += not well
+        """The primary ran a retry."""
+        self.primary.retried += 1
+        self.primary.retried_bad += not well
 
     def answered(self, inference: Inference, now_ns: int) -> None:
         """What the primary answered counts against the canary; what it could not answer either is the request's."""

@@ -49,6 +49,8 @@ class Version:
     """Of a canary's: the `retrying.Retries` of what it fails."""
     not_finite = 0
     """Requests whose record says so."""
+    retried = retried_bad = 0
+    """Requests that a canary failed and that ran here; those of them that failed here, too."""
     awaited = 0
     """Retries that wait for it, or run."""
     looks = False

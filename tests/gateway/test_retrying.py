@@ -290,10 +290,30 @@ def test_a_primary_that_fails_as_often_keeps_it_shut(tmp_path: Path, monkeypatch
             bad = number % 8
             await answered(path, path.send({0: BAD, 1: BOTH_FAIL}.get(bad, GOOD)))
             counting.publish()
+            if number % 10 == 9:
+                path.publish(path.route)  # other generations come and go
         breaker = path.models.get("sum").breakers["canary"]
         assert breaker.counts == 5
         assert not breaker.is_open
         assert breaker.window == (9, 24, 4)
+
+    on_split(tmp_path, body)
+
+
+def test_a_primary_that_is_loaded_again_begins_anew(tmp_path: Path, draws_canary: Any) -> None:
+    """Its totals start over: what was counted against the canary does not stand against them; an open breaker stays."""
+
+    async def body(path: SplitPath) -> None:
+        draws_canary(path)
+        entry = path.models.get("sum")
+        await answered(path, path.send(BAD))
+        path.models.on_change("sum", "1", "ready", None)
+        assert entry.breakers["canary"].counts == 0
+        for _ in range(3):
+            await answered(path, path.send(BAD))
+        assert entry.breakers["canary"].is_open
+        path.models.on_change("sum", "1", "ready", None)
+        assert entry.breakers["canary"].is_open
 
     on_split(tmp_path, body)
 
