@@ -36,7 +36,6 @@ BY_CODE = {
     "idempotency_mismatch": 422,
     "load_failed": 422,
     "control_unavailable": 503,
-    "model_stopped": 503,
     "tokens_unusable": 409,
     "unauthorized": 401,
     "forbidden": 403,
