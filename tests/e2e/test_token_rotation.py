@@ -104,8 +104,8 @@ def rotated(tmp_path: Path, rounds: int) -> Clients:
 
 
 def test_token_is_replaced_under_load(tmp_path: Path) -> None:
-    """Five times, with two workers."""
-    clients = rotated(tmp_path, 5)
+    """Three times, with two workers."""
+    clients = rotated(tmp_path, 3)
     assert clients.failed == []
     assert clients.sent > 50
 

@@ -175,7 +175,9 @@ def _check(tmp_path: Path, tracer: str, count: int) -> None:
         str(tmp_path / "models"), str(tmp_path / "state"), "/dev/shm/tidegate-", str(code),  # noqa: S108
         sys.prefix, sys.base_prefix, "/proc/self/", "/proc/", "/sys/fs/cgroup", "/sys/devices/system",
     )  # fmt: skip
-    foreign = {path for path in paths if not path.startswith(own)}
+    # The directories that lead to our own are looked at, as links might be among them; they are not opened.
+    above = {str(parent) for root in (tmp_path / "models", tmp_path / "state") for parent in root.parents}
+    foreign = {path for path in paths if not path.startswith(own)} - above
     assert foreign <= {"/etc/localtime", "/usr/share/zoneinfo/UTC", ""}, foreign
     assert not any("secret" in path or "passwd" in path or "environ" in path for path in paths)
     assert any(str(tmp_path / "models") in path for path in paths), "the trace has nothing: was it attached?"
