@@ -70,8 +70,9 @@ def versions(troubled: Troubled, count: int = 40) -> set[str]:
     return {reply.content["model_version"] for reply in replies}
 
 
-def test_rollback_and_freeze_on_a_disk_without_a_block(troubled: Troubled) -> None:
-    """Both go through in 2 s, hold in every worker and over the death of control, and are logged once there is room."""
+def test_urgent_changes_on_a_disk_without_a_block(troubled: Troubled) -> None:
+    """Rollback, freeze and stop go through in 2 s, hold in every worker and over the death of control, and are logged
+    once there is room, each once and in order."""
     assert versions(troubled) == {"1", "2"}
     fill_quite(troubled)
     troubled.gateway.kill9("sidecar")
@@ -85,32 +86,20 @@ def test_rollback_and_freeze_on_a_disk_without_a_block(troubled: Troubled) -> No
     assert versions(troubled) == {"1"}
     shown = troubled.gateway.admin("GET", "routes/lax").content
     assert (shown["frozen"], shown["latched"]) == (True, ["2"])
+    began = time.monotonic()
+    body = {"reason": "nobody shall have it"}
+    stopped = troubled.gateway.admin("POST", "models/lax/stop", body, revision=shown["revision"])
+    took_s.append(time.monotonic() - began)
+    assert (stopped.status, stopped.content["logged"], took_s[-1] <= LONGEST_S) == (200, False, True), took_s
+    assert troubled.ask("lax").code == "model_stopped"
     troubled.gateway.kill9("control")
-    assert versions(troubled) == {"1"}
+    assert troubled.ask("lax").code == "model_stopped"
     troubled.empty()
     troubled.await_true(lambda: troubled.gateway.pids("control") != [] and _control_answers(troubled), 30)
     shown = troubled.gateway.admin("GET", "routes/lax").content
-    assert (shown["frozen"], shown["latched"]) == (True, ["2"])
-    troubled.await_true(lambda: troubled.controls()[-2:] == ["rollback", "freeze"], 30)
+    assert (shown["frozen"], shown["latched"], shown["stopped"]["by"]) == (True, ["2"], "admin")
+    troubled.await_true(lambda: troubled.controls()[-3:] == ["rollback", "freeze", "stop"], 30)
     assert troubled.controls().count("rollback") == 1
-
-
-def test_stop_on_a_disk_without_a_block(troubled: Troubled) -> None:
-    """A stop is as urgent; a shift to more is refused at such a time, and changes nothing."""
-    fill_quite(troubled)
-    revision = troubled.gateway.admin("GET", "routes/lax").content["revision"]
-    began = time.monotonic()
-    stopped = troubled.gateway.admin("POST", "models/lax/stop", {"reason": "harm"}, revision=revision)
-    took_s = time.monotonic() - began
-    assert stopped.status == 200, stopped
-    assert took_s <= LONGEST_S
-    assert stopped.content["logged"] is False
-    more = {"weights_bp": {"canary": 6000}, "reason": "more"}
-    refused = troubled.gateway.admin("POST", "routes/lax/shift", more, revision=revision + 1)
-    assert (refused.status, refused.content["code"]) == (503, "audit_unavailable")
-    assert troubled.gateway.admin("GET", "routes/lax").content["revision"] == revision + 1
-    troubled.empty()
-    troubled.await_true(lambda: troubled.controls()[-1] == "stop", 30)
 
 
 def _control_answers(troubled: Troubled) -> bool:
