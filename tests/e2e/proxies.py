@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -130,6 +130,8 @@ class Tap:
         self.connections = 0
         self.asked: list[bytearray] = []
         """What the proxy sent, by connection."""
+        self.ended_by: list[list[str]] = []
+        """Who closed first, `proxy` or `gateway`, by connection; empty while it is open."""
         self._answers: list[_Answers] = []
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -152,12 +154,24 @@ class Tap:
                 return
             far.settimeout(None)
             self.connections += 1
-            asked, answers = bytearray(), _Answers()
+            asked, answers, ended = bytearray(), _Answers(), []
             self.asked.append(asked)
+            self.ended_by.append(ended)
             self._answers.append(answers)
             self._open += [near, far]
-            for source, sink, seen in ((near, far, asked.extend), (far, near, answers.read)):
-                threading.Thread(target=_pass_on, args=(source, sink, seen), daemon=True).start()
+            ways = ((near, far, asked.extend, "proxy"), (far, near, answers.read, "gateway"))
+            for source, sink, seen, name in ways:
+                threading.Thread(
+                    target=_pass_on, args=(source, sink, seen, (ended, name)), daemon=True
+                ).start()
+
+    def idle_ends(self) -> list[str | None]:
+        """Who closed first each connection that was not a proxy's own check; None: nobody yet."""
+        return [
+            ended[0] if ended else None
+            for asked, ended in zip(self.asked, self.ended_by, strict=False)
+            if not asked.startswith(b"GET /v2/health/ready")
+        ]
 
     def close(self) -> None:
         """Cut everything."""
@@ -174,11 +188,15 @@ class Tap:
         self.close()
 
 
-def _pass_on(source: socket.socket, sink: socket.socket, seen) -> None:
+def _pass_on(
+    source: socket.socket, sink: socket.socket, seen: Callable[[bytes], None], end: tuple[list[str], str]
+) -> None:
+    ended, name = end
     try:
         while data := source.recv(65536):
             seen(data)
             sink.sendall(data)
+        ended.append(name)
         sink.shutdown(socket.SHUT_WR)
     except OSError:
         for sock in (source, sink):
