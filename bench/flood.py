@@ -1,8 +1,8 @@
 """A flood: one client that asks as fast as it is answered, whatever the answers say. A process of its own.
 
-`python -m bench.flood --url URL --source 127.0.0.2 --connections 64 --body FILE` floods until its stdin ends and then
-prints what it got, by status, as one line of JSON. It connects from an address of its own on loopback, so that the
-gateway knows it from others. A connection that breaks is made again.
+`python -m bench.flood --url URL --source 127.0.0.2 --connections 64 --body FILE` prints an empty line with its first
+answer, floods until its stdin ends and then prints what it got, by status, as one line of JSON. It connects from an
+address of its own on loopback, so that the gateway knows it from others. A connection that breaks is made again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class _Asking(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Ask again for each whole answer."""
         self._buffer += data
+        if not self._flood.got:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             found = _LENGTH.search(self._buffer, 0, end + 2)
             size = end + 4 + (int(found[1]) if found else 0)

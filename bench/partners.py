@@ -68,6 +68,8 @@ class Flood(_Child):
             cpus, "bench.flood", "--url", url, "--path", path, "--body", str(body_file),
             "--connections", str(connections),
         )  # fmt: skip
+        # It is under way.
+        self._line()
 
     def end(self) -> dict[str, int]:
         """End it; what it got, by status."""
