@@ -187,7 +187,8 @@ def test_without_memory_for_one_more_no_request_fails_either(tmp_path: Path) -> 
 
 
 def test_what_cannot_take_over_changes_nothing(linear: Gateway, tmp_path: Path) -> None:
-    """A successor without its model, and new code that cannot run or read what is there: exit 1, and all goes on."""
+    """A successor without its model, and new code that cannot run: exit 1, why, and all goes on as it was."""
+    linear.workers = 1
     linear.start(60)
     before = {role: linear.pids(role) for role in ("worker", "recorder", "control")}
 
@@ -211,21 +212,13 @@ def test_what_cannot_take_over_changes_nothing(linear: Gateway, tmp_path: Path) 
     told = still_there(cli(linear, "upgrade", code=broken))
     assert "not upgraded: version 0.2.0: this needs the package of_what_is_not_installed" in told
 
-    other = another_version(tmp_path / "other", "0.3.0")
-    fleet = other / "gateway" / "fleet.py"
-    fleet.write_text(fleet.read_text().replace("TGFLEET", "TGFLOCK"))
-    assert "shared memory of the running gateway has another format" in still_there(
-        cli(linear, "upgrade", code=other)
-    )
-    told = still_there(cli(linear, "upgrade", "--python", "/nonexistent/python"))
-    assert "/nonexistent/python cannot be run: No such file or directory" in told
     assert linear.stop(60) == 0, linear.said()
 
 
 @pytest.mark.parametrize(
     "moment",
     [
-        "successor",
+        pytest.param("successor", marks=pytest.mark.prove),
         pytest.param("leaving", marks=pytest.mark.prove),
         pytest.param("check", marks=pytest.mark.prove),
         "replacing",
@@ -233,9 +226,10 @@ def test_what_cannot_take_over_changes_nothing(linear: Gateway, tmp_path: Path) 
 )
 def test_a_supervisor_killed_in_the_middle_starts_again(linear: Gateway, tmp_path: Path, moment: str) -> None:
     """kill -9 in a restart or an upgrade: everybody goes with it, and the next start answers and ends well."""
+    linear.workers = 2 if moment == "leaving" else 1
     linear.start(60)
     begun: dict[str, tuple[int, Callable[[dict[str, Any]], bool]]] = {
-        "successor": (signal.SIGHUP, lambda s: len(_workers(s)) == 3),
+        "successor": (signal.SIGHUP, lambda s: len(_workers(s)) == 2),
         "leaving": (signal.SIGHUP, lambda s: s["restart"]["replaced"] == 1),
         "check": (signal.SIGUSR2, lambda s: s["upgrade"]["state"] == "checking"),
         "replacing": (signal.SIGUSR2, lambda s: s["upgrade"]["state"] == "replacing"),
