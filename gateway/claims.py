@@ -186,8 +186,12 @@ def _ensure_key(path: Path) -> None:
 def _write_once(path: Path, text: str) -> None:
     """Whole or not at all, also after power loss."""
     temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    os.write(fd, f"{text}\n".encode())
+    # A rest of an earlier try may have other rights.
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    left = f"{text}\n".encode()
+    while left:
+        left = left[os.write(fd, left) :]
     os.fsync(fd)
     os.close(fd)
     temporary.rename(path)

@@ -30,6 +30,7 @@ log = logging.getLogger("tidegate.supervisor")
 
 REQUEST = "upgrade.json"
 """In `<state_dir>/supervisor`: which installation to become, written by `tidegate upgrade`, taken away when read."""
+REQUEST_MAX_BYTES = 65_536
 VARIABLE = "TG_HANDOVER_FD"
 CHECK_S = 120.0
 """The new code's check may take so long."""
@@ -93,7 +94,11 @@ class Upgrade:
         if self._check is not None or self._facts["state"] == "replacing":
             log.warning("upgrade_already_under_way")
             return
-        asked = self._read_request()
+        try:
+            asked = self._read_request()
+        except PermissionError as exc:
+            self.failed(str(exc))
+            return
         python = str(asked.get("python") or sys.executable)
         code_path = str(asked.get("code_path", self._context.code_path))
         self._facts = {
@@ -159,12 +164,25 @@ class Upgrade:
             self._out_fd = -1
 
     def _read_request(self) -> dict[str, Any]:
+        """What is asked for. Raises PermissionError where another may have written it: it names what we run."""
         try:
-            content = json.loads(self._request.read_text())
-            self._request.unlink()
-        except (OSError, ValueError):
+            fd = os.open(self._request, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
             return {}
-        return content if isinstance(content, dict) else {}
+        found, content = os.fstat(fd), os.read(fd, REQUEST_MAX_BYTES)
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            self._request.unlink()
+        if found.st_uid not in {os.geteuid(), 0} or found.st_mode & 0o022:
+            msg = (
+                f"supervisor/{REQUEST} in the state directory may have been written by another user (mode"
+                f" {found.st_mode & 0o777:04o}, uid {found.st_uid}): ask with `tidegate upgrade` as the gateway's user"
+            )
+            raise PermissionError(msg)
+        with contextlib.suppress(ValueError):
+            asked = json.loads(content)
+            return asked if isinstance(asked, dict) else {}
+        return {}
 
 
 def environment_for(context: Context, code_path: str) -> dict[str, str]:

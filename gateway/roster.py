@@ -88,9 +88,11 @@ def replace_file(path: Path, content: Mapping[str, object]) -> None:
         OSError: the disk does not take it.
     """
     temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    left = json.dumps(content).encode()
     try:
-        os.write(fd, json.dumps(content).encode())
+        while left:
+            left = left[os.write(fd, left) :]
     finally:
         os.close(fd)
     temporary.rename(path)

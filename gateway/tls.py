@@ -8,6 +8,7 @@ that an authority no longer vouches for opens nothing at the next connection.
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from gateway.errors import ConfigInvalid
 
 log = logging.getLogger("tidegate.tls")
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
 
 class Certificates:
@@ -47,25 +50,34 @@ class Certificates:
         seen = self._signatures()
         if seen == self._seen:
             return False
-        self._seen = seen
         try:
             self._current = self._read()
         except ConfigInvalid as exc:
-            self.problem = str(exc)
-            log.error("certificate_unusable", extra={"why": str(exc)})  # noqa: TRY400
+            # Not taken as seen: where we could not read, as without a descriptor left, the next look may.
+            if str(exc) != self.problem:
+                self.problem = str(exc)
+                log.error("certificate_unusable", extra={"why": str(exc)})  # noqa: TRY400
             return False
+        self._seen = seen
         self.problem = None
         log.info("certificate_reloaded")
         return True
 
     @property
     def public(self) -> bytes:
-        """The certificate, for those on this host that shall know the listener by it.
+        """The listener's own certificate, for those on this host that shall know it by that.
+
+        Nothing else of the file: whoever trusts what stands behind it trusts all that those authorities signed, and a
+        key may stand there, too.
 
         Raises:
             OSError: it cannot be read.
         """
-        return self._cert.read_bytes()
+        found = _CERTIFICATE.search(self._cert.read_bytes())
+        if found is None:
+            msg = f"{self._cert.name} holds no certificate"
+            raise OSError(msg)
+        return found[0]
 
     def _take_current(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         # Called in each handshake, with a name or without.

@@ -7,6 +7,9 @@ of who asks goes along with each request.
 
 from __future__ import annotations
 
+import math
+import ssl
+import time
 from typing import Any
 
 from gateway.api.crowd import Crowd, Limits
@@ -38,6 +41,7 @@ class AdminDoor(Doors):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._certified: tuple[str, ...] = ()
+        self._certified_until_s = math.inf
         self._is_tls = False
 
     @classmethod
@@ -48,7 +52,10 @@ class AdminDoor(Doors):
     def connection_made(self, transport: Any) -> None:
         """A client; over TLS its handshake is done."""
         self._is_tls = transport.get_extra_info("ssl_object") is not None
-        self._certified = names_of(transport.get_extra_info("peercert") or {})
+        certificate = transport.get_extra_info("peercert") or {}
+        self._certified = names_of(certificate)
+        if "notAfter" in certificate:
+            self._certified_until_s = ssl.cert_time_to_seconds(certificate["notAfter"])
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +65,15 @@ class AdminDoor(Doors):
         self.feed(data)
         self._buffer = b""
 
+    def idle_since(self, now_s: float) -> float:
+        """As of any. And who sends a head without an end, or a body that was refused already, makes room for others: a
+        few hundred of those, who need no token for it, would keep operators out."""
+        cycle = self.cycle
+        waits = cycle is None or cycle.response_complete
+        if self._reading and waits and not self._deaf and self.unfed is None:
+            return self._active_s
+        return super().idle_since(now_s)
+
     def on_message_complete(self) -> None:
         """A whole message is here."""
         self._reading = False
@@ -65,9 +81,10 @@ class AdminDoor(Doors):
             super().on_message_complete()
 
     def begin_scope(self) -> None:
-        """As of any; who the certificate says that asks stands in it."""
+        """As of any; who the certificate says that asks stands in it, as long as that holds."""
         super().begin_scope()
-        if self._certified:
+        # A connection may be kept for longer than its certificate lasts.
+        if self._certified and time.time() <= self._certified_until_s:
             self.scope["extensions"] = {CERTIFICATE: {"names": self._certified}}
 
     def after_reply(self, cycle: FastCycle) -> None:

@@ -18,8 +18,10 @@ from gateway.api.addresses import Address, get, post
 from gateway.api.answers import json_answer
 from gateway.api.bodies import ReasonBody, TokenBody, asked_of, is_dry_run, read_body
 from gateway.control.engine import Engine, changed_by
+from gateway.control.idempotency import made_before
 from gateway.control.token_store import Asked, TokenStore
 from gateway.control.token_table import Token
+from gateway.errors import AuditUnavailable, StateConflict
 
 _ALL = "/admin/v1/tokens"
 
@@ -82,7 +84,14 @@ class TokenHandlers:
             shown = _shown(token)
             if is_dry_run(request):
                 return json_answer({**shown, "id": None, "dry_run": True})
-            await self._engine.note("token", change, {"made": shown}, asked_of(request), urgent=False)
+            asked_how = asked_of(request)
+            if made_before(self._engine.state.ledger.done, change.by, asked_how) is not None:
+                msg = (
+                    f"the token of {asked.principal} was made when it was asked for first, and its secret was in that"
+                    " answer alone: revoke it, the newest in `tidegate token list`, and ask for another"
+                )
+                raise StateConflict(msg)
+            await self._engine.note("token", change, {"made": shown}, asked_how, urgent=False)
             self._store.add(token)
             self._changed()
         return json_answer({**shown, "token": secret}, 201)
@@ -97,7 +106,11 @@ class TokenHandlers:
             if is_dry_run(request):
                 return json_answer({**shown, "dry_run": True})
             revoked = {"revoked": shown}
-            logged = await self._engine.note("token", change, revoked, asked_of(request), urgent=True)
+            try:
+                logged = await self._engine.note("token", change, revoked, asked_of(request), urgent=True)
+            except AuditUnavailable:
+                # Nor could it be owed. The door is shut all the same.
+                logged = False
             self._store.revoke(token.id)
             self._changed()
         return json_answer(shown if logged else {**shown, "logged": False})

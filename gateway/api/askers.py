@@ -17,6 +17,8 @@ IPV6_BITS = 64
 """Of an IPv6 address so much is one client: the rest is the client's to choose."""
 UNKNOWN_MAX = 1024
 """So many headers whose token is not known are remembered: to find that out takes a look at every token."""
+UNKNOWN_MAX_BYTES = 1024
+"""Longer ones are not: they are looked at no further."""
 
 
 class Principal(Protocol):
@@ -98,7 +100,7 @@ class Askers:
         if header in self._unknown:
             return None
         found = tokens.of(header)
-        if found is not None:
+        if found is not None or len(header) > UNKNOWN_MAX_BYTES:
             return found
         if len(self._unknown) >= UNKNOWN_MAX:
             self._unknown.clear()

@@ -23,7 +23,8 @@ Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 VersionText = Annotated[str, Meta(pattern=VERSION_PATTERN)]
 Share = Annotated[int, Meta(ge=0, le=10_000)]
 Reason = Annotated[str, Meta(max_length=2000)]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Those that turn the direction of what follows among them: such a line says something else than is read."""
 VARIANTS_MAX = 64
 """An event holds a route twice, and must fit into an eighth of control's ring."""
 

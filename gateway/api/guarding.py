@@ -24,6 +24,8 @@ CERTIFICATE = "tidegate.certificate"
 """Among a scope's extensions: names of a verified client certificate."""
 NOBODY = Principal("anonymous", frozenset())
 _OWN_SITE = frozenset(("same-origin", "none"))
+_FORWARDED = frozenset(("forwarded", "x-forwarded-for", "x-real-ip"))
+"""Who has one of these comes from elsewhere, through a proxy on this host: its Host is whatever its client likes."""
 _ASKS_FOR = {FEEDBACK: FEEDBACK_TOKEN, LOAD: PUBLISH_TOKEN}
 """Whose token a refusal names."""
 
@@ -68,7 +70,7 @@ class Guard:
         header = request.headers.get("authorization")
         model = request.path_params.get("model")
         certified = None if header is not None else self._certified(request)
-        if rule.open_on_loopback and self._on_loopback:
+        if rule.open_on_loopback and self._on_loopback and _FORWARDED.isdisjoint(request.headers):
             known = certified or (header and self._tokens.of(header.encode("latin-1")))
             if known and allows(known, rule.scope, model):
                 return known

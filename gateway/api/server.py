@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-HANDSHAKE_S = 5.0
+from gateway.api.handshakes import TlsListener
 
 
 class Server(uvicorn.Server):
@@ -55,17 +55,7 @@ class Server(uvicorn.Server):
             made = self.config.http_protocol_class
             return made(config=self.config, server_state=self.server_state, app_state={}, _loop=loop)  # type: ignore[call-arg]
 
-        self.servers = [
-            await loop.create_server(
-                connection,
-                sock=sock,
-                ssl=self._tls,
-                backlog=self.config.backlog,
-                ssl_handshake_timeout=HANDSHAKE_S,
-                ssl_shutdown_timeout=HANDSHAKE_S,
-            )
-            for sock in sockets or ()
-        ]
+        self.servers = [TlsListener(sock, self._tls, connection) for sock in sockets or ()]  # type: ignore[misc]
         self.started = True
 
     def leave(self) -> None:

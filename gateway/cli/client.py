@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import secrets
 import ssl
 import time
@@ -24,6 +25,7 @@ import msgspec
 import gateway.config
 from gateway.cli.advice import next_step
 from gateway.cli.failures import INPUT, NO, UNREACHABLE, Stop
+from gateway.routing import NAME_PATTERN
 from gateway.tls import pinned_to
 
 DEFAULT_DATA_URL = "http://127.0.0.1:8080"
@@ -35,6 +37,7 @@ TIMEOUT_S = 35.0
 AGAIN_S = 5.0
 """So long a change whose answer was lost is asked for again: control is started anew within a second."""
 KEY_HEADER = "idempotency-key"
+_NAME = re.compile(NAME_PATTERN)
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -264,8 +267,11 @@ def quoted(name: str) -> str:
     Raises:
         Stop: a name that no model can have.
     """
-    if not name or any(not (c.isascii() and (c.isalnum() or c in "._-")) for c in name):
-        msg = f"{name!r} is not a name: expected letters, digits, dot, dash and underscore"
+    if _NAME.match(name) is None:
+        msg = (
+            f"{name!r} is not a name: expected letters, digits, dot, dash and underscore, at most 128, and not a sign"
+            " first"
+        )
         raise Stop(msg)
     return name
 

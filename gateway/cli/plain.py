@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_CONTROL_BUT_NEWLINE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_TURNING = r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""Line ends beyond ASCII, and what turns the direction of the text that follows."""
+_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f{_TURNING}]")
+_CONTROL_BUT_NEWLINE = re.compile(rf"[\x00-\x09\x0b-\x1f\x7f-\x9f{_TURNING}]")
 
 
 def one_line(text: str) -> str:
@@ -23,4 +25,5 @@ def lines(text: str) -> str:
 
 
 def _spelt(found: re.Match[str]) -> str:
-    return f"\\x{ord(found[0]):02x}"
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-_UNESCAPED = re.compile(r"[\x7f-\x9f]")
+_UNESCAPED = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters that JSON lets stand in a string."""
 
 

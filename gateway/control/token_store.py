@@ -15,14 +15,18 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.control.snapshot import NO_ROOM
 from gateway.control.token_table import (
     LIVE_MAX,
     TABLE,
+    TABLE_MAX_BYTES,
+    TOKENS_MAX,
     Certificate,
     Table,
     Token,
     check_scopes,
     read_table,
+    rewrite_private,
     write_private,
 )
 from gateway.errors import ChangeInvalid, NotFound, StateConflict
@@ -66,7 +70,7 @@ class TokenStore:
 
         Raises:
             ChangeInvalid: a scope is none, or it would be over already.
-            StateConflict: the principal has two live tokens.
+            StateConflict: the principal has two live tokens, or the file has no room for more.
             TokensUnusable: the file is not as it should be.
         """
         now_ns = self._clock_ns()
@@ -98,6 +102,7 @@ class TokenStore:
             expires_ns=asked.expires_ns,
             automaton=asked.automaton,
         )
+        self._check_room((*(t for t in table.token if t.is_live(now_ns)), token), table.certificate)
         return token, secret
 
     def add(self, token: Token) -> None:
@@ -124,7 +129,7 @@ class TokenStore:
         raise NotFound(msg)
 
     def revoke(self, token_id: str) -> None:
-        """Take a token out; none of that id is no error.
+        """Take a token out; none of that id is no error. Also on a full disk.
 
         Raises:
             TokensUnusable, OSError: nothing is written.
@@ -132,7 +137,26 @@ class TokenStore:
         now_ns = self._clock_ns()
         table = read_table(self._state_dir, now_ns)
         kept = tuple(t for t in table.token if t.id != token_id and t.is_live(now_ns))
-        self._write(kept, table.certificate)
+        try:
+            self._write(kept, table.certificate)
+        except OSError as exc:
+            if exc.errno not in NO_ROOM:
+                raise
+            rewrite_private(self._state_dir / TABLE, _toml(Table(token=kept, certificate=table.certificate)))
+
+    def _check_room(self, tokens: Sequence[Token], certificates: Sequence[Certificate]) -> None:
+        """That the file would be one that is read again: of one that is not, nothing could be revoked.
+
+        Raises:
+            StateConflict: too many tokens, or too many bytes of them.
+        """
+        size_bytes = len(_toml(Table(token=tuple(tokens), certificate=tuple(certificates))))
+        if len(tokens) > TOKENS_MAX or size_bytes > TABLE_MAX_BYTES:
+            msg = (
+                f"{TABLE} would have {len(tokens)} tokens in {size_bytes} bytes; at most {TOKENS_MAX} in"
+                f" {TABLE_MAX_BYTES} are taken: revoke some, or give them fewer scopes"
+            )
+            raise StateConflict(msg)
 
     def _write(self, tokens: Sequence[Token], certificates: Sequence[Certificate]) -> None:
         write_private(

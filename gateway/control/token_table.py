@@ -6,6 +6,7 @@ read or write is refused, what is not of the form is refused as a whole: half a 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tomllib
@@ -163,14 +164,44 @@ def read_private(path: Path) -> bytes | None:
         os.close(fd)
 
 
+def rewrite_private(path: Path, content: bytes) -> None:
+    """As `write_private`, for a full disk: in the blocks that the file has, line feeds behind what is shorter now.
+
+    Power lost meanwhile may leave neither the old nor the new, which is refused as a whole.
+
+    Raises:
+        OSError: there is no such file, or it has less room.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        if len(content) > size_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write_all(fd, content.ljust(size_bytes, b"\n"))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    """A disk that is nearly full takes a part, and says that it took that."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a file whole or not at all, mode 0600, on disk when this returns."""
+    """Replace a file whole or not at all, mode 0600, on disk when this returns.
+
+    Raises:
+        OSError: the disk does not take it; the file stays as it was.
+    """
     temporary = path.with_name(path.name + ".new")
     # A rest of an earlier try may have other rights.
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, content)
+        _write_all(fd, content)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -51,6 +51,8 @@ BUILT_IN = {
 TOKEN_CHARS_MIN = 32
 """A shorter one is no token: what a kill or a full disk left of one must not open the door."""
 CACHED_MAX = 1024
+HEADER_MAX_BYTES = 1024
+"""A longer Authorization header holds no token: headers are remembered, and must be small for that."""
 _BEARER = re.compile(r"bearer +(\S+) *\Z", re.IGNORECASE | re.ASCII)
 
 
@@ -136,14 +138,17 @@ class Tokens:
         seen = tuple(map(_signature, (*self._files, self._state_dir / TABLE)))
         if seen == self._seen:
             return False
-        self._seen = seen
         try:
             table = read_table(self._state_dir, self._clock_ns())
             own = [_usable(path) for path in self._files]
         except (TokensUnusable, OSError) as exc:
-            self.problem = str(exc)
-            log.error("tokens_unusable", extra={"why": str(exc)})  # noqa: TRY400
+            # Not taken as seen: where it was we who could not read, as without a descriptor left, the next look may,
+            # and what was revoked meanwhile opens nothing.
+            if str(exc) != self.problem:
+                self.problem = str(exc)
+                log.error("tokens_unusable", extra={"why": str(exc)})  # noqa: TRY400
             return False
+        self._seen = seen
         self.problem = None
         self.take_up(table, own)
         return True
@@ -229,7 +234,7 @@ class Tokens:
 
     def _look_up(self, header: bytes) -> tuple[Principal, int | None] | None:
         found = None
-        given = _BEARER.match(header.decode("latin-1"))
+        given = _BEARER.match(header.decode("latin-1")) if len(header) <= HEADER_MAX_BYTES else None
         digest = _digest(given[1].encode("latin-1") if given else b"")
         # All are compared, always: how long it takes says nothing.
         for known, principal, expires_ns in self._known:

@@ -244,7 +244,17 @@ def test_change_needs_a_reason(admin: Admin, reason: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["\x1b[2Jgone", "two\nlines", "tab\tin it", "csi \x9b2J", "a\x7fb", "a\x00b"]
+    "reason",
+    [
+        "\x1b[2Jgone",
+        "two\nlines",
+        "tab\tin it",
+        "csi \x9b2J",
+        "a\x7fb",
+        "a\x00b",
+        "gnp.\u202egood",
+        "a\u2028b",
+    ],
 )
 def test_reason_is_one_line_of_plain_text(admin: Admin, reason: str) -> None:
     """Control characters would act on the terminals where it is shown: refused, naming the one found."""

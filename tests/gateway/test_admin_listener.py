@@ -7,7 +7,8 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api import admin_door
+from gateway.api import admin_door, crowd
 from gateway.api.admin_door import AdminDoor, names_of
 from gateway.api.admin_server import PUBLIC, AdminServer, certificates_of
 from gateway.api.crowd import Limits
 from gateway.api.guarding import CERTIFICATE, Guard
+from gateway.api.handshakes import HANDSHAKES_MAX
 from gateway.api.repository import ControlClient
 from gateway.cli.client import Access, admin_client
 from gateway.config import load
@@ -166,6 +168,7 @@ def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "__kwdefaults__",
         {"limits": admin_door.LIMITS, "connections_max": 2},
     )
+    monkeypatch.setattr(crowd, "IDLE_MIN_S", 600.0)
     with listening(tmp_path) as listener, listener.connect() as one, listener.connect() as two:
         assert [answer(one)[0], answer(two)[0]] == [200, 200]
         for connection in (one, two):
@@ -173,6 +176,30 @@ def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         status, told = exchanged(listener, ASK)
         assert (status, b"too many connections" in told) == (503, True)
         assert answer(one, b"\r\n")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "content", [HEAD, b"POST /named HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n"]
+)
+def test_who_only_holds_a_connection_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """A head without an end, a body after its refusal: neither needs a token, and neither keeps operators out."""
+    monkeypatch.setattr(
+        AdminDoor.bind.__func__,  # type: ignore[attr-defined]
+        "__kwdefaults__",
+        {"limits": admin_door.LIMITS, "connections_max": 2},
+    )
+    monkeypatch.setattr(crowd, "IDLE_MIN_S", 0.0)
+    monkeypatch.setattr(crowd, "LOOK_AGAIN_S", 0.0)
+    with listening(tmp_path) as listener, listener.connect() as one, listener.connect() as two:
+        for connection in (one, two):
+            assert answer(connection)[0] == 200
+            connection.sendall(content)
+            if content != HEAD:
+                assert answer(connection, b"")[0] >= 400
+        for _ in range(3):
+            assert exchanged(listener, ASK)[0] == 200
 
 
 def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path) -> None:
@@ -348,6 +375,77 @@ def test_own_processes_know_the_listener_by_its_certificate(
             listener.connect(pinned_to(other))
     with listening(tmp_path):
         assert not (tmp_path / PUBLIC).exists()
+
+
+def test_own_processes_trust_one_certificate_and_get_no_key(
+    tmp_path: Path, files: Files, authority: Authority
+) -> None:
+    """Of a file that holds the key and the authority, too, the certificate alone is left for them: else whatever that
+    authority signed would be taken for the listener."""
+    content = files.cert.read_bytes()
+    write_private(files.cert, files.key.read_bytes() + content + authority.ca.read_bytes())
+    with listening(tmp_path, files.certificates()) as listener:
+        assert (tmp_path / PUBLIC).read_bytes() in content
+        assert b"KEY" not in (tmp_path / PUBLIC).read_bytes()
+        assert exchanged(listener, ASK, pinned_to(tmp_path / PUBLIC))[0] == 200
+        files.put(authority, "other")
+        trusting = pinned_to(tmp_path / PUBLIC)
+        while (tmp_path / PUBLIC).read_bytes() in content:
+            assert listener.tokens.problem is None
+        with pytest.raises(ssl.SSLError):
+            listener.connect(trusting)
+
+
+def test_certificate_that_ends_opens_nothing_on_a_kept_connection(
+    tmp_path: Path, files: Files, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection may live for days: who asks is no longer known once the client's certificate is over."""
+    own = authority.sign("ops", "DNS:ops.example")
+    with (
+        listening(tmp_path, files.certificates(clients=True)) as listener,
+        listener.connect(client(authority, own)) as connection,
+    ):
+        assert answer(connection)[1].endswith(b"- ops.example")
+        later_s = time.time() + 3 * 86_400
+        monkeypatch.setattr(admin_door.time, "time", lambda: later_s)
+        assert answer(connection)[1].endswith(b"- ")
+
+
+def test_certificate_that_could_not_be_read_is_read_again(
+    tmp_path: Path, files: Files, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor left, say: the new one is taken up once it can be, though no file changes any more."""
+    certificates = files.certificates(clients=True)
+    files.put(authority, "second")
+    with monkeypatch.context() as patched:
+        patched.setattr(certificates, "_read", raiser(ConfigInvalid("no descriptor left")))
+        assert not certificates.reload()
+        assert certificates.problem == "no descriptor left"
+    assert certificates.reload()
+    assert certificates.problem is None
+
+
+def raiser(exc: Exception) -> Callable[[], Any]:
+    """A function that raises."""
+
+    def raising() -> Any:
+        raise exc
+
+    return raising
+
+
+def test_handshakes_that_are_never_done_hold_few_descriptors(
+    tmp_path: Path, files: Files, authority: Authority
+) -> None:
+    """Whoever connects and says nothing: beyond the limit the longest goes, and honest clients are served."""
+    with listening(tmp_path, files.certificates()) as listener, contextlib.ExitStack() as silent:
+        many = [silent.enter_context(listener.connect()) for _ in range(HANDSHAKES_MAX + 50)]
+        assert exchanged(listener, ASK, client(authority))[0] == 200
+        many[50].settimeout(2)
+        assert [connection.recv(1) for connection in many[:51]] == [b""] * 51
+        many[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            many[-1].recv(1)
 
 
 def test_sidecar_workers_and_commands_speak_tls(tmp_path: Path, files: Files) -> None:

@@ -9,6 +9,7 @@ import pytest
 from gateway.audit.event import Control
 from gateway.control import committing
 from gateway.control.token_table import TABLE
+from gateway.errors import AuditUnavailable
 from tests.gateway.control.plane import MODEL
 from tests.gateway.test_admin import ROUTE, Admin, refusal
 from tests.gateway.test_admin import admin as admin  # a fixture
@@ -142,3 +143,30 @@ def test_broken_file_is_told(admin: Admin) -> None:
     (admin.plane.state_dir / TABLE).write_text("[[")
     assert admin.send("GET", ROUTE, authorization=f"Bearer {made['token']}").status_code == 200
     assert TABLE in refusal(admin.send("GET", TOKENS), 409, "tokens_unusable")
+
+
+def test_asked_again_under_its_key_no_second_token_is_made(admin: Admin) -> None:
+    """The secret went with the first answer: a second, live and in nobody's hands, is not made in silence."""
+    body = {"principal": "ci", "scopes": ["read"], "reason": "x"}
+    key = {"idempotency_key": "k"}
+    assert admin.send("POST", TOKENS, body, **key).status_code == 201
+    text = refusal(admin.send("POST", TOKENS, body, **key), 409, "state_conflict")
+    assert "revoke it" in text
+    refusal(admin.send("POST", TOKENS, {**body, "reason": "y"}, **key), 422, "idempotency_mismatch")
+    assert len(admin.send("GET", TOKENS).json()["tokens"]) == 1
+
+
+def test_revocation_holds_where_control_can_write_nothing(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither log nor snapshot: the door is shut, and the answer says that it is not logged."""
+    made = new(admin, "read")
+
+    async def failing(*args: Any, **rest: Any) -> bool:
+        msg = "control restarts"
+        raise AuditUnavailable(msg)
+
+    monkeypatch.setattr(admin.plane.engine, "note", failing)
+    reply = admin.send("DELETE", f"{TOKENS}/{made['id']}", {"reason": "leaked"})
+    assert (reply.status_code, reply.json()["logged"]) == (200, False)
+    refusal(admin.send("GET", ROUTE, authorization=f"Bearer {made['token']}"), 401, "unauthorized")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.api.askers import Askers
+from gateway.api.askers import UNKNOWN_MAX_BYTES, Askers
 from gateway.config import load
 from gateway.control.access import Principal
 from gateway.errors import ConfigInvalid
@@ -84,3 +84,18 @@ def test_scope_says_who_may_name_a_variant(scopes: set[str], forces: bool) -> No
     assert askers.of("10.0.0.1", [(b"authorization", b"Bearer good")]).forces("m") is forces
     for headers in ([], [(b"authorization", b"Bearer bad")], [(b"authorization", b"Bearer good")] * 2):
         assert not askers.of("10.0.0.1", headers).forces("m")
+
+
+def test_long_headers_are_not_remembered() -> None:
+    """1024 of 32 KiB would be 32 MiB of whoever sends them."""
+
+    class Known:
+        generation = 1
+
+        def of(self, header: bytes) -> Principal | None:
+            return None
+
+    askers = Askers(tokens=Known())
+    for size in (60, UNKNOWN_MAX_BYTES + 1, 30_000):
+        askers.of("10.0.0.1", [(b"authorization", b"Bearer " + b"x" * (size - 7))])
+    assert {len(header) for header in askers._unknown} == {60}

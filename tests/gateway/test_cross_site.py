@@ -110,6 +110,17 @@ def test_clients_of_this_host_need_nothing(tmp_path: Path, fields: dict[str, str
     assert [event.principal for event in kept] == ["anonymous"]
 
 
+@pytest.mark.parametrize("field", ["x_forwarded_for", "forwarded", "x_real_ip"])
+def test_client_behind_a_proxy_is_not_this_host(tmp_path: Path, field: str) -> None:
+    """Also where `data.proxies` is forgotten: its Host is whatever the client likes, loopback's names among them."""
+    said = "for=203.0.113.9" if field == "forwarded" else "203.0.113.9"
+    reply, kept = label(tmp_path, host="localhost", **{field: said})
+    assert (reply.status_code, reply.json()["code"], kept) == (401, "unauthorized", [])
+    token = ensure_token(tmp_path, FEEDBACK)
+    reply, kept = label(tmp_path, host="localhost", authorization=f"Bearer {token}", **{field: said})
+    assert (reply.status_code, len(kept)) == (202, 1)
+
+
 def test_own_name_is_configured(tmp_path: Path) -> None:
     """`data.hosts`: behind a proxy that passes its Host on."""
     assert label(tmp_path, "gateway.example", host="Gateway.Example:443")[0].status_code == 202

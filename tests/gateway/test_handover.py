@@ -231,3 +231,32 @@ def test_what_an_upgrade_cannot_change_is_named(key: str) -> None:
         Stop, match=f"{key} is 2 now and was .* when the gateway started: that needs a restart"
     ):
         check_fixed(before, after)
+
+
+@pytest.mark.parametrize("mode", [0o662, 0o620])
+def test_request_that_another_may_have_written_runs_nothing(
+    upgrade: Upgrade, tmp_path: Path, mode: int
+) -> None:
+    """It names a program, which would run as the gateway's user with all that it holds; told, and taken away."""
+    path = tmp_path / "supervisor" / handover.REQUEST
+    ran = tmp_path / "ran"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o700)
+    path.write_text(json.dumps({"python": str(program)}))
+    path.chmod(mode)
+    upgrade.ask(1000.0)
+    assert not upgrade.runs
+    assert upgrade.facts()["state"] == "failed"
+    assert "written by another user" in upgrade.facts()["why"]
+    assert not ran.exists()
+    assert not path.exists()
+
+
+def test_request_is_no_link(upgrade: Upgrade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would lead to is not read."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    (tmp_path / "other").write_text(json.dumps({"python": "/other"}))
+    (tmp_path / "supervisor" / handover.REQUEST).symlink_to(tmp_path / "other")
+    upgrade.ask(1000.0)
+    assert "/nonexistent/python cannot be run" in upgrade.facts()["why"]

@@ -208,3 +208,13 @@ def test_two_at_once_become_two_versions(control, files, tmp_path) -> None:
     assert sorted(got) == ["1", "2"]
     contents = {(control.root / "m" / n / "model.onnx").read_bytes() for n in got}
     assert contents == {graphs.double(), graphs.mixing()}
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "-x", "a" * 129])
+def test_name_that_leads_elsewhere_is_none(run, control, files, state_dir, tmp_path, name: str) -> None:
+    """As a directory it would be another's, as part of an address another address: nothing is copied or asked."""
+    before = sorted(tmp_path.rglob("*"))
+    result = run("model", "publish", "--state-dir", str(state_dir), "--", str(files), name)
+    assert result.exit_code == 2
+    assert "is not a name" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before

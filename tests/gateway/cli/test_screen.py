@@ -8,8 +8,8 @@ import pytest
 
 from gateway.cli import screen
 
-HOSTILE = "a\x1b]0;owned\x07b\x9b2Jc\x7f\rd"
-SPELT = "a\\x1b]0;owned\\x07b\\x9b2Jc\\x7f\\x0dd"
+HOSTILE = "a\x1b]0;owned\x07b\x9b2Jc\x7f\rd\u202ee"
+SPELT = "a\\x1b]0;owned\\x07b\\x9b2Jc\\x7f\\x0dd\\u202ee"
 
 
 def obeyed(text: str) -> set[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from gateway.control import token_store, token_table
 from gateway.control.token_store import Asked, TokenStore
 from gateway.control.token_table import CLOCK_NS, TABLE, read_table
 from gateway.control.tokens import CLIENTS, PRINCIPALS, Tokens, ensure_token, ensure_tokens
@@ -283,3 +288,73 @@ def test_certificates_stay_when_tokens_are_made(known: Known) -> None:
     assert found is not None
     assert (found.name, found.scopes) == ("token:ops", {"read"})
     assert known.tokens.of_certificate(["other"]) is None
+
+
+def test_revoked_token_opens_nothing_once_the_file_can_be_read_again(
+    known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a descriptor left, as in a flood of connections, misses the change at first: not for ever."""
+    token_id, header = known.new()
+    known.store.revoke(token_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", raising(errno.EMFILE))
+        assert not known.tokens.reload()
+        assert known.opens(header)
+        assert "Too many open files" in str(known.tokens.problem)
+    assert known.tokens.reload()
+    assert not known.opens(header)
+    assert known.tokens.problem is None
+
+
+def test_token_is_revoked_on_a_full_disk(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the blocks that the file has: what shuts a door needs no room. A token is made only where there is room."""
+    first, header = known.new()
+    _, other = known.new()
+    before = (known.state_dir / TABLE).stat()
+    monkeypatch.setattr(token_store, "write_private", raising(errno.ENOSPC))
+    known.store.revoke(first)
+    after = (known.state_dir / TABLE).stat()
+    assert (after.st_ino, after.st_size, after.st_mode) == (before.st_ino, before.st_size, before.st_mode)
+    known.tokens.reload()
+    assert (known.opens(header), known.opens(other)) == (False, True)
+    with pytest.raises(OSError, match="No space left"):
+        known.new()
+
+
+def test_disk_that_takes_a_part_gets_the_rest(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nearly full disk writes less than asked and says so: no half table takes the place of a whole one."""
+    write = os.write
+    monkeypatch.setattr(token_table.os, "write", lambda fd, content: write(fd, content[:7]))
+    _, header = known.new()
+    assert known.opens(header)
+
+
+def test_table_that_would_not_be_read_again_is_not_written(
+    known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing could be revoked any more: the token that is one too many, or too large, is refused."""
+    monkeypatch.setattr(token_store, "TOKENS_MAX", 2)
+    ids = [known.new(name)[0] for name in ("a", "b")]
+    with pytest.raises(StateConflict, match="would have 3 tokens"):
+        known.new("c")
+    known.store.revoke(ids[0])
+    monkeypatch.setattr(token_store, "TABLE_MAX_BYTES", 1000)
+    with pytest.raises(StateConflict, match="fewer scopes"):
+        known.new("c", *(f"shift:m{i}" for i in range(100)))
+    assert [t.id for t in known.store.listed()] == [ids[1]]
+
+
+def test_long_header_holds_no_token(known: Known) -> None:
+    """Nor is it remembered: a client could fill memory with spaces around one."""
+    _, header = known.new()
+    assert known.opens(header.replace(" ", " " * 900))
+    assert not known.opens(header.replace(" ", " " * 2000))
+
+
+def raising(number: int) -> Callable[..., NoReturn]:
+    """A call that fails with this error."""
+
+    def failing(*args: object, **rest: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return failing
