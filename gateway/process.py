@@ -24,6 +24,8 @@ OTHER_CODE = 4
 _PR_SET_PDEATHSIG = 1
 LOWEST_NICE = 19
 GIVING_NICE = 10
+PRIVATE_UMASK = 0o077
+"""Of every process of a gateway: inputs are recorded, and a state directory that was there before may be open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ def enter() -> Context:
     running gateway would make a gateway of two halves.
     """
     context = read_context()
+    os.umask(PRIVATE_UMASK)
     stacks.show_when_asked()
     if context.version not in {"", __version__}:
         sys.stderr.write(

@@ -45,7 +45,7 @@ from gateway.ending import stop_all
 from gateway.handover import Handed, Upgrade
 from gateway.heartbeats import CHECK_S, Heartbeats
 from gateway.notify import Notify
-from gateway.process import OTHER_CODE, Context, read_context
+from gateway.process import OTHER_CODE, PRIVATE_UMASK, Context, read_context
 from gateway.rolling import UPGRADE_ROLES, Rolling
 from gateway.roster import Roster, replace_file
 
@@ -371,6 +371,7 @@ class Supervisor:
 def main() -> NoReturn:
     """Entry of the process."""
     context = read_context()
+    os.umask(PRIVATE_UMASK)
     handed = handover.take()
     logs.setup("supervisor")
     try:

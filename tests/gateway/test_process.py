@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,18 @@ def test_a_child_of_another_version_does_not_run(version: str, code: int) -> Non
         assert len(done.stderr.splitlines()) == 1
         assert f"version {gateway.__version__}, the running gateway 0.0.1" in done.stderr
         assert "`tidegate upgrade`" in done.stderr
+
+
+def test_what_a_child_writes_is_for_its_user_alone(tmp_path: Path) -> None:
+    """Whatever the umask was: labels and states lie in files that no line of ours gives a mode."""
+    context = json.dumps(asdict(process.Context(config="{}", models="/m", state_dir=str(tmp_path))))
+    made = "import pathlib; pathlib.Path('made').write_text('x')"
+    subprocess.run(
+        [sys.executable, "-P", "-c", f"from gateway import process; process.enter(); {made}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), process.CONTEXT_VARIABLE: context},
+        cwd=tmp_path,
+        umask=0,
+        check=True,
+        timeout=30,
+    )
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600

@@ -14,7 +14,7 @@ SPELT = "a\\x1b]0;owned\\x07b\\x9b2Jc\\x7f\\x0dd\\u202ee"
 
 def obeyed(text: str) -> set[str]:
     """Control characters but the newline."""
-    return {c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)}
+    return {c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e")}
 
 
 def test_lines_and_cells_spell_control_characters_out(capsys: pytest.CaptureFixture[str]) -> None:
