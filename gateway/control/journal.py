@@ -20,7 +20,8 @@ from gateway.errors import FrameCorrupt, FrameNewer, StateConflict
 from gateway.routing import Route
 
 ENTRIES_MAX = 20_000
-"""So many are held in memory, over all models, the newest."""
+"""So many are held in memory, over all models; beyond, the oldest go of the model that has most: whoever may only renew
+the leases of one must not make another's history forgotten."""
 _NOTED = ROUTE_KINDS | {"lease", "lease_over", "refused", "load", "unload"}
 
 
@@ -61,7 +62,8 @@ class Journal:
         self._sources = sources_of(gateway_id, "control")
         self._readers: dict[str, tuple[EpochReader, int]] = {}
         """By epoch: where its reader stands."""
-        self._entries: list[Entry] = []
+        self._entries: dict[str, list[Entry]] = {}
+        """By model, oldest first."""
 
     def read(self, model: str) -> list[Entry]:
         """What is noted of a model, oldest first."""
@@ -69,8 +71,13 @@ class Journal:
         for epoch in listed:
             for event in self._new(epoch):
                 self._note(event)
-        del self._entries[:-ENTRIES_MAX]
-        return [entry for entry in self._entries if entry.model == model]
+        self._trim()
+        return list(self._entries.get(model, ()))
+
+    def _trim(self) -> None:
+        while (over := sum(map(len, self._entries.values())) - ENTRIES_MAX) > 0:
+            longest = max(self._entries.values(), key=len)
+            del longest[: (over + 1) // 2]
 
     def _new(self, epoch: EpochPath) -> Iterator[Control]:
         reader, from_seq = self._readers.get(epoch.key, (EpochReader(epoch), 0))
@@ -102,11 +109,11 @@ class Journal:
             key=event.key,
             after=msgspec.Raw(msgspec.msgpack.encode(event.after)),
         )
-        last = self._entries[-1] if self._entries else None
-        if last is not None and entry.kind == "lease" and _same(last, entry):
-            self._entries[-1] = msgspec.structs.replace(entry, count=last.count + 1)
+        entries = self._entries.setdefault(event.model, [])
+        if entries and entry.kind == "lease" and _same(entries[-1], entry):
+            entries[-1] = msgspec.structs.replace(entry, count=entries[-1].count + 1)
         else:
-            self._entries.append(entry)
+            entries.append(entry)
 
 
 def _same(last: Entry, entry: Entry) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from gateway import fleet as words_of
+from gateway.audit.event import Control
 from gateway.audit.spool import epochs
+from gateway.control import journal as journal_of
 from gateway.control.changes import set_frozen, shifted, with_variants
 from gateway.control.engine import Engine
 from gateway.control.idempotency import Asked
@@ -176,3 +179,37 @@ def test_an_open_breaker_stands_behind_its_revision(plane: Plane) -> None:
         assert plane.recovered().ledger.breakers == engine.state.ledger.breakers
 
     go(plane, body, 1)
+
+
+def noted(journal: Journal, model: str, kind: str, revision: int, by: str = "token:a") -> None:
+    """An event of the log."""
+    journal._note(
+        Control(
+            kind=kind,
+            at_ns=revision,
+            model=model,
+            revision=revision,
+            by=by,
+            reason="x",
+            after={"x": revision},
+        )
+    )
+
+
+def test_renewals_of_one_model_do_not_make_anothers_history_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewals in turn are one entry of each model; and what is too much is the longest history's own."""
+    monkeypatch.setattr(journal_of, "ENTRIES_MAX", 40)
+    journal = Journal(tmp_path, GATEWAY_ID)
+    for revision in range(1, 11):
+        noted(journal, "quiet", "shift", revision)
+    for _ in range(100):
+        noted(journal, "a", "lease", 1)
+        noted(journal, "b", "lease", 1)
+    assert [(e.kind, e.count) for e in journal.read("a")] == [("lease", 100)]
+    for turn in range(100):
+        noted(journal, "a", "lease", 1, f"token:{turn % 2}")
+    assert [e.revision for e in journal.read("quiet")] == list(range(1, 11))
+    assert len(journal.read("a")) == 29
+    assert journal.read("a")[-1].by == "token:1"
