@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway import fleet as words_of
-from gateway.children import Child, worker_of
+from gateway.children import HEALTHY_S, Child, worker_of
 from gateway.fleet import Fleet
 
 log = logging.getLogger("tidegate.supervisor")
@@ -66,6 +66,8 @@ class Rolling:
         self._new: Child | None = None
         self._since_s = 0.0
         self._ask_again = False
+        self._again: list[tuple[Child, int]] = []
+        """Those that were replaced in place, each with its lives then."""
         self.asked = 0
         """How often a rolling restart was asked for, this life of the gateway."""
         self.state = "none"
@@ -89,7 +91,7 @@ class Rolling:
         if self.runs:
             self._ask_again = True
             return
-        self.kind, self.state, self.why = kind, "running", None
+        self.kind, self.state, self.why, self._again = kind, "running", None, []
         self._queue = [
             c for role in roles for c in self._children if c.role == role and c.process is not None
         ]
@@ -113,6 +115,11 @@ class Rolling:
     def advance(self, children: list[Child], now_s: float) -> None:
         """One look; starts, tells or gives up what is due."""
         self._children = children
+        if self._ask_again and not self.runs:
+            # A turn after the other one's end, so that the supervisor has seen that.
+            self._ask_again = False
+            self.asked -= 1
+            self.ask(self._children)
         if not self.runs:
             return
         if self._old is None:
@@ -129,7 +136,8 @@ class Rolling:
             # It died meanwhile: what starts in its place is new anyway.
             self._queue.pop(0)
         if not self._queue:
-            self._end("done")
+            self.why = self._ended_since(now_s)
+            self._end("done" if self.why is None else "failed")
             return
         old = self._queue[0]
         if now_s < old.started_s + UP_S:
@@ -187,9 +195,23 @@ class Rolling:
             elif not old.wanted:
                 self._old = None
         elif self._is_serving(old) if old.role == "worker" else now_s > old.started_s + UP_S:
+            self._again.append((old, old.lives))
             self._old = None
         elif now_s > self._since_s + SUCCESSOR_S:
             self._give_up(f"it did not serve within {SUCCESSOR_S:g} s")
+
+    def _ended_since(self, now_s: float) -> str | None:
+        """Who counted as up and has ended since, and has not lived for long again: it would be no success."""
+        for child, lives in self._again:
+            if child.wanted and (
+                not child.runs or (child.lives != lives and now_s < child.started_s + HEALTHY_S)
+            ):
+                why = f"{child.name}: it ended with {child.last_exit} after it was replaced; its log lines say why"
+                log.error(
+                    "restart_given_up", extra={"kind": self.kind, "child": child.name, "why": why, "left": 0}
+                )
+                return why
+        return None
 
     def _is_serving(self, child: Child) -> bool:
         words = self._fleet.worker(child.index or 0)
@@ -228,10 +250,6 @@ class Rolling:
         self.state, self._queue = state, []
         self._old = self._new = None
         log.info("rolling_ends", extra={"kind": self.kind, "state": state, "why": self.why})
-        if self._ask_again:
-            self._ask_again = False
-            self.asked -= 1
-            self.ask(self._children)
 
 
 def room_bytes() -> int:

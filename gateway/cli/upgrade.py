@@ -7,6 +7,8 @@ changed configuration without a stop.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import secrets
 import signal
@@ -43,7 +45,7 @@ def command(python: str | None, timeout_s: float, state_dir: str | None, as_json
     if status["upgrade"]["state"] in {"checking", "replacing"}:
         msg = "an upgrade is under way: `tidegate fleet show` says how far it is"
         raise Stop(msg, NO)
-    made_id = secrets.token_hex(8)
+    made_id, before_id = secrets.token_hex(8), status["upgrade"]["id"]
     request = {
         "id": made_id,
         "python": str(Path(python).absolute()) if python is not None else sys.executable,
@@ -53,12 +55,26 @@ def command(python: str | None, timeout_s: float, state_dir: str | None, as_json
     os.kill(status["pid"], signal.SIGUSR2)
     told = await_roster(
         lambda: roster.read(directory),
-        lambda s: s["upgrade"]["id"] == made_id and s["upgrade"]["state"] in {"done", "failed"},
+        lambda s: (
+            (s["upgrade"]["id"] not in {made_id, before_id} or s["upgrade"]["state"] in {"done", "failed"})
+            and s["upgrade"]["id"] != before_id
+        ),
         timeout_s,
     )["upgrade"]
+    if told["id"] != made_id:
+        _take_back(directory / "supervisor" / REQUEST, made_id)
+        msg = "not upgraded: another upgrade was asked for in the same moment: `tidegate fleet show` says how far it is"
+        raise Stop(msg, NO)
     if as_json:
         print_json(told)
     if told["state"] == "failed":
         raise Stop(f"not upgraded: {told['why']}", NO)
     if not as_json:
         say(f"upgraded from {told['from']} to {told['to'] or __version__}")
+
+
+def _take_back(path: Path, made_id: str) -> None:
+    """The request, if it still lies there: SIGUSR2 from somebody else would be taken for it."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_bytes())["id"] == made_id:
+            path.unlink()

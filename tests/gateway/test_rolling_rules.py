@@ -271,6 +271,56 @@ def test_an_upgrade_replaces_all_in_order(tmp_path: Path) -> None:
     assert stage.rolling.state == "done"
 
 
+def test_a_restart_that_is_asked_for_in_an_upgrade_comes_after_its_end(tmp_path: Path) -> None:
+    """The upgrade is seen to have ended, as what it was; otherwise it would count as under way for ever."""
+    stage = Stage(tmp_path / "fleet", 1)
+    stage.rolling.ask(stage.children, "upgrade", UPGRADE_ROLES)
+    stage.advance(2 * UP_S)
+    stage.rolling.ask(stage.children)
+    new, old = stage.successor(), stage.children[0]
+    stage.serve(new)
+    stage.advance()
+    stage.die(old)
+    seen: list[tuple[str, bool]] = []
+    for _ in range(8):
+        stage.now_s += UP_S
+        stage.rolling.advance(stage.children, stage.now_s)
+        seen.append((stage.rolling.kind, stage.rolling.runs))
+        assert stage.rolling.facts()["state"] == "running"
+    assert ("upgrade", False) in seen
+    assert seen[-1] == ("restart", True)
+
+
+@pytest.mark.parametrize(("lived_s", "state"), [(2.0, "failed"), (60.0, "done")])
+def test_who_dies_once_it_was_replaced_is_no_success(tmp_path: Path, lived_s: float, state: str) -> None:
+    """A process that counted as up and has ended since; not one that lives well again."""
+    stage = Stage(tmp_path / "fleet", 1)
+    control = child_of("control", "played.control")
+    stage.children.append(control)
+    stage.start(control)
+    stage.now_s += 10
+    stage.rolling.ask(stage.children, "upgrade", ("control", "worker"))
+    stage.advance()
+    stage.die(control)
+    stage.start(control)
+    stage.advance(2 * UP_S)
+    control.last_exit = 1
+    stage.die(control)
+    stage.start(control)
+    worker = stage.children[0]
+    stage.advance(2 * UP_S)
+    stage.serve(stage.successor())
+    stage.advance()
+    stage.die(worker)
+    stage.now_s = control.started_s + lived_s
+    stage.rolling.advance(stage.children, stage.now_s)
+    stage.rolling.advance(stage.children, stage.now_s)
+    assert stage.rolling.state == state
+    assert (stage.rolling.why is None) == (state == "done")
+    if state == "failed":
+        assert "control: it ended with 1" in str(stage.rolling.why)
+
+
 def test_one_that_has_just_started_is_not_told_to_end_yet(stage: Stage) -> None:
     """In its first moments SIGTERM would kill it."""
     stage.children[0].started_s = stage.now_s

@@ -197,6 +197,19 @@ def test_an_upgrade_names_this_installation(run, played: Played, state: str, cod
     assert ("not upgraded: because" in result.stderr) == (code == 1)
 
 
+def test_of_two_upgrades_at_once_one_is_told_at_once(run, played: Played) -> None:
+    """Another's request was heard: no wait of half an hour, and no request is left lying for the next signal."""
+
+    def answer() -> None:
+        played.upgrade = {"id": "another", "state": "checking", "why": None, "from": "1", "to": None}
+
+    played.answer = answer
+    result = run("upgrade", "--timeout", "20", "--state-dir", str(played.state_dir))
+    assert result.exit_code == 1
+    assert "another upgrade" in result.stderr
+    assert not (played.state_dir / "supervisor" / "upgrade.json").exists()
+
+
 @pytest.mark.parametrize("state", ["checking", "replacing"])
 def test_one_upgrade_at_a_time(run, played: Played, state: str) -> None:
     """The second is refused before anything is asked."""
