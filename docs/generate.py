@@ -96,6 +96,7 @@ words of the gateway, `worker` an index.
 | `policy` | `flag`: answered and marked in the log; `reject`: refused |
 | `process` | roles, as in the first column of docs/architecture.md's table |
 | `cause` | {", ".join(f"`{cause}`" for cause in CAUSES)} |
+| `what` | `restart`, `upgrade` |
 | `stage` | {", ".join(f"`{stage}`" for stage in TIMED_STAGES)} |
 | `cut` | {", ".join(f"`{cut}`" for cut in CUT_REASONS)} |
 

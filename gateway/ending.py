@@ -42,7 +42,8 @@ def stop_all(
                     child.signal(signal.SIGKILL)
                 for name in {c.name for c in late} - told:
                     told.add(name)
-                    log.warning("child_killed", extra={"child": name, "why": "it did not end in time"})
+                    why = "a second signal asked for it" if is_impatient() else "it did not end in time"
+                    log.warning("child_killed", extra={"child": name, "why": why})
                 killed += [c.name for c in late if not c.optional and c.name not in killed]
             wait(STEP_S)
     return killed

@@ -94,16 +94,19 @@ class Upgrade:
         if self._check is not None or self._facts["state"] == "replacing":
             log.warning("upgrade_already_under_way")
             return
+        self._facts = {"id": "", "state": "checking", "why": None, "from": __version__, "to": None}
         try:
             asked = self._read_request()
         except PermissionError as exc:
             self.failed(str(exc))
             return
+        except (OSError, ValueError) as exc:
+            # Which installation is meant is not known: this one would be a guess.
+            self.failed(f"the request {REQUEST} cannot be read: {exc}")
+            return
         python = str(asked.get("python") or sys.executable)
         code_path = str(asked.get("code_path", self._context.code_path))
-        self._facts = {
-            "id": str(asked.get("id", "")), "state": "checking", "why": None, "from": __version__, "to": None,
-        }  # fmt: skip
+        self._facts["id"] = str(asked.get("id", ""))
         log.info("upgrade_asked", extra={"python": python, "code_path": code_path})
         self._wanted, self._since_s = (python, code_path), now_s
         environment = environment_for(self._context, code_path)
@@ -164,13 +167,20 @@ class Upgrade:
             self._out_fd = -1
 
     def _read_request(self) -> dict[str, Any]:
-        """What is asked for. Raises PermissionError where another may have written it: it names what we run."""
+        """What is asked for; nothing for a signal without a request.
+
+        Raises:
+            PermissionError: another may have written it, and it names what we run; or it may not be read.
+            OSError, ValueError: it cannot be read.
+        """
         try:
             fd = os.open(self._request, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
+        except FileNotFoundError:
             return {}
-        found, content = os.fstat(fd), os.read(fd, REQUEST_MAX_BYTES)
-        os.close(fd)
+        try:
+            found, content = os.fstat(fd), os.read(fd, REQUEST_MAX_BYTES)
+        finally:
+            os.close(fd)
         with contextlib.suppress(OSError):
             self._request.unlink()
         if found.st_uid not in {os.geteuid(), 0} or found.st_mode & 0o022:
@@ -179,10 +189,8 @@ class Upgrade:
                 f" {found.st_mode & 0o777:04o}, uid {found.st_uid}): ask with `tidegate upgrade` as the gateway's user"
             )
             raise PermissionError(msg)
-        with contextlib.suppress(ValueError):
-            asked = json.loads(content)
-            return asked if isinstance(asked, dict) else {}
-        return {}
+        asked = json.loads(content)
+        return asked if isinstance(asked, dict) else {}
 
 
 def environment_for(context: Context, code_path: str) -> dict[str, str]:

@@ -305,8 +305,7 @@ class ModelShare(Section):
 
 
 class Limits(Section):
-    """Who may have how much of a worker: by principal, as the log names it (`token:NAME`; without one its address), in
-    place of the default; and by model."""
+    """Who may have how much of a worker: by principal (`token:NAME`; without one its address), and by model."""
 
     default: Allowance = Allowance()
     principals: Annotated[dict[str, Allowance], Meta(description="by principal")] = {}

@@ -224,6 +224,14 @@ class FleetCollector:
         yield GaugeMetricFamily(
             "tidegate_processes_crash_looping", "processes that died 5 times within a minute", value=looping
         )
+        given_up = GaugeMetricFamily(
+            "tidegate_replacement_failed", "1: the last one was refused or given up", labels=["what"]
+        )
+        for what in ("restart", "upgrade"):
+            last = status.get(what)
+            if isinstance(last, dict):
+                given_up.add_metric([what], float(last.get("state") == "failed"))
+        yield given_up
 
     def _figures(self, process: str, status: dict[str, Any]) -> Iterator[Metric]:
         """Its own figures as gauges, since it counts anew with each life, and how old they are."""

@@ -20,6 +20,15 @@ from gateway.cli.screen import json_option, percent, print_json, say, table
 KEY_CHARS_MAX = 200
 
 
+_HOLDS = {
+    "stop": "{model} is stopped: whatever its route says, no request for it is answered until `tidegate model resume {model}`",
+    "resume": "{model} answers again, as its route says",
+    "freeze": "{model}: the split stays as it is until `tidegate route thaw {model}`",
+    "thaw": "{model}: its route may be changed again",
+}
+"""What a change did that moves no weight."""
+
+
 class Wanted(NamedTuple):
     """What the options of a change say."""
 
@@ -123,7 +132,7 @@ class Asked:
         if self._wanted.as_json:
             print_json(answer.body)
         else:
-            self._print(model, answer)
+            self._print(model, action, answer)
         pending = _pending(answer)
         if pending and not self._wanted.dry_run and takes_away(action, body, answer.body):
             msg = (
@@ -132,10 +141,13 @@ class Asked:
             )
             raise Stop(msg, NO)
 
-    def _print(self, model: str, answer: Answer) -> None:
+    def _print(self, model: str, action: str, answer: Answer) -> None:
         body = answer.body
         before, after = body.get("before_bp") or {}, body.get("after_bp") or {}
-        if after:
+        if action in _HOLDS and not self._wanted.dry_run:
+            # No weight changes, so that a table of weights would look as if nothing had.
+            say(_HOLDS[action].format(model=model))
+        elif after:
             names = list(dict.fromkeys([*before, *after]))
             table(
                 ("variant", "before", "after"),

@@ -121,6 +121,10 @@ class Client:
         self._changes = 0
         self._http = _connection(self.url, access, timeout_s)
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        """From now on, for each answer."""
+        self._http.timeout = httpx.Timeout(timeout_s)
+
     def close(self) -> None:
         """Let its connections go."""
         self._http.close()
@@ -210,7 +214,9 @@ class Client:
     def _no_answer(self, request: httpx.Request, *, is_change: bool) -> str:
         text = f"no answer in time at {self.url}"
         if not is_change:
-            return f"{text}: see `tidegate doctor`, or name another gateway with {self._flag} URL"
+            return (
+                f"{text}: `tidegate fleet show` says what runs; or name another gateway with {self._flag} URL"
+            )
         key = request.headers[KEY_HEADER]
         return (
             f"{text}: whether the change was made is not known; the same command with --idempotency-key {key} makes it"

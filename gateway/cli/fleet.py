@@ -6,6 +6,7 @@ goes on. An upgrade (`gateway.cli.upgrade`) reads the roster on disk, on the gat
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 import click
 
 from gateway import roster
-from gateway.cli.client import Client, admin_options, read_endpoints
+from gateway.cli.client import Client, admin_options, read_endpoints, state_directory
 from gateway.cli.failures import NO, UNREACHABLE, Stop
 from gateway.cli.screen import json_option, print_json, say, table
 
 OLD_S = 5.0
 """The roster is written each second: one so old was written by a supervisor that is gone or stands still."""
 POLL_S = 0.1
+LOOK_S = 5.0
+"""`show` waits so long for the admin listener: it is asked when something is wrong."""
 
 
 @click.group("fleet")
@@ -33,11 +36,29 @@ def command() -> None:
 @json_option
 def show(as_json: bool, admin: Client) -> None:
     """List the processes, and how often each role died."""
-    body = admin.get("/admin/v1/fleet").body
-    status = body.get("supervisor")
+    admin.wait_at_most(LOOK_S)
+    missing: str | None = None
+    try:
+        body = admin.get("/admin/v1/fleet").body
+    except Stop as stop:
+        own = _own_roster() if stop.exit_code == UNREACHABLE else None
+        if own is None:
+            raise
+        body = {"workers": [], "supervisor": own}
+        missing = (
+            f"nothing answers at {admin.url}: this is the supervisor's word alone. Inference goes on without the admin"
+            " listener; why control does not answer stands in the gateway's log"
+        )
     if as_json:
         print_json(body)
-        return
+    else:
+        _print(body)
+    if missing is not None:
+        raise Stop(missing, UNREACHABLE)
+
+
+def _print(body: dict[str, Any]) -> None:
+    status = body.get("supervisor")
     workers = {f"worker-{w['worker']}": w for w in body["workers"]}
     if not status:
         table(("process", "pid", "state", "in flight"), [(n, *_of_worker(w)) for n, w in workers.items()])
@@ -105,6 +126,12 @@ def running_roster(state_dir: Path) -> dict[str, Any]:
         Stop: none does, with where we looked.
     """
     endpoints, status = read_endpoints(state_dir), roster.read(state_dir)
+    if endpoints is not None and status is None and _lives(endpoints.pid):
+        msg = (
+            f"the gateway of {state_dir} (pid {endpoints.pid}) is of a version that cannot be upgraded while it runs:"
+            " stop it, then start this one on the same state directory"
+        )
+        raise Stop(msg, NO)
     if endpoints is None or status is None or status["pid"] != endpoints.pid or _is_old(status):
         msg = f"no gateway runs in the state directory {state_dir}: name its directory with --state-dir"
         raise Stop(msg, UNREACHABLE)
@@ -137,6 +164,27 @@ def await_roster(
             msg = f"not done after {timeout_s:g} s; it goes on: `tidegate fleet show`"
             raise Stop(msg, NO)
         time.sleep(POLL_S)
+
+
+def _own_roster() -> dict[str, Any] | None:
+    """What the supervisor of this host's gateway says, if no other gateway was named."""
+    given = click.get_current_context().params
+    if given.get("url") is not None:
+        return None
+    try:
+        return running_roster(state_directory(given.get("state_dir")))
+    except Stop:
+        return None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
 
 
 def _is_old(status: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import os
 import signal
 import site
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -19,6 +20,8 @@ import gateway
 import gateway.config
 from gateway.cli.config import file_option, set_option
 from gateway.cli.failures import Stop
+from gateway.control.token_table import read_table
+from gateway.control.tokens import CLIENTS, PRINCIPALS, Tokens, usable_secret
 from gateway.memory import sum_at_start
 from gateway.process import Context
 from gateway.settings import Config
@@ -81,10 +84,12 @@ def prepare(asked: Asked) -> tuple[Context, str]:
     """What the supervisor starts with, and the memory plan in words.
 
     Raises:
-        ConfigInvalid, Stop: the configuration is wrong, there is no repository, or not enough memory.
+        ConfigInvalid, Stop: the configuration is wrong, there is no repository, the admin listener could not be had as
+            it is configured, or there is not enough memory.
     """
     config = asked.read()
     context = make_context(config)
+    check_access(config, context.state_path)
     plan = sum_at_start(config, Path(context.models), context.state_path)
     if not plan.fits:
         msg = (
@@ -121,6 +126,22 @@ def make_context(config: Config) -> Context:
         models=str(models.resolve()),
         state_dir=str(Path(config.state_dir).resolve()),
     )
+
+
+def check_access(config: Config, state_dir: Path) -> None:
+    """What control needs before it opens its listener, while nothing runs that would have to be stopped again.
+
+    Raises:
+        ConfigInvalid: a token's file or one of TLS cannot be used; names it and says what to do.
+    """
+    for name in (*PRINCIPALS, *CLIENTS):
+        usable_secret(state_dir / f"{name}.token")
+    read_table(state_dir, time.time_ns())
+    if config.admin.tls is not None or not config.admin.on_loopback:
+        # Not needed otherwise, and takes longer than all else here.
+        from gateway.api.admin_server import certificates_of  # noqa: PLC0415
+
+        certificates_of(config.admin, Tokens(state_dir))
 
 
 def become_supervisor(context: Context) -> None:

@@ -75,7 +75,7 @@ def ensure_token(state_dir: Path, principal: str = ADMIN) -> str:
         TokensUnusable: others may read it.
     """
     path = state_dir / f"{principal}.token"
-    token = _usable(path)
+    token = usable_secret(path)
     if token:
         return token
     token = secrets.token_hex(32)
@@ -83,8 +83,12 @@ def ensure_token(state_dir: Path, principal: str = ADMIN) -> str:
     return token
 
 
-def _usable(path: Path) -> str:
-    """A secret's text; empty where there is none that can be used."""
+def usable_secret(path: Path) -> str:
+    """A secret's text; empty where there is none that can be used.
+
+    Raises:
+        TokensUnusable: others may read it.
+    """
     try:
         token = path.read_text(errors="replace").strip()
     except FileNotFoundError:
@@ -140,7 +144,7 @@ class Tokens:
             return False
         try:
             table = read_table(self._state_dir, self._clock_ns())
-            own = [_usable(path) for path in self._files]
+            own = [usable_secret(path) for path in self._files]
         except (TokensUnusable, OSError) as exc:
             # Not taken as seen: where it was we who could not read, as without a descriptor left, the next look may,
             # and what was revoked meanwhile opens nothing.

@@ -211,7 +211,8 @@ def test_requests_of_any_shape(
     (tmp_path / "supervisor" / handover.REQUEST).write_text(text)
     upgrade.ask(1000.0)
     assert upgrade.facts()["state"] == "failed"
-    assert "/nonexistent/python cannot be run" in upgrade.facts()["why"]
+    assert not upgrade.runs
+    assert "cannot be read" in upgrade.facts()["why"]
 
 
 @pytest.mark.parametrize("key", ["workers", "data.port", "admin.host", "audit.ring"])
@@ -253,10 +254,22 @@ def test_request_that_another_may_have_written_runs_nothing(
     assert not path.exists()
 
 
-def test_request_is_no_link(upgrade: Upgrade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it would lead to is not read."""
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+def test_request_is_no_link(upgrade: Upgrade, tmp_path: Path) -> None:
+    """What it would lead to is not read, and nothing is guessed instead."""
     (tmp_path / "other").write_text(json.dumps({"python": "/other"}))
     (tmp_path / "supervisor" / handover.REQUEST).symlink_to(tmp_path / "other")
     upgrade.ask(1000.0)
-    assert "/nonexistent/python cannot be run" in upgrade.facts()["why"]
+    assert not upgrade.runs
+    assert "cannot be read" in upgrade.facts()["why"]
+
+
+def test_a_request_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """No guess is made which installation is meant: root's request, unread, became the running one once more."""
+    (tmp_path / "supervisor" / "upgrade.json").mkdir(parents=True)
+    upgrade = Upgrade(Context(config="{}", models="/m", state_dir=str(tmp_path)))
+    upgrade.ask(0.0)
+    assert upgrade.advance(1.0) is None
+    assert not upgrade.runs
+    facts = upgrade.facts()
+    assert facts["state"] == "failed"
+    assert "upgrade.json" in str(facts["why"])

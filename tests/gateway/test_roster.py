@@ -78,12 +78,13 @@ def test_nonsense_is_nothing(tmp_path: Path) -> None:
 
 
 def test_metrics_count_deaths_by_role_and_cause(tmp_path: Path) -> None:
-    """And say how many die again and again, and how old all that is: a supervisor that stands still grows old."""
+    """And say how many die again and again, what was given up, and how old it is: one that stands still grows old."""
     roster, dying = Roster(tmp_path), child("forwarder")
     for second in range(5):
         roster.died(dying, "exit", 1, float(second))
     roster.died(child("worker"), "stall", -9, 5.0)
-    roster.write([dying], {}, 5.0)
+    more = {"restart": {"state": "failed"}, "upgrade": {"state": "done"}}
+    roster.write([dying], more, 5.0)
     serving = Serving(gateway_id="00" * 8, generation=1)
     collector = FleetCollector(
         Fleet.create(tmp_path / "fleet", 1), serving, tmp_path, time.time_ns() + 7 * 10**9
@@ -93,6 +94,8 @@ def test_metrics_count_deaths_by_role_and_cause(tmp_path: Path) -> None:
     assert found["tidegate_process_restarts_total", "worker", "stall"] == 1
     assert found["tidegate_process_restarts_total", "worker", "exit"] == 0
     assert found[("tidegate_processes_crash_looping",)] == 1
+    assert found["tidegate_replacement_failed", "restart"] == 1
+    assert found["tidegate_replacement_failed", "upgrade"] == 0
     assert 7 <= found[("tidegate_supervisor_age_seconds",)] < 60
 
 

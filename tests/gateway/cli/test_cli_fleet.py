@@ -59,6 +59,7 @@ class Played:
             "at_ns": time.time_ns() - int(self.age_s * 1e9),
             "pid": os.getpid(),
             "children": [],
+            "restart": self.restart,
             "upgrade": self.upgrade,
         }
         with self._lock:
@@ -195,6 +196,44 @@ def test_an_upgrade_names_this_installation(run, played: Played, state: str, cod
     assert Path(request["code_path"], "gateway", "cli").is_dir() or request["code_path"] == ""
     assert ("upgraded from 1 to 2" in result.stdout) == (code == 0)
     assert ("not upgraded: because" in result.stderr) == (code == 1)
+
+
+def test_without_control_the_supervisor_speaks(run, played: Played) -> None:
+    """What runs is shown although nothing answers at the admin listener; exit 3, and what goes on is said."""
+    endpoints = {"data_url": "", "admin_url": "http://127.0.0.1:9", "pid": os.getpid()}
+    replace_file(played.state_dir / "endpoints.json", endpoints)
+    result = run("fleet", "show", "--state-dir", str(played.state_dir))
+    assert result.exit_code == 3
+    assert "process" in result.stdout
+    assert "Inference goes on" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_version_without_a_roster_is_told_to_be_stopped(run, played: Played) -> None:
+    """It runs, and cannot be upgraded: other words than where none runs."""
+    played.over.set()
+    played.thread.join()
+    (played.state_dir / "supervisor" / "status.json").unlink()
+    result = run("upgrade", "--state-dir", str(played.state_dir))
+    assert result.exit_code == 1
+    assert f"pid {os.getpid()}" in result.stderr
+    assert "stop it" in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: needs root")
+def test_what_root_asks_for_can_be_read_by_the_gateway(run, played: Played) -> None:
+    """The request is its user's, not root's: `sudo tidegate upgrade` with the unit of deploy/."""
+    os.chown(played.state_dir / "supervisor", 12345, 12346)
+    owners: list[tuple[int, int]] = []
+
+    def answer() -> None:
+        found = (played.state_dir / "supervisor" / "upgrade.json").stat()
+        owners.append((found.st_uid, found.st_gid))
+        played.upgrade = {"id": played.request()["id"], "state": "done", "why": None, "from": "1", "to": "2"}
+
+    played.answer = answer
+    assert run("upgrade", "--state-dir", str(played.state_dir)).exit_code == 0
+    assert owners == [(12345, 12346)]
 
 
 def test_of_two_upgrades_at_once_one_is_told_at_once(run, played: Played) -> None:

@@ -53,6 +53,33 @@ def test_missing_repository_is_one_line(run, became) -> None:
     assert became == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "mode", "args", "said"),
+    [
+        ("state/tokens.toml", "garbage = [", 0o600, (), "tokens.toml"),
+        ("state/tokens.toml", "", 0o644, (), "chmod 600"),
+        ("state/admin.token", "x" * 64, 0o644, (), "admin.token"),
+        ("key.pem", "junk", 0o600, ("admin.tls.cert=key.pem", "admin.tls.key=key.pem"), "admin.tls.cert"),
+        ("key.pem", "junk", 0o600, ("admin.tls.cert=no.pem", "admin.tls.key=no.pem"), "admin.tls.key"),
+    ],
+)
+def test_a_listener_that_cannot_be_had_is_one_line(  # noqa: PLR0913
+    run, tmp_path, became, name, content, mode, args, said
+) -> None:
+    """Exit 2 before anything runs, however slow the host: tokens and TLS files that control would only refuse."""
+    (tmp_path / "repo").mkdir()
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+    options = [word for one in args for word in ("--set", one)]
+    result = run("serve", "repo", "--state-dir", "state", *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert became == []
+
+
 def test_bad_configuration_is_one_line(run, tmp_path, became) -> None:
     """Exit 2 with file or flag, key and value."""
     (tmp_path / "models").mkdir()

@@ -37,6 +37,9 @@ def test_stop_and_resume_are_changes_of_the_model(run, admin, state_dir, action)
     assert admin.seen[-1].body == {"reason": "it lies"}
     assert admin.seen[-1].headers["if-match"] == '"12"'
     assert "12 -> 13" in result.stdout
+    # No weight changes: a table of weights would look as if nothing had.
+    assert "before" not in result.stdout
+    assert ("flights is stopped" in result.stdout) == (action == "stop")
 
 
 def test_a_stopped_model_shows_by_whom_and_what_ends_it(run, admin, state_dir) -> None:
