@@ -10,8 +10,9 @@ martingale that starts at 1, so it is wrong at the level c with a probability of
 Each revision is a test of its own; the k-th of a model has to reach k (k + 1) / alpha, which sums to alpha over all.
 
 What is counted is the variant *assigned*, under all reasons of a draw by weight: whether it was ready, failed, or was
-tried again on the primary comes after the draw. A request is counted once it is so old that those that came with it
-are in the log as well, whatever took how long: else a slow variant would always seem to get too little.
+tried again on the primary comes after the draw. A request is counted once those that came with it were read as well,
+whatever took how long, by the time up to which each worker's log was read: else a slow variant would seem to get too
+little, always or where much is to be caught up on.
 (docs/statistics.md)
 """
 
@@ -56,7 +57,7 @@ class Waiting(msgspec.Struct):
 
 
 class Ratio(msgspec.Struct):
-    """One model's evidence: of its newest revision with more than one variant to draw. Plain integers."""
+    """One model's evidence: of its newest revision with requests that were drawn. Plain integers."""
 
     revision: int = 0
     tests: int = 0
@@ -124,6 +125,7 @@ def hold(ratio: Ratio, draws: Mapping[Draw, int], documents: Mapping[int, Docume
     Args:
         documents: the model's revisions.
     """
+    held = {(w.span, w.revision): w for w in ratio.waiting}
     for draw, count in sorted(draws.items()):
         document = documents.get(draw.revision)
         if document is None or draw.span * SPAN_NS < ratio.since_ns or draw.revision < ratio.revision:
@@ -133,10 +135,9 @@ def hold(ratio: Ratio, draws: Mapping[Draw, int], documents: Mapping[int, Docume
             # A lease ended: the primary draws for that canary, too, in this worker and from now on.
             pause(ratio, document)
             continue
-        found = (w for w in ratio.waiting if (w.span, w.revision) == (draw.span, draw.revision))
-        waiting = next(found, None)
+        waiting = held.get((draw.span, draw.revision))
         if waiting is None:
-            waiting = Waiting(draw.span, draw.revision)
+            waiting = held[draw.span, draw.revision] = Waiting(draw.span, draw.revision)
             ratio.waiting.append(waiting)
         waiting.counts[draw.assigned] = waiting.counts.get(draw.assigned, 0) + count
 
@@ -163,13 +164,17 @@ def begin(ratio: Ratio, document: Document) -> None:
 
 
 def fold(ratio: Ratio, model: str, at_ns: int, documents: Mapping[int, Document]) -> Alarm | None:
-    """Count what is old enough by now.
+    """Count what is old enough.
+
+    Args:
+        at_ns: up to where the log was read.
 
     Returns:
         Once a revision: that traffic is not split as it says.
     """
-    due = [w for w in ratio.waiting if (w.span + 1) * SPAN_NS + SETTLED_NS <= at_ns]
-    ratio.waiting = [w for w in ratio.waiting if w not in due]
+    settled = (at_ns - SETTLED_NS) // SPAN_NS
+    due = [w for w in ratio.waiting if w.span < settled]
+    ratio.waiting = [w for w in ratio.waiting if w.span >= settled]
     alarm = None
     for waiting in sorted(due, key=lambda w: (w.revision, w.span)):
         document = documents.get(waiting.revision)

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audit.event import Control, Event, Feedback, Gap, Heartbeat, Prediction, RouteFacts, Tensor
+from gateway.audit.event import (
+    Control,
+    EpochClose,
+    Event,
+    Feedback,
+    Gap,
+    Heartbeat,
+    Prediction,
+    RouteFacts,
+    Tensor,
+)
 from gateway.audit.feed import RETENTION, Hole, Skipped
 from shadow.harm import MICRO
 from shadow.labels import Label
@@ -28,6 +38,8 @@ AHEAD_NS = 86_400 * 1_000_000_000
 """An event's own time is at most so far ahead of the gateway's: clocks differ, and dates stand for whole days."""
 HEAD_BYTES = 1000
 """What an answered request takes beside its outputs, about."""
+EPOCH_CHARS = 25
+"""Of an event's id, what names its source and epoch."""
 _ROW_MAX = 1 << 31
 EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
@@ -123,6 +135,12 @@ class Tally:
         """Of outputs, about."""
         self.draws: dict[str, Counter[Draw]] = {}
         """By model, what was drawn by weight."""
+        self.read_ns: dict[str, int] = {}
+        """By epoch of a source, the time up to which it was read."""
+        self.drew: set[str] = set()
+        """Epochs with requests that were drawn by weight."""
+        self.closed: set[str] = set()
+        """Epochs that are over."""
         self.revisions: set[tuple[str, int]] = set()
         self._times: list[int] = []
 
@@ -138,8 +156,12 @@ class Tally:
             case Gap() if event.cause != RETENTION:
                 # What retention took was read before, or the feed reports it as a hole.
                 self.missing.append(f"{event.source}-{event.epoch:08x} {event.from_seq}..{event.to_seq}")
-            case Heartbeat() if not self._by_event_time:
-                self._note_time(event.at_ns)
+            case Heartbeat():
+                self._note_read(event.id, event.at_ns)
+                if not self._by_event_time:
+                    self._note_time(event.at_ns)
+            case EpochClose():
+                self.closed.add(f"{event.source}-{event.epoch:08x}")
             case _:
                 pass
 
@@ -164,6 +186,7 @@ class Tally:
 
     def _prediction(self, event: Prediction) -> None:
         self.counts[event.kind] += event.count
+        self._note_read(event.id, event.done_ns)
         if event.kind == "aborted":
             self._aborted(event)
         if event.route is None or event.model is None:
@@ -218,6 +241,12 @@ class Tally:
             self.revisions.add((model, route.revision))
             draw = Draw(at_ns // SPAN_NS, route.revision, route.assigned, route.weight_bp)
             self.draws.setdefault(model, Counter())[draw] += event.count
+            self.drew.add(event.id[:EPOCH_CHARS])
+
+    def _note_read(self, event_id: str, at_ns: int) -> None:
+        key = event_id[:EPOCH_CHARS]
+        if at_ns > self.read_ns.get(key, 0):
+            self.read_ns[key] = at_ns
 
     def _note_time(self, at_ns: int) -> None:
         if 0 < at_ns < TIME_MAX_NS:

@@ -44,6 +44,8 @@ DECISIONS_MAX = 50
 """At one tick, which is one frame of the log; what is left is decided at the next."""
 CLOCK_EVENTS = 5
 """So many set the clock."""
+GONE_NS = DAY_NS
+"""A worker's records that end so long before the others' end for good, though nothing says so."""
 
 
 class Watch:
@@ -188,6 +190,7 @@ class Watch:
                 if document is not None:
                     ratio.pause(state.ratios.setdefault(event.model, Ratio()), document)
         lost = {model for death in tally.aborted.values() for model, _ in death}
+        read_ns = self._read_until_ns(tally, at_ns)
         for model in sorted({*state.ratios, *tally.draws}):
             found = state.ratios.setdefault(model, Ratio())
             documents = state.rollouts.documents.get(model, {})
@@ -195,12 +198,24 @@ class Watch:
                 ratio.forget(found, at_ns)
                 continue
             ratio.hold(found, tally.draws.get(model, {}), documents)
-            alarm = ratio.fold(found, model, at_ns, documents)
+            alarm = ratio.fold(found, model, read_ns, documents)
             if alarm is not None:
                 alarms.append(alarm)
                 for rollout in state.rollouts.active:
                     rollout.suspended = rollout.suspended or rollout.model == model
         return alarms
+
+    def _read_until_ns(self, tally: Tally, at_ns: int) -> int:
+        """The time up to which the log of every worker that draws was read. Whoever has much to catch up on makes its
+        ticks long after the records, and what came with the last of them is not read yet."""
+        known = self.state.read_ns
+        for key, newest_ns in sorted(tally.read_ns.items()):
+            if key in known or key in tally.drew:
+                known[key] = max(known.get(key, 0), min(newest_ns, at_ns))
+        gone_ns = max(known.values(), default=0) - GONE_NS
+        found = [ns for ns in known.values() if ns >= gone_ns]
+        self.state.read_ns = {k: ns for k, ns in known.items() if ns >= gone_ns and k not in tally.closed}
+        return min(found, default=at_ns)
 
     def _set_clock(self, times: list[int]) -> None:
         """The median of what came, once that is enough: no single event moves the clock, and what was wrong for a

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gateway.audit.event import Control, Prediction
+from gateway.audit.event import Control, EpochClose, Heartbeat, Prediction
 from shadow.documents import Arm, Document
 from shadow.ratio import (
     ALPHA,
@@ -30,9 +30,10 @@ from shadow.ratio import (
 from shadow.state import WatchState
 from shadow.status import write_status
 from shadow.tally import Tally
+from shadow.watch import GONE_NS
 from tests.gateway.audit.sim import GATEWAY_ID
+from tests.shadow.play import WORKERS, Play, traffic
 from tests.shadow.play import Arm as Behaving
-from tests.shadow.play import Play, traffic
 from tests.shadow.story import MODEL, SECOND_NS, prediction, route
 
 LATER_NS = 10 * SETTLED_NS
@@ -283,6 +284,7 @@ def test_verdicts_are_held_while_traffic_is_not_split_as_routed() -> None:
     play.say(*(prediction(2, "primary", 9_000, "1", at_ns=SECOND_NS) for _ in range(200)))
     play.tick()
     play.at_ns += LATER_NS
+    play.say(Heartbeat(at_ns=play.at_ns))
     play.tick()
     assert [alarm.model for alarm in play.watch.alarms] == [MODEL]
     assert [r.suspended for r in play.watch.state.rollouts.active] == [True]
@@ -302,10 +304,54 @@ def test_a_new_trial_is_judged_again() -> None:
     play.say(*(prediction(2, "canary", 1_000, "2", at_ns=SECOND_NS) for _ in range(200)))
     play.tick()
     play.at_ns += LATER_NS
+    play.say(Heartbeat(at_ns=play.at_ns))
     play.tick()
+    assert [r.suspended for r in play.watch.state.rollouts.active] == [True]
     play.say(route(3), route(4, canary="2", weight_bp=1_000))
     play.tick()
     assert [r.suspended for r in play.watch.state.rollouts.active] == [False]
+
+
+def drawn(assigned: str, count: int) -> list[Prediction]:
+    """Requests of one span to a canary at half of the traffic."""
+    version = "2" if assigned == "canary" else "1"
+    return [prediction(2, assigned, 5_000, version, at_ns=SPAN_NS) for _ in range(count)]
+
+
+def test_who_catches_up_does_not_take_what_is_unread_for_missing() -> None:
+    """Of records that are hours old, those of the slow canary stand behind the end of a tick: both are counted once
+    the worker's log was read beyond them, whatever the time is, and whatever was read of another's."""
+    play = Play()
+    play.at_ns = 1_000 * SPAN_NS
+    play.say(route(1), route(2, canary="2", weight_bp=5_000))
+    play.say(*drawn("primary", 500))
+    play.say(*drawn("primary", 5), *drawn("canary", 5), Heartbeat(at_ns=900 * SPAN_NS), worker=1)
+    play.tick()
+    found = play.watch.state.ratios[MODEL]
+    assert (play.watch.alarms, found.requests) == ([], 0)
+    play.say(*drawn("canary", 500), Heartbeat(at_ns=SPAN_NS + LATER_NS))
+    play.tick()
+    assert (play.watch.alarms, found.requests) == ([], 1_010)
+
+
+@pytest.mark.parametrize("how", ["closed", "silent"])
+def test_a_worker_that_is_gone_is_not_waited_for(how: str) -> None:
+    """Its epoch is closed, or ended a day before what another's log was read to."""
+    play = Play()
+    play.at_ns = GONE_NS + 1_000 * SPAN_NS
+    play.say(route(1), route(2, canary="2", weight_bp=5_000))
+    play.say(*drawn("primary", 5), *drawn("canary", 5))
+    play.say(*drawn("primary", 5), *drawn("canary", 5), worker=1)
+    play.tick()
+    late_ns = SPAN_NS + LATER_NS
+    if how == "closed":
+        play.say(EpochClose(f"{WORKERS[0]:016x}", 1, 11, "owner_died", at_ns=late_ns))
+    else:
+        late_ns += GONE_NS
+    play.tick()
+    play.say(Heartbeat(at_ns=late_ns), worker=1)
+    play.tick()
+    assert play.watch.state.ratios[MODEL].requests == 20
 
 
 def test_a_breaker_in_the_log_pauses_the_test() -> None:
