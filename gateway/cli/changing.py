@@ -21,7 +21,7 @@ KEY_CHARS_MAX = 200
 
 
 _HOLDS = {
-    "stop": "{model} is stopped: whatever its route says, no request for it is answered until `tidegate model resume {model}`",
+    "stop": "{model} is stopped: whatever its route says, it answers nothing until `tidegate model resume {model}`",
     "resume": "{model} answers again, as its route says",
     "freeze": "{model}: the split stays as it is until `tidegate route thaw {model}`",
     "thaw": "{model}: its route may be changed again",

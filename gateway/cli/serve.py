@@ -139,7 +139,7 @@ def check_access(config: Config, state_dir: Path) -> None:
     read_table(state_dir, time.time_ns())
     if config.admin.tls is not None or not config.admin.on_loopback:
         # Not needed otherwise, and takes longer than all else here.
-        from gateway.api.admin_server import certificates_of  # noqa: PLC0415
+        from gateway.control.listener import certificates_of  # noqa: PLC0415
 
         certificates_of(config.admin, Tokens(state_dir))
 

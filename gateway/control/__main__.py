@@ -15,13 +15,14 @@ from pathlib import Path
 from gateway import config as configuration
 from gateway import logs, process
 from gateway.api.admin import AdminApi
-from gateway.api.admin_server import AdminServer, certificates_of
+from gateway.api.admin_server import AdminServer
 from gateway.api.guarding import Guard
 from gateway.audit.drained import sources_of, wait_drained
 from gateway.audit.source import SMALL_RING_BYTES, claim_source
 from gateway.audit.writer import Writer
 from gateway.control.engine import Engine
 from gateway.control.journal import Journal
+from gateway.control.listener import certificates_of
 from gateway.control.placement import Placement
 from gateway.control.recovery import recover
 from gateway.control.state import renumbered

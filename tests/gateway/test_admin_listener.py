@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from gateway.api import admin_door, crowd
 from gateway.api.admin_door import AdminDoor, names_of
-from gateway.api.admin_server import PUBLIC, AdminServer, certificates_of
+from gateway.api.admin_server import PUBLIC, AdminServer
 from gateway.api.crowd import Limits
 from gateway.api.guarding import CERTIFICATE, Guard
 from gateway.api.handshakes import HANDSHAKES_MAX
@@ -29,6 +29,7 @@ from gateway.api.repository import ControlClient
 from gateway.cli.client import Access, admin_client
 from gateway.config import load
 from gateway.control.access import Rule
+from gateway.control.listener import certificates_of
 from gateway.control.token_store import Asked, TokenStore
 from gateway.control.token_table import TABLE, write_private
 from gateway.control.tokens import Tokens

@@ -201,18 +201,25 @@ def test_a_check_that_does_not_end_is_ended(upgrade: Upgrade, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "[]", '{"python": "/nonexistent/python"}', '{"python": "/nonexistent/python", "id": 3}']
+    ("text", "why"),
+    [
+        ("", "cannot be read"),
+        ("[", "cannot be read"),
+        ("[]", "/nonexistent/python cannot be run"),
+        ('{"python": "/nonexistent/python"}', "/nonexistent/python cannot be run"),
+        ('{"python": "/nonexistent/python", "id": 3}', "/nonexistent/python cannot be run"),
+    ],
 )
 def test_requests_of_any_shape(
-    upgrade: Upgrade, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+    upgrade: Upgrade, tmp_path: Path, text: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no request asks for the present installation; one that names nothing that runs is refused."""
+    """What is no JSON is refused; what names no installation is for the present one."""
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     (tmp_path / "supervisor" / handover.REQUEST).write_text(text)
     upgrade.ask(1000.0)
     assert upgrade.facts()["state"] == "failed"
     assert not upgrade.runs
-    assert "cannot be read" in upgrade.facts()["why"]
+    assert why in upgrade.facts()["why"]
 
 
 @pytest.mark.parametrize("key", ["workers", "data.port", "admin.host", "audit.ring"])
