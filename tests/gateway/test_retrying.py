@@ -318,6 +318,28 @@ def test_a_primary_that_is_loaded_again_begins_anew(tmp_path: Path, draws_canary
     on_split(tmp_path, body)
 
 
+@pytest.mark.parametrize("why", ["gone", "late"])
+def test_a_retry_that_never_runs_is_awaited_no_longer(tmp_path: Path, draws_canary: Any, why: str) -> None:
+    """Its client leaves, or its time is over, while it waits for the primary: nobody looks out for it any more."""
+
+    async def body(path: SplitPath) -> None:
+        draws_canary(path)
+        primary = path.models.get("sum").version("1")
+        sink = path.send(BAD, timeout_ms=200)
+        path.core.turn()
+        assert (primary.awaited, primary.looks) == (1, True)
+        waiting = primary.queue._by_key[next(iter(primary.queue._by_key))][0]
+        if why == "gone":
+            sink.disconnected = True
+        else:
+            waiting.deadline_ns = 1
+        await until(lambda: path.core.inflight == 0)
+        assert (primary.awaited, primary.looks) == (0, False)
+        assert path.slot("1")[words_of.RECORDED] == path.slot("1")[words_of.ADMITTED] == 1
+
+    on_split(tmp_path, body)
+
+
 def test_counters_balance_over_both_versions(tmp_path: Path, draws_canary: Any) -> None:
     """What was handed over failed at the canary and is recorded there; the primary admitted and recorded it."""
 
