@@ -227,10 +227,12 @@ class Admission:
         )
 
     def would_fare_no_better(self, head: Head, body: bytes) -> bool:
-        """Whether what was refused of late stands for this request too: no more time, no priority, no version."""
+        """Whether what was refused of late stands for this request too: no more time or priority, no version or variant
+        of its own."""
         return (
             (head.timeout_ms is None or head.timeout_ms * 1_000_000 <= self._timeout_ns)
             and head.version is None
+            and head.variant is None
             and b'"timeout"' not in body
             and b'"priority"' not in body
         )

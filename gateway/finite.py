@@ -1,4 +1,4 @@
-"""Finite: which requests of a run have an output that is NaN or infinite. Pure.
+"""Finite: which requests of a run have an output that is NaN or infinite, and whether it has all their rows. Pure.
 
 runs (infer) -> **finite** -> retrying, recording.
 """
@@ -12,6 +12,18 @@ from typing import Any
 import numpy as np
 
 from gateway.batching import Inference
+
+
+def check_rows(outputs: Sequence[Any], rows: int) -> None:
+    """Whether each row of a run has one in every output: nobody could say else whose they are.
+
+    Raises:
+        ValueError: an output has more, or fewer.
+    """
+    for array in outputs:
+        if array.shape[:1] != (rows,):
+            msg = f"an output has shape {array.shape}; expected {rows} rows, as the inputs have"
+            raise ValueError(msg)
 
 
 def not_finite(outputs: Sequence[Any], part: Sequence[Inference], *, batched: bool) -> set[int]:

@@ -16,7 +16,7 @@ from gateway import tensors
 from gateway.batching import Batch, Inference
 from gateway.errors import DeadlineExceeded, GatewayError, RequestCancelled
 from gateway.fairness import Turns
-from gateway.finite import not_finite
+from gateway.finite import check_rows, not_finite
 from gateway.lanes import Job, Lanes
 from gateway.recording import prepare
 from gateway.retrying import leave_out, spoiled
@@ -222,12 +222,14 @@ class Runs:
                 batch.ended_ns = _now()
                 if timed:
                     batch.cpu_ns = time.thread_time_ns() - cpu_ns
+            if version.looks:
+                if batched:
+                    check_rows(batch.outputs, batch.rows)
+                batch.bad = not_finite(batch.outputs, inferences, batched=batched)
         except Exception as exc:  # noqa: BLE001  whatever the runtime raises, the requests get an answer
             batch.ended_ns = batch.ended_ns or _now()
             batch.started_ns = batch.started_ns or batch.ended_ns
             batch.error = exc
-        if version.looks and batch.error is None:
-            batch.bad = not_finite(batch.outputs, inferences, batched=version.batchable)
         if batch.watched is not None:
             # Of failed ones too: what is costly of their records is not for the loop either.
             prepare(version, batch, self._delivery.limits)

@@ -81,7 +81,7 @@ def applied(state: State, event: Control) -> State:
             state = State(state.serving, msgspec.structs.replace(state.ledger, leases_over=over))
         elif event.kind == "routes":
             state = with_whole(state, event.after)
-    if event.key is not None:
+    if event.key is not None and not _is_overtaken(state, event):
         digest = (event.via or {}).get("digest", "")
         done = Done(
             digest=digest, kind=event.kind, model=event.model, revision=event.revision, at_ns=event.at_ns
@@ -99,6 +99,15 @@ def _is_logged(owed: Mapping[str, Any], event: Control) -> bool:
     change = (event.kind, event.model, event.revision)
     same = (owed["kind"], owed["model"], owed["revision"]) == change
     return same and (event.model is not None or owed["at_ns"] == event.at_ns)
+
+
+def _is_overtaken(state: State, event: Control) -> bool:
+    """Whether a revision never came into effect, since one that could not be logged did before it: who asks for it
+    again shall not be told that it was made."""
+    if event.kind not in ROUTE_KINDS or event.revision is None:
+        return False
+    present = state.serving.routes.get(str(event.model))
+    return present is not None and event.revision < present.revision
 
 
 def _with_revision(state: State, route: Route) -> State:

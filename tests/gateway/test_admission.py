@@ -189,7 +189,8 @@ def test_who_would_pass_others_must_leave_them_their_time() -> None:
 
 
 def test_a_refusal_stands_for_those_that_come_next() -> None:
-    """After one refusal requests of no more time and no priority are turned away by their head, for 2 ms."""
+    """After one refusal requests of no more time and no priority, for no version, are turned away by their head, for
+    2 ms."""
     simulation = Simulation(lambda rows: 10 * MS * rows)
     while simulation.arrive(5):
         pass
@@ -200,6 +201,7 @@ def test_a_refusal_stands_for_those_that_come_next() -> None:
     assert not admission.would_fare_no_better(head, b'{"inputs":[],"parameters":{"timeout":9000000}}')
     assert not admission.would_fare_no_better(Head("m", None, None, "", timeout_ms=5000), b"")
     assert not admission.would_fare_no_better(Head("m", "1", None, ""), b"")
+    assert not admission.would_fare_no_better(Head("m", None, None, "", variant="canary"), b"")
 
 
 def test_who_is_turned_away_is_told_logged_and_counted(tmp_path: Path) -> None:

@@ -110,6 +110,31 @@ def test_mates_in_the_run_stay_with_the_canary(tmp_path: Path, draws_canary: Any
     on_split(tmp_path, body, lane=lane)
 
 
+class Short(Canary):
+    """Leaves the last row of a run out."""
+
+    def run(self, feeds: dict[str, Any], names: Any = None, options: Any = None) -> list[Any]:
+        return [super().run(feeds, names, options)[0][:-1]]
+
+
+@pytest.mark.parametrize("lane", [False, True])
+@pytest.mark.parametrize("values", [GOOD, NOT_FINITE])
+def test_outputs_of_another_number_of_rows_are_a_failure(
+    tmp_path: Path, draws_canary: Any, lane: bool, values: list[float]
+) -> None:
+    """Whose rows they are nobody knows: the primary answers all of them, finite or not."""
+
+    async def body(path: SplitPath) -> None:
+        draws_canary(path)
+        sinks = [path.send(values) for _ in range(3)]
+        events = await answered(path, *sinks)
+        assert {(sink.status, sink.body["model_version"]) for sink in sinks} == {(200, "1")}
+        assert [event.first_try["code"] for event in events] == ["inference_failed"] * 3
+        assert path.core.inflight == 0
+
+    on_split(tmp_path, body, lane=lane, canary=Short())
+
+
 def test_a_request_that_both_fail_fails_once(tmp_path: Path, draws_canary: Any) -> None:
     """The primary's error is told; the record has both tries, and it counts against no canary."""
 

@@ -16,6 +16,7 @@ from gateway.control import committing as module
 from gateway.control import snapshot
 from gateway.control.changes import resumed, rolled_back, set_frozen, shifted, stopped, with_variants
 from gateway.control.engine import Engine, Outcome
+from gateway.control.idempotency import BY_HAND, Asked, made_before
 from gateway.control.state import State, applied, rollback_target, route_document
 from gateway.errors import AuditUnavailable, RevisionConflict
 from gateway.routing import Change, Route, Variant
@@ -48,17 +49,19 @@ def arms(weight_bp: int) -> tuple[Variant, ...]:
     )
 
 
-async def change(engine: Engine, kind: str, make: Callable[[Route, Change], Route]) -> Outcome:
+async def change(
+    engine: Engine, kind: str, make: Callable[[Route, Change], Route], asked: Asked = BY_HAND
+) -> Outcome:
     revision = engine.route(MODEL).revision
-    return await engine.change_route(MODEL, kind, WHY, make, expected_revision=revision)
+    return await engine.change_route(MODEL, kind, WHY, make, expected_revision=revision, asked=asked)
 
 
 async def freeze(engine: Engine) -> Outcome:
     return await change(engine, "freeze", lambda r, c: set_frozen(r, True, c))
 
 
-async def shift(engine: Engine, weight_bp: int) -> Outcome:
-    return await change(engine, "shift", lambda r, c: shifted(r, {"canary": weight_bp}, c))
+async def shift(engine: Engine, weight_bp: int, asked: Asked = BY_HAND) -> Outcome:
+    return await change(engine, "shift", lambda r, c: shifted(r, {"canary": weight_bp}, c), asked)
 
 
 def refuse(plane: Plane, patch: pytest.MonkeyPatch) -> None:
@@ -259,6 +262,27 @@ def test_hold_behind_a_change_of_unknown_fate(plane: Plane) -> None:
     asyncio.run(repay())
     assert logged(plane)[-2:] == [("shift", 3), ("freeze", 4)]
     assert plane.recovered().serving.routes[MODEL].frozen
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_key_is_known_only_of_what_was_made(plane: Plane, held: bool) -> None:
+    """A change of unknown fate that a hold overtook is not made, though the log has it: asked for again it is no
+    repetition. What the log made of it alone is."""
+    plane.record()
+    once = Asked(key="k1", digest="a" * 64)
+
+    async def body(engine: Engine) -> None:
+        plane.synced = False
+        with pytest.raises(AuditUnavailable):
+            await shift(engine, 5000, once)
+        if held:
+            await freeze(engine)
+
+    go(plane, body)
+    successor = succeed(plane)
+    made = successor.route(MODEL).weights_bp["canary"] == 5000
+    assert made is not held
+    assert (made_before(successor.state.ledger.done, WHY.by, once) is not None) is made
 
 
 def test_full_disk_is_told(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
