@@ -68,7 +68,7 @@ class WatchState(msgspec.Struct):
     ratios: dict[str, Ratio] = {}
     """By model, whether traffic is split as its route says."""
     read_ns: dict[str, int] = {}
-    """By epoch of a worker that draws, the time up to which it was read."""
+    """By source of a worker that draws, the time up to which it was read."""
     accuracy: dict[str, dict[str, dict[str, Accuracy]]] = {}
     """By model, version and week (the date of its Monday)."""
     labels: dict[str, int] = {}

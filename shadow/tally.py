@@ -38,8 +38,8 @@ AHEAD_NS = 86_400 * 1_000_000_000
 """An event's own time is at most so far ahead of the gateway's: clocks differ, and dates stand for whole days."""
 HEAD_BYTES = 1000
 """What an answered request takes beside its outputs, about."""
-EPOCH_CHARS = 25
-"""Of an event's id, what names its source and epoch."""
+SOURCE_CHARS = 16
+"""Of an event's id, what names its source."""
 _ROW_MAX = 1 << 31
 EXPERIMENT = frozenset(("weight", "fallback", "retry"))
 """Reasons under which a request was drawn by weight: what is pinned or forced proves nothing about an arm."""
@@ -136,11 +136,11 @@ class Tally:
         self.draws: dict[str, Counter[Draw]] = {}
         """By model, what was drawn by weight."""
         self.read_ns: dict[str, int] = {}
-        """By epoch of a source, the time up to which it was read."""
+        """By source, the time up to which it was read."""
         self.drew: set[str] = set()
-        """Epochs with requests that were drawn by weight."""
+        """Sources with requests that were drawn by weight."""
         self.closed: set[str] = set()
-        """Epochs that are over."""
+        """Sources of which an epoch is over."""
         self.revisions: set[tuple[str, int]] = set()
         self._times: list[int] = []
 
@@ -161,7 +161,7 @@ class Tally:
                 if not self._by_event_time:
                     self._note_time(event.at_ns)
             case EpochClose():
-                self.closed.add(f"{event.source}-{event.epoch:08x}")
+                self.closed.add(event.source)
             case _:
                 pass
 
@@ -241,12 +241,12 @@ class Tally:
             self.revisions.add((model, route.revision))
             draw = Draw(at_ns // SPAN_NS, route.revision, route.assigned, route.weight_bp)
             self.draws.setdefault(model, Counter())[draw] += event.count
-            self.drew.add(event.id[:EPOCH_CHARS])
+            self.drew.add(event.id[:SOURCE_CHARS])
 
     def _note_read(self, event_id: str, at_ns: int) -> None:
-        key = event_id[:EPOCH_CHARS]
-        if at_ns > self.read_ns.get(key, 0):
-            self.read_ns[key] = at_ns
+        source = event_id[:SOURCE_CHARS]
+        if at_ns > self.read_ns.get(source, 0):
+            self.read_ns[source] = at_ns
 
     def _note_time(self, at_ns: int) -> None:
         if 0 < at_ns < TIME_MAX_NS:

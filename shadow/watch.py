@@ -209,12 +209,13 @@ class Watch:
         """The time up to which the log of every worker that draws was read. Whoever has much to catch up on makes its
         ticks long after the records, and what came with the last of them is not read yet."""
         known = self.state.read_ns
-        for key, newest_ns in sorted(tally.read_ns.items()):
-            if key in known or key in tally.drew:
-                known[key] = max(known.get(key, 0), min(newest_ns, at_ns))
+        for source, newest_ns in sorted(tally.read_ns.items()):
+            if source in known or source in tally.drew:
+                known[source] = max(known.get(source, 0), min(newest_ns, at_ns))
         gone_ns = max(known.values(), default=0) - GONE_NS
         found = [ns for ns in known.values() if ns >= gone_ns]
-        self.state.read_ns = {k: ns for k, ns in known.items() if ns >= gone_ns and k not in tally.closed}
+        # Of a closed one what comes next, if anything, is a successor's: known by its first draw.
+        self.state.read_ns = {s: ns for s, ns in known.items() if ns >= gone_ns and s not in tally.closed}
         return min(found, default=at_ns)
 
     def _set_clock(self, times: list[int]) -> None:
