@@ -210,10 +210,9 @@ class Entry:
             known = self.breakers.get(variant.name)
             self.breakers[variant.name] = canary.retries.watch(variant.name, known, now_ns)
 
-    def _opened(self, variant: str) -> None:
+    def _opened(self, variant: str, breaker: Breaker) -> None:
         """A breaker opened: from the next request on the primary has the variant's traffic."""
-        breaker = self.breakers.get(variant)
-        if breaker is None or not breaker.is_open:
+        if self.breakers.get(variant) is not breaker:
             # Of an earlier revision.
             return
         route, generation = self._compiled

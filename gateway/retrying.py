@@ -38,7 +38,7 @@ class Retries:
         primary: the serving Version, and the name of its variant.
         version: the canary's.
         breakers: by variant that the version serves.
-        opened: called with the variant's name once its breaker opens.
+        opened: called with the variant's name and its breaker once that opens.
 
     Threading: the loop thread alone.
     """
@@ -48,7 +48,7 @@ class Retries:
         primary: tuple[Any, str],
         version: Any,
         revision: int,
-        opened: Callable[[str], None],
+        opened: Callable[[str, Breaker], None],
     ) -> None:
         self.primary, self._name = primary
         self._version = version
@@ -133,7 +133,7 @@ class Retries:
         self._version.counting.spoiled()
         breaker = self.breakers[assigned]
         if breaker.count(now_ns, inference.unit or 0, self.volume(assigned)):
-            self._opened(assigned)
+            self._opened(assigned, breaker)
 
     def _again(self, assignment: Assignment) -> Assignment:
         """How it stands in the record: drawn as it was, served by the primary. One object for equal ones."""

@@ -149,7 +149,8 @@ class Engine:
             try:
                 self._pass_gates(kind, before, after, asked)
             except OutOfBounds as exc:
-                await self._tell_refusal(kind, before, change, str(exc))
+                if not dry_run:
+                    await self._tell_refusal(kind, before, change, str(exc))
                 raise
             if dry_run:
                 return Outcome(after, before, self.state.serving.generation, None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -284,6 +286,29 @@ def test_an_open_breaker_is_told_once(tmp_path: Path, draws_canary: Any) -> None
         assert (after["variant"], after["version"], after["counts"], after["units"]) == ("canary", "2", 3, 3)
         assert "variants" not in after
         assert found[0].gateway_id == "00" * 8
+
+    on_split(tmp_path, body)
+
+
+def test_a_breaker_of_an_earlier_revision_opens_nothing(tmp_path: Path, draws_canary: Any) -> None:
+    """Retries that are under way while the route changes count where they were drawn: the open breaker of the present
+    revision is not told again."""
+
+    async def body(path: SplitPath) -> None:
+        entry = path.models.get("sum")
+        assert entry is not None
+        draws_canary(path)
+        earlier, told = entry.versions["2"].retries, []
+        entry.on_open = lambda entry, variant, breaker: told.append(variant)
+        path.shift(4_000)
+        sinks = [path.send(BAD) for _ in range(8)]
+        await until(lambda: all(sink.status for sink in sinks))
+        assert (told, entry.breakers["canary"].is_open) == (["canary"], True)
+        for unit in range(3):
+            late = SimpleNamespace(assignment=entry.table.pick(path.drawn("canary")), unit=unit)
+            earlier.answered(late, time.perf_counter_ns())
+        assert earlier.breakers["canary"].is_open
+        assert told == ["canary"]
 
     on_split(tmp_path, body)
 

@@ -206,3 +206,26 @@ def test_a_refusal_is_logged_once(plane: Plane) -> None:
     go(plane, body)
     told = [(e.revision, e.by, e.after and e.after["kind"]) for e in logged(plane) if e.kind == "refused"]
     assert told == [(3, "robot", "shift"), (4, "robot", "shift")]
+
+
+def test_what_is_only_tried_is_not_logged(plane: Plane) -> None:
+    """A dry run beyond the bounds is refused, and leaves nothing."""
+
+    async def body(engine: Engine) -> None:
+        await engine.change_route(
+            MODEL, "bounds", WHY, lambda r, c: bounded(r, Bounds(max_canary_bp=1), c), expected_revision=2
+        )
+        with pytest.raises(OutOfBounds):
+            await engine.change_route(
+                MODEL,
+                "shift",
+                at(1),
+                lambda r, c: shifted(r, {"canary": 2000}, c),
+                expected_revision=3,
+                dry_run=True,
+                asked=ROBOT,
+            )
+
+    plane.record()
+    go(plane, body)
+    assert "refused" not in [e.kind for e in logged(plane)]
