@@ -81,18 +81,25 @@ def _facts(child: Child, now_s: float) -> dict[str, object]:
     }
 
 
-def replace_file(path: Path, content: Mapping[str, object]) -> None:
+def replace_file(path: Path, content: Mapping[str, object], *, owner: tuple[int, int] | None = None) -> None:
     """Write JSON, 0600, whole or not at all while we live; after power loss it may be empty.
+
+    Args:
+        owner: user and group that it is given to, by who may. Never by name: the directory may be theirs, and a link in
+            the file's place would give them whatever it leads to.
 
     Raises:
         OSError: the disk does not take it.
     """
     temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     left = json.dumps(content).encode()
     try:
         while left:
             left = left[os.write(fd, left) :]
+        if owner is not None:
+            os.fchown(fd, *owner)
     finally:
         os.close(fd)
     temporary.rename(path)

@@ -51,8 +51,7 @@ def command(python: str | None, timeout_s: float, state_dir: str | None, as_json
         "python": str(Path(python).absolute()) if python is not None else sys.executable,
         "code_path": code_path() if python is None else "",
     }
-    replace_file(directory / "supervisor" / REQUEST, request)
-    _hand_over(directory / "supervisor" / REQUEST)
+    replace_file(directory / "supervisor" / REQUEST, request, owner=_reader_of(directory / "supervisor"))
     os.kill(status["pid"], signal.SIGUSR2)
     told = await_roster(
         lambda: roster.read(directory),
@@ -74,11 +73,12 @@ def command(python: str | None, timeout_s: float, state_dir: str | None, as_json
         say(f"upgraded from {told['from']} to {told['to'] or __version__}")
 
 
-def _hand_over(path: Path) -> None:
-    """Asked by root, the gateway of another user could not read it."""
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+def _reader_of(directory: Path) -> tuple[int, int] | None:
+    """Who is to read the request where root asks: the gateway of another user could not."""
+    if os.geteuid() != 0:
+        return None
+    owner = directory.stat()
+    return owner.st_uid, owner.st_gid
 
 
 def _take_back(path: Path, made_id: str) -> None:

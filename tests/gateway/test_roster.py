@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
+
+import pytest
 
 from gateway import fleet as words_of
 from gateway import roster as module
@@ -118,3 +121,19 @@ def test_a_spare_place_is_no_worker(tmp_path: Path) -> None:
     fleet.set_spare(0, spare=True)
     assert series() == (2, ["0", "1", "2"])
     assert [w["worker"] for w in fleet.facts()] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_what_another_put_in_the_way_is_not_written_through(tmp_path: Path, kind: str) -> None:
+    """Root writes here, too, in a directory of the gateway's user (`tidegate upgrade`): no link leads elsewhere."""
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    before = other.stat()
+    getattr(tmp_path / "request.json.new", kind)(other)
+    owner = (os.geteuid(), os.getegid()) if os.geteuid() else (12345, 12346)
+    module.replace_file(tmp_path / "request.json", {"id": "a"}, owner=owner)
+    after = other.stat()
+    assert other.read_text() == "theirs"
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    made = (tmp_path / "request.json").lstat()
+    assert (made.st_uid, made.st_gid, made.st_mode & 0o7777) == (*owner, 0o600)

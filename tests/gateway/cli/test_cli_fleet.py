@@ -221,9 +221,13 @@ def test_a_version_without_a_roster_is_told_to_be_stopped(run, played: Played) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: needs root")
-def test_what_root_asks_for_can_be_read_by_the_gateway(run, played: Played) -> None:
-    """The request is its user's, not root's: `sudo tidegate upgrade` with the unit of deploy/."""
+def test_what_root_asks_for_can_be_read_by_the_gateway(
+    run, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is its user's, not root's: `sudo tidegate upgrade` with the unit of deploy/. Given away before it has
+    its name: by name, a link that the user puts there meanwhile would give away any file of root's."""
     os.chown(played.state_dir / "supervisor", 12345, 12346)
+    monkeypatch.delattr(os, "chown")
     owners: list[tuple[int, int]] = []
 
     def answer() -> None:
