@@ -273,6 +273,7 @@ class Tally:
 
     def _feedback(self, event: Feedback) -> None:
         self.counts[event.kind] += 1
+        self._note_read(event.id, event.at_ns)
         if not self._by_event_time:
             self._note_time(event.at_ns)
         if event.kind != "label":

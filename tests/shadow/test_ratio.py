@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gateway.audit.event import Control, EpochClose, Heartbeat, Prediction
+from gateway.audit.event import Control, EpochClose, Event, Feedback, Heartbeat, Prediction
 from shadow.documents import Arm, Document
 from shadow.ratio import (
     ALPHA,
@@ -318,7 +320,8 @@ def drawn(assigned: str, count: int) -> list[Prediction]:
     return [prediction(2, assigned, 5_000, version, at_ns=SPAN_NS) for _ in range(count)]
 
 
-def test_who_catches_up_does_not_take_what_is_unread_for_missing() -> None:
+@pytest.mark.parametrize("how", [Heartbeat, partial(Feedback, kind="label")])
+def test_who_catches_up_does_not_take_what_is_unread_for_missing(how: Callable[..., Event]) -> None:
     """Of records that are hours old, those of the slow canary stand behind the end of a tick: both are counted once
     the worker's log was read beyond them, whatever the time is, and whatever was read of another's."""
     play = Play()
@@ -329,7 +332,7 @@ def test_who_catches_up_does_not_take_what_is_unread_for_missing() -> None:
     play.tick()
     found = play.watch.state.ratios[MODEL]
     assert (play.watch.alarms, found.requests) == ([], 0)
-    play.say(*drawn("canary", 500), Heartbeat(at_ns=SPAN_NS + LATER_NS))
+    play.say(*drawn("canary", 500), how(at_ns=SPAN_NS + LATER_NS))
     play.tick()
     assert (play.watch.alarms, found.requests) == ([], 1_010)
 
