@@ -53,6 +53,9 @@ def next_step(body: Mapping[str, Any], headers: Mapping[str, str], path: str, ow
         found = _NAMED.search(path)
         later = f"in {headers['retry-after']} s" if headers.get("retry-after", "").isdigit() else "later"
         step = _STEPS.get(code, "").format(model=found[1] if found else "MODEL", later=later)
+    if code == "not_found" and "no such address" not in text:
+        # A thing that is not there: the gateway is no older one for that.
+        step = ""
     if code == "state_conflict" and "is frozen" in text:
         found = _NAMED.search(path)
         step = f"`tidegate route thaw {found[1] if found else 'MODEL'} --reason …` ends it"

@@ -113,6 +113,8 @@ REFUSED = "/admin/v1/routes/flights/freeze"
         (403, "forbidden", "it needs the scope shift:flights; ci has read", {}, 2, "--scope shift:flights"),
         (403, "forbidden", "foreign Host", {}, 2, None),
         (404, "unknown_model", "'flights' is not found", {}, 2, "`tidegate model list`"),
+        (404, "not_found", "no such address", {}, 2, "`tidegate version`"),
+        (404, "not_found", "no token 'zzz'", {}, 2, None),
         (409, "state_conflict", "route flights is frozen", {}, 1, "`tidegate route thaw flights"),
         (409, "state_conflict", "it is frozen; `tidegate route thaw flights` ends it", {}, 1, None),
         (409, "out_of_bounds", "30% is over the bound of 20%", {}, 1, "`tidegate route bounds flights`"),
