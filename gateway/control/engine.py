@@ -319,14 +319,14 @@ class Engine:
     async def first_route(self, route: Route) -> None:
         """Log and publish revision 1 of a model that had none."""
         async with self._commit.turn():
-            if route.model in self.state.serving.routes:
-                return
-            document = route_document(route)
-            await self._commit.take_up(
-                self._draft("route", route.changed, document, (route.model, route.revision))
-            )
-            outcome = self._outcome(route, None)
-        await self._applied(outcome)
+            if route.model not in self.state.serving.routes:
+                about = (route.model, route.revision)
+                await self._commit.take_up(self._draft("route", route.changed, route_document(route), about))
+        await self.in_effect()
+
+    async def in_effect(self) -> None:
+        """Wait until every live worker runs what is published, for as long as a change would."""
+        await self._commit.wait_applied(self.state.serving.generation)
 
     async def load_or_unload(
         self, model: str, version: str, kind: str, change: Change, asked: Asked = BY_HAND

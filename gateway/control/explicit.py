@@ -60,6 +60,8 @@ class Explicit:
                 raise LoadFailed(msg)
             await asyncio.sleep(POLL_S)
         await self._first_sight(model)
+        # Also where somebody else gave it the route just now: an answer means that it can be asked.
+        await self._engine.in_effect()
         for version, found in states.items():
             for state, reason in found:
                 if state == "failed":

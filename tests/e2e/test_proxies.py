@@ -107,8 +107,8 @@ def test_connections_to_the_gateway_are_shared(behind: tuple[Proxy, Tap]) -> Non
 
 
 def test_idle_connections_lose_no_request(gateway: Gateway, tmp_path: Path) -> None:
-    """POSTs with pauses about the moments at which proxy and gateway close idle connections: all are answered, since
-    it is always the proxy that closes."""
+    """POSTs with pauses about the moments at which proxy and gateway close idle connections: all are answered; with
+    nginx it is always the proxy that closes."""
     failed: list[str] = []
 
     def client(kind: str, number: int) -> None:
@@ -138,7 +138,8 @@ def test_idle_connections_lose_no_request(gateway: Gateway, tmp_path: Path) -> N
         assert failed == []
         for kind, tap in taps.items():
             assert until(lambda tap=tap: None not in tap.idle_ends(), IDLE_S + 8), kind
-            assert set(tap.idle_ends()) == {"proxy"}, kind
+        # HAProxy's pool is not sure to be first (docs/behind-a-proxy.md).
+        assert set(taps["nginx"].idle_ends()) == {"proxy"}
 
 
 def test_the_clients_address_is_the_proxys_word(behind: tuple[Proxy, Tap]) -> None:

@@ -153,6 +153,7 @@ def test_names_follow_the_rules() -> None:
         "worker",
         "process",
         "cause",
+        "what",
     }
     families = metric_families()
     names = [family.name for family in families]

@@ -48,6 +48,31 @@ def test_load_answers_when_all_workers_have_it_and_it_has_a_route(plane: Plane, 
     asyncio.run(run())
 
 
+def test_load_waits_for_a_route_that_somebody_else_gave(plane: Plane, tmp_path: Path) -> None:
+    """Placement may have given the first route just before: an answer means that all workers run it."""
+    waited: list[int] = []
+
+    async def run() -> None:
+        async with plane.alive() as engine:
+            placement = Placement(engine, tmp_path / "models")
+
+            async def given(model: str) -> None:
+                await placement.first_sight(model)
+                routed = engine.state.serving.generation
+                in_effect = engine.in_effect
+
+                async def counted() -> None:
+                    await in_effect()
+                    waited.append(routed)
+
+                engine.in_effect = counted
+
+            await Explicit(engine, placement.refresh, given).load(MODEL, WHY)
+            assert waited == [engine.state.serving.generation]
+
+    asyncio.run(run())
+
+
 def test_load_that_fails_says_which_version_and_why(plane: Plane, tmp_path: Path) -> None:
     """Versions that are sound get the route all the same."""
     asked = explicit(plane, tmp_path / "models")
