@@ -26,7 +26,7 @@ def seconds(text: str, name: str) -> int:
 
 
 def test_proxies_let_go_of_idle_connections_first() -> None:
-    """By their settings, else a request meets the gateway's close; HAProxy may be late all the same (the page says so)."""
+    """By their settings, else a request meets the close; HAProxy may be late all the same, as the page says."""
     data = Data()
     assert seconds(UPSTREAM, "keepalive_timeout") <= data.keep_alive_s - 10
     # HAProxy halves what is idle each time.
