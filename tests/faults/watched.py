@@ -36,7 +36,7 @@ from shadow.watch import Watch
 MODEL = "flights"
 ROUTE = f"routes/{MODEL}"
 SHADOW, SWAPPED = "3", "4"
-DECLARED_SD = 0.9
+DECLARED_SD = 1.5
 """Version 2 is of another season than version 1; so much is declared, and it keeps within it."""
 SETTINGS = (
     "sidecar.clock=event",
