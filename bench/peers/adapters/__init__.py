@@ -1,0 +1,7 @@
+"""Adapters: one module for each product; `PEERS` is their fixed order, ours first."""
+
+from __future__ import annotations
+
+from bench.peers.peer import Peer
+
+PEERS: tuple[Peer, ...] = ()
