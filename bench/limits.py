@@ -8,7 +8,6 @@ written into a page between its markers.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +113,7 @@ def measure(
         done(case)
     return Result(
         at=f"{datetime.now(UTC):%Y-%m-%d}",
-        commit=_commit(),
+        commit=report.commit(),
         machine=report.machine(),
         options=options,
         cases=cases,
@@ -130,18 +129,6 @@ def _demand_processors(options: Options) -> None:
                 " servers and load need a processor each"
             )
             raise ConfigInvalid(msg)
-
-
-def _commit() -> str:
-    """The tree that was measured, where this is one."""
-    git = shutil.which("git")
-    if git is None:
-        return ""
-    done = subprocess.run(  # noqa: S603
-        [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.stdout.strip()
 
 
 def print_result(result: Result) -> None:

@@ -7,11 +7,13 @@ requests are made first -> **load** runs them in one or more processes -> bench.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from bench.check import Kept, check
 from bench.openloop import EXPIRED, ClosedLoop, OpenLoop, Records
 from bench.outcome import Outcome, outcome
 from bench.pump import Connection, Pump, Server
-from bench.requests import DISTINCT_REQUESTS, Requests, Target, Tensor, read_bodies
+from bench.requests import DISTINCT_REQUESTS, Made, Requests, Target, Tensor, read_bodies
 from bench.serving import call
 from gateway.errors import ConfigInvalid
 
@@ -82,7 +84,7 @@ def make_requests(plan: Plan, part: int = 0) -> Requests:
 
 def generate(
     plan: Plan,
-    requests: Requests,
+    requests: Made,
     *,
     part: int = 0,
     passed: Callable[[float], None] = lambda _: None,
@@ -195,6 +197,18 @@ def _joined(found: list[Records]) -> Records:
     for name in ("handed_ns", "sent_ns", "done_ns", "status"):
         setattr(joined, name, np.concatenate([getattr(one, name) for one in found]))
     return joined
+
+
+@contextlib.contextmanager
+def pinned_to(cpu: int) -> Iterator[None]:
+    """Run this process on one processor, where it may use that one: an open loop's generator is in it."""
+    before = os.sched_getaffinity(0)
+    if cpu in before:
+        os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def target_of(url: str, model: str, *, rows: int, binary: bool) -> Target:

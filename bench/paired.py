@@ -21,7 +21,7 @@ from bench import report
 from bench.check import CHECKED_SHARE, Kept
 from bench.openloop import OpenLoop
 from bench.pump import Connection, Pump, Server
-from bench.requests import Requests
+from bench.requests import Made
 from bench.serving import busy_s, cpu_s
 from bench.wrk import Round, Wrk
 
@@ -139,7 +139,7 @@ class Watch:
 class Checked:
     """A trickle of checked requests beside a load: 1% of its rate, on a connection of its own; kept for bench.check."""
 
-    def __init__(self, url: str, requests: Requests) -> None:
+    def __init__(self, url: str, requests: Made) -> None:
         self._server = Server(url)
         self._requests = requests
         self.kept: list[Kept] = []
@@ -197,7 +197,7 @@ class Load:
         Raises:
             ValueError: a request failed: then there is no figure.
         """
-        beside = _Beside(self._checked, self._per_second * CHECKED_SHARE * MORE, seconds)
+        beside = Beside(self._checked, self._per_second * CHECKED_SHARE * MORE, seconds)
         watch = Watch(self._roles)
         with beside:
             seen = self._wrk.run(self._url, connections=self._connections, seconds=seconds)
@@ -222,8 +222,13 @@ class Load:
         )
 
 
-class _Beside:
-    """Runs the checked requests on a thread while wrk runs."""
+class Beside:
+    """Runs the checked requests on a thread while wrk runs; raises what they raised when it is left.
+
+    Args:
+        checked: None: nothing runs.
+        per_second: of checked requests; 0: nothing runs.
+    """
 
     def __init__(self, checked: Checked | None, per_second: float, seconds: float) -> None:
         self._checked = checked if per_second > 0 else None

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +103,18 @@ def machine(
         python=platform.python_version(),
         packages={name: version(name) for name in packages},
     )
+
+
+def commit() -> str:
+    """The tree that was measured, where this is one."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    done = subprocess.run(  # noqa: S603
+        [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip()
 
 
 class Row(msgspec.Struct, frozen=True):

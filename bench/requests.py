@@ -8,8 +8,9 @@ distinct ones fit into memory. Nothing here knows the gateway; the same requests
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -66,6 +67,14 @@ class Target(msgspec.Struct, frozen=True):
                 raise ConfigInvalid(msg)
             return tensor.shape
         return (self.rows, *tensor.shape[1:])
+
+
+class Made(Protocol):
+    """Whole requests, made before a load; request `number` is `parts[number % len(parts)]`."""
+
+    @property
+    def parts(self) -> Sequence[tuple[bytes, ...]]:
+        """Each in pieces that are sent one after another."""
 
 
 class Requests:

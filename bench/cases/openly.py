@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bench.cases.case import Bench, metric
-from bench.load import Plan
+from bench.load import Plan, pinned_to
 from bench.outcome import Outcome
 from bench.report import Row
 from bench.requests import Requests, Target
@@ -58,16 +56,9 @@ def plan(
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def pinned(bench: Bench) -> Iterator[None]:
+def pinned(bench: Bench) -> AbstractContextManager[None]:
     """Run this process on the generator's processor: the open loop's generator is in it."""
-    before = os.sched_getaffinity(0)
-    if bench.options.generator_cpu in before:
-        os.sched_setaffinity(0, {bench.options.generator_cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    return pinned_to(bench.options.generator_cpu)
 
 
 def honest_row(seen: list[Outcome]) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bench.peers.adapters.litserve import LitServe
+from bench.peers.adapters.tidegate import Tidegate
 from bench.peers.peer import Peer
 
-PEERS: tuple[Peer, ...] = ()
+PEERS: tuple[Peer, ...] = (Tidegate(), LitServe())

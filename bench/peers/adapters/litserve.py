@@ -1,0 +1,143 @@
+"""LitServe: FastAPI in front of worker processes, batches of a fixed size and wait.
+
+Its own server is `served/litserve_app.py`. It has no repository of models and no reload: another version is a restart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from bench.peers import environment
+from bench.peers.asking import answers, model_file_of
+from bench.peers.environment import Environment
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
+from bench.peers.processes import Tree, free_port
+
+_APP = Path(__file__).resolve().parent.parent / "served" / "litserve_app.py"
+_BOUNDARY = "tidegate-bench-boundary"
+_NO_SAY: Say = lambda _: None  # noqa: E731
+WAITS_S = ("0.001", "0.01")
+"""`batch_timeout`; with 0 its workers spin."""
+
+
+class LitServe:
+    """See `Peer`."""
+
+    name = "litserve"
+    title = "LitServe"
+    forms: frozenset[Form] = frozenset(("json", "binary"))
+    audit = (
+        "a Logger: predictions go through a queue to a process that writes them as JSON lines, unacknowledged"
+    )
+    sources = (
+        Source(
+            "requests are batched with max_batch_size and batch_timeout; batch and unbatch stack and split them",
+            "Batching - LitServe", "https://lightning.ai/docs/litserve/features/batching",
+        ),
+        Source(
+            "workers_per_device up to the processors of a CPU host, as many API servers as workers, ZeroMQ"
+            " (fast_queue) above 100 requests a second",
+            "LitServer - LitServe", "https://lightning.ai/docs/litserve/api-reference/litserver",
+        ),
+        Source(
+            "decode_request and encode_response take and give what the model needs; binary data comes as a form",
+            "LitAPI - LitServe", "https://lightning.ai/docs/litserve/api-reference/litapi",
+        ),
+    )  # fmt: skip
+    choices = tuple(
+        setting
+        for workers in (1, 2, 4)
+        for setting in (
+            Setting(workers, False),
+            *(Setting(workers, True, {"batch_timeout_s": wait}) for wait in WAITS_S),
+        )
+    )
+
+    def prepare(self, say: Say) -> str:
+        """See `Peer`."""
+        return environment.made(self.name, say).versions["litserve"]
+
+    def begin(self, what: Begin) -> Running:
+        """See `Peer`."""
+        running = _Running(self, what, environment.made(self.name, _NO_SAY))
+        running.await_answer()
+        return running
+
+    def message(self, model: str, feeds: Arrays, form: Form) -> Message:
+        """See `Peer`."""
+        if form == "json":
+            body = orjson.dumps({"inputs": dict(feeds)}, option=orjson.OPT_SERIALIZE_NUMPY)
+            return Message("/predict", (("content-type", "application/json"),), body)
+        parts = [
+            f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"; filename="{name}"\r\n'
+            "content-type: application/octet-stream\r\n\r\n".encode()
+            + array.tobytes()
+            + b"\r\n"
+            for name, array in feeds.items()
+        ]
+        kind = (("content-type", f"multipart/form-data; boundary={_BOUNDARY}"),)
+        return Message("/predict", kind, b"".join(parts) + f"--{_BOUNDARY}--\r\n".encode())
+
+    def outputs(self, headers: Mapping[str, str], body: bytes) -> Mapping[str, NDArray[Any]]:
+        """See `Peer`."""
+        if "x-tensors" not in headers:
+            return {name: np.asarray(rows) for name, rows in orjson.loads(body)["outputs"].items()}
+        found, at = {}, 0
+        for name, dtype, shape in json.loads(headers["x-tensors"]):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            found[name] = np.frombuffer(body[at : at + size], dtype).reshape(shape)
+            at += size
+        return found
+
+
+class _Running:
+    """See `Running`."""
+
+    def __init__(self, peer: LitServe, what: Begin, environ: Environment) -> None:
+        self._peer, self._what, self._environ = peer, what, environ
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._tree = self._start("1")
+
+    def await_answer(self) -> None:
+        """Until it answers; raises Unavailable."""
+        self._tree.await_answer(lambda: answers(self._peer, self._what, self.url))
+
+    def pids(self) -> list[int]:
+        """See `Running`."""
+        return self._tree.pids()
+
+    def said(self) -> str:
+        """See `Running`."""
+        return self._tree.said()
+
+    def new_version(self, version: str) -> None:
+        """Restart it with the other file."""
+        self._tree.stop()
+        self._tree = self._start(version)
+
+    def stop(self) -> None:
+        """See `Running`."""
+        self._tree.stop()
+
+    def _start(self, version: str) -> Tree:
+        what, setting = self._what, self._what.setting
+        model_file = model_file_of(what.repository, what.model, version)
+        command = [
+            str(self._environ.python), str(_APP), "--model-file", str(model_file), "--port", str(self._port),
+            "--workers", str(setting.workers),
+        ]  # fmt: skip
+        if setting.batching:
+            command.append("--batching")
+        for name, value in setting.extra.items():
+            command += [f"--{name.replace('_', '-')}", value]
+        if what.audit:
+            command += ["--audit", what.receiver or str(what.home / "predictions.jsonl")]
+        return Tree(self._peer.name, command, home=what.home, environ=self._environ.environ, cpus=what.cpus)

@@ -1,0 +1,136 @@
+"""Tidegate: this product, measured through the same contract as every other.
+
+`tidegate serve` with everything on and no setting that a reader of the docs would not find: what the calibration may
+choose is workers and batching, as for the others. Batching off is runs of one request (`batch.max_rows=1`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+import gateway
+from bench.peers.asking import answers
+from bench.peers.oip import infer_message, infer_outputs
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
+from bench.peers.processes import Tree, free_port
+from bench.serving import Reply, call
+
+_ROOT = Path(__file__).resolve().parents[3]
+_LOADS_S = 120.0
+_POLL_S = 0.01
+_DOCS = "docs/config.md of this repository"
+
+
+class Tidegate:
+    """See `Peer`."""
+
+    name = "tidegate"
+    title = "Tidegate"
+    forms: frozenset[Form] = frozenset(("json", "binary"))
+    audit = "every prediction in the log on this host before it is answered (audit.level=spool, the default)"
+    sources = (
+        Source(
+            "defaults are the production settings; only ports, workers and the state directory are given",
+            "Configuration", _DOCS,
+        ),
+    )  # fmt: skip
+    choices = tuple(Setting(workers, batching) for workers in (1, 2, 4) for batching in (True, False))
+
+    def prepare(self, say: Say) -> str:
+        """The version; it runs from this interpreter's environment."""
+        return gateway.__version__
+
+    def begin(self, what: Begin) -> Running:
+        """Start it; see `Peer.begin`."""
+        return _Running(self, what)
+
+    def message(self, model: str, feeds: Arrays, form: Form) -> Message:
+        """The request for a prediction, in the Open Inference Protocol."""
+        return infer_message(model, feeds, form)
+
+    def outputs(self, headers: Mapping[str, str], body: bytes) -> Mapping[str, NDArray[Any]]:
+        """A reply's tensors."""
+        return infer_outputs(headers, body)
+
+
+class _Running:
+    """See `Running`."""
+
+    def __init__(self, peer: Tidegate, what: Begin) -> None:
+        self._model = what.model
+        self._state_dir = what.home / "state"
+        data, admin = free_port(), free_port()
+        self.url, self._admin_url = f"http://127.0.0.1:{data}", f"http://127.0.0.1:{admin}"
+        options = [part for text in _settings(what) for part in ("--set", text)]
+        command = [
+            sys.executable, "-m", "gateway.cli", "serve", str(what.repository),
+            "--port", str(data), "--admin-port", str(admin), "--workers", str(what.setting.workers),
+            "--state-dir", str(self._state_dir), *options,
+        ]  # fmt: skip
+        self._tree = Tree(
+            peer.name, command, home=what.home, environ={"PYTHONPATH": str(_ROOT)}, cpus=what.cpus
+        )
+        self._tree.await_answer(lambda: answers(peer, what, self.url))
+
+    def pids(self) -> list[int]:
+        """See `Running`."""
+        return self._tree.pids()
+
+    def said(self) -> str:
+        """See `Running`."""
+        return self._tree.said()
+
+    def new_version(self, version: str) -> None:
+        """Have the repository looked at, wait until it is loaded, and give it the traffic."""
+        self._admin("POST", "models/refresh", {"reason": "bench"})
+        deadline = time.monotonic() + _LOADS_S
+        while self._state(version) != "ready":
+            self._demand_time(deadline, version)
+        variants = [{"name": "primary", "version": version, "role": "primary", "weight_bp": 10_000}]
+        body = {"variants": variants, "reason": "bench"}
+        while self._admin("PUT", f"routes/{self._model}", body, self._revision()).status not in (200, 202):
+            self._demand_time(deadline, version)
+
+    def stop(self) -> None:
+        """See `Running`."""
+        self._tree.stop()
+
+    def _demand_time(self, deadline: float, version: str) -> None:
+        if time.monotonic() > deadline:
+            why = f"version {version} of {self._model} did not become ready in {_LOADS_S:g} s"
+            raise Unavailable(Tidegate.name, why, self.said())
+        time.sleep(_POLL_S)
+
+    def _state(self, version: str) -> str:
+        content = self._admin("GET", f"models/{self._model}").content
+        return next((one["state"] for one in content["versions"] if one["version"] == version), "absent")
+
+    def _revision(self) -> int:
+        return int(self._admin("GET", f"routes/{self._model}").content["revision"])
+
+    def _admin(self, method: str, path: str, body: object = None, revision: int | None = None) -> Reply:
+        headers = {"authorization": f"Bearer {(self._state_dir / 'admin.token').read_text().strip()}"}
+        if revision is not None:
+            headers["if-match"] = f'"{revision}"'
+        return call(self._admin_url, method, f"/admin/v1/{path}", body, headers)
+
+
+def _settings(what: Begin) -> list[str]:
+    """Texts of --set."""
+    texts = [f"{name}={value}" for name, value in what.setting.extra.items()]
+    # A slow peer's deadline is 30 s or more: ours must not expire what theirs may take its time with.
+    texts += ["data.request_timeout_ms=30000"]
+    if not what.setting.batching:
+        texts += ["batch.max_rows=1"]
+    if not what.audit:
+        texts += ["audit.level=none", "sidecar.enabled=false"]
+    if what.receiver is not None:
+        texts += [f"kafka.bootstrap_servers={json.dumps(what.receiver)}"]
+    return texts

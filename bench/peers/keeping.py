@@ -1,0 +1,72 @@
+"""Keeping: what was measured so far, so that a run goes on where it was cut.
+
+One file of JSON lines in the run's directory. Each line has the digest of everything that its figure depends on: the
+peer, both settings, the cell, the versions, the machine, the seconds of a load. Whoever asks for the same gets what is
+kept; another version or setting is another digest, and is measured anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+FILE = "measured.jsonl"
+T = TypeVar("T")
+
+
+class _Line(msgspec.Struct):
+    key: str
+    kind: str
+    value: msgspec.Raw
+
+
+def digest(*parts: Any) -> str:
+    """Of anything that msgspec can encode; the same for the same content."""
+    content = msgspec.json.encode(parts, order="deterministic")
+    return hashlib.sha256(content).hexdigest()[:24]
+
+
+class Kept:
+    """The lines of one run. A line that was cut in the middle of its writing counts as not there.
+
+    Threading: one process writes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._file = directory / FILE
+        self._found: dict[tuple[str, str], bytes] = {}
+        whole = 0
+        content = self._file.read_bytes() if self._file.exists() else b""
+        for raw in content.splitlines(keepends=True):
+            if not raw.endswith(b"\n"):
+                break
+            whole += len(raw)
+            try:
+                line = msgspec.json.decode(raw, type=_Line)
+            except msgspec.DecodeError:
+                continue
+            self._found[line.kind, line.key] = bytes(line.value)
+        if whole < len(content):
+            with self._file.open("r+b") as file:
+                file.truncate(whole)
+
+    def get(self, kind: str, key: str, type_: type[T]) -> T | None:
+        """What is kept under a key; None where nothing is, or nothing of that type."""
+        raw = self._found.get((kind, key))
+        try:
+            return None if raw is None else msgspec.json.decode(raw, type=type_)
+        except msgspec.ValidationError:
+            return None
+
+    def put(self, kind: str, key: str, value: Any) -> None:
+        """Keep it, on disk before this returns."""
+        raw = msgspec.json.encode(value)
+        self._found[kind, key] = raw
+        with self._file.open("ab") as file:
+            file.write(msgspec.json.encode(_Line(key, kind, msgspec.Raw(raw))) + b"\n")
+            file.flush()

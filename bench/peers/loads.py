@@ -1,0 +1,205 @@
+"""Loads: one side under one kind of load, and what it cost. Between a started server and a round of the comparison.
+
+A closed loop (wrk, on the generator's processor) says what a processor second buys: the whole tree's time, recorder,
+queues and daemons included. An open loop at a given rate says what a user waits. Both check 1% of the replies.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.check import CHECKED_SHARE
+from bench.load import Plan, generate, pinned_to
+from bench.outcome import outcome, took_ns
+from bench.paired import CHECKED_SEED, MORE, SETTLE_S, Beside, Checked
+from bench.peers.asking import Asked, model_file_of
+from bench.peers.peer import Cell, Peer, Running
+from bench.peers.processes import cpu_s, pss_bytes
+from bench.requests import Target
+from bench.serving import busy_s
+from bench.wrk import Wrk
+
+CONNECTIONS = 32
+CONNECTIONS_HEAVY = 4
+"""For a model that runs one image at a time: more would only wait longer."""
+HEAVY = frozenset(("squeezenet",))
+CHECKED_DISTINCT = 100
+OPEN_CONNECTIONS_MAX = 256
+SLOWEST_SHARE = 0.01
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """A closed loop."""
+
+    requests: int
+    """Answered with 2xx."""
+    errors: int
+    """Not 2xx, or the connection broke."""
+    cpu_s: float
+    """Of the whole tree."""
+    per_second: float
+    p50_ms: float
+    """With the queue that the connections themselves make."""
+    foreign_cpus: float
+    """Processors that others took meanwhile."""
+    checked: int
+
+    @property
+    def per_cpu_s(self) -> float:
+        """Requests that one processor second of the whole tree answers."""
+        return self.requests / self.cpu_s if self.cpu_s else 0.0
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True):
+    """An open loop; latencies count from when a request was due, in milliseconds."""
+
+    offered_per_second: float
+    requests: int
+    errors: dict[str, int]
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    slowest_ms: list[float]
+    """The slowest 1%, slowest first: what several rounds' percentiles are made of."""
+    generator_limited: bool
+    checked: int
+
+
+class Side:
+    """One server and the requests of one cell in its own form.
+
+    Args:
+        scratch: a directory of this side and cell alone.
+        generator_cpu: where the load runs.
+        distinct: requests that are made; fewer where they are large.
+    """
+
+    def __init__(
+        self, peer: Peer, running: Running, cell: Cell, repository: Path, scratch: Path, *,
+        generator_cpu: int, distinct: int,
+    ) -> None:  # fmt: skip
+        self.peer = peer
+        self._running = running
+        self._cell = cell
+        model_file = model_file_of(repository, cell.model)
+        self._asked = Asked(peer, cell.model, model_file, form=cell.form, rows=cell.rows, count=distinct)
+        self._small = Asked(
+            peer, cell.model, model_file, form=cell.form, rows=cell.rows, count=CHECKED_DISTINCT,
+            seed=CHECKED_SEED,
+        )  # fmt: skip
+        scratch.mkdir(parents=True)
+        self._asked.write(scratch / "requests")
+        self._wrk = Wrk(scratch, scratch / "requests", generator_cpu)
+        self._generator_cpu = generator_cpu
+        self._per_second = 0.0
+
+    @property
+    def connections(self) -> int:
+        """Of the closed loop."""
+        return CONNECTIONS_HEAVY if self._cell.model in HEAVY else CONNECTIONS
+
+    def warm_up(self) -> None:
+        """A second of load that counts nowhere."""
+        seen = self._wrk.run(self._running.url, connections=self.connections, seconds=1)
+        self._per_second = seen.per_second
+
+    def memory_bytes(self) -> int:
+        """Of the whole tree, now."""
+        return pss_bytes(self._running.pids())
+
+    def closed(self, seconds: float, others: Callable[[], Sequence[int]] = lambda: ()) -> Closed:
+        """Saturate it.
+
+        Args:
+            others: pids of servers that are no strangers (the other side's).
+
+        Raises:
+            ValueError: an answer was wrong.
+            ConnectionError: it could not be reached at all.
+        """
+        checked = Checked(self._running.url, self._small)
+        trickle = Beside(checked, self._per_second * CHECKED_SHARE * MORE, seconds)
+        watch = _Watch(self._running.pids, others)
+        refused, seen = 0, None
+        with pinned_to(self._generator_cpu):
+            try:
+                with trickle:
+                    seen = self._wrk.run(self._running.url, connections=self.connections, seconds=seconds)
+            except ValueError:
+                # Some of the checked ones were refused; they count as one error beside what wrk saw.
+                refused = 1
+        if seen is None:
+            msg = f"{self.peer.name} could not be loaded at all"
+            raise ConnectionError(msg)
+        time.sleep(SETTLE_S)
+        spent, foreign = watch.stop()
+        self._per_second = seen.per_second
+        right = self._small.check(kept for kept in checked.kept if _is_ok(kept.head))
+        return Closed(
+            requests=seen.requests - seen.status_errors + len(checked.kept),
+            errors=seen.status_errors + seen.socket_errors + refused,
+            cpu_s=spent,
+            per_second=(seen.requests - seen.status_errors) / (seen.duration_us / 1e6),
+            p50_ms=seen.p50_us / 1e3,
+            foreign_cpus=foreign,
+            checked=right,
+        )
+
+    def open(self, per_second: float, seconds: float) -> Open:
+        """Offer so many a second, whatever comes back.
+
+        Raises:
+            ValueError: an answer was wrong.
+        """
+        plan = Plan(
+            url=self._running.url, target=Target(self._cell.model, ()), seconds=seconds, per_second=per_second,
+            connections=OPEN_CONNECTIONS_MAX, model_file="checked", grace_s=10.0,
+        )  # fmt: skip
+        with pinned_to(self._generator_cpu):
+            part = generate(plan, self._asked)
+        right = self._asked.check(part.kept)
+        seen = outcome(
+            part.records, seconds=seconds, end_ns=part.end_ns, codes=part.codes, generator_cpus=part.cpus
+        )
+        took_ms = sorted((took_ns(part.records, part.end_ns) / 1e6).tolist(), reverse=True)
+        latency = seen.latency_ms
+        return Open(
+            offered_per_second=seen.offered_per_second,
+            requests=seen.requests,
+            errors=seen.errors,
+            p50_ms=latency.p50 if latency else 0.0,
+            p99_ms=latency.p99 if latency else 0.0,
+            p999_ms=latency.p999 if latency else 0.0,
+            slowest_ms=took_ms[: max(1, round(len(took_ms) * SLOWEST_SHARE))],
+            generator_limited=seen.generator_limited,
+            checked=right,
+        )
+
+
+def _is_ok(head: bytes) -> bool:
+    return head.split(b" ", 2)[1][:1] == b"2"
+
+
+class _Watch:
+    """Processor seconds of a tree, and processors that strangers took, from its making to `stop`."""
+
+    def __init__(self, mine: Callable[[], Sequence[int]], others: Callable[[], Sequence[int]]) -> None:
+        self._mine, self._others = mine, others
+        self._before = self._now()
+        self._started = time.monotonic()
+
+    def stop(self) -> tuple[float, float]:
+        wall_s = time.monotonic() - self._started
+        spent, others, busy = (now - then for now, then in zip(self._now(), self._before, strict=True))
+        return spent, max(0.0, (busy - spent - others) / wall_s)
+
+    def _now(self) -> tuple[float, float, float]:
+        """Of the tree, of the others, of all but this process and what it waited for."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ours = time.process_time() + ended.ru_utime + ended.ru_stime
+        return cpu_s(self._mine()), cpu_s(self._others()), busy_s() - ours

@@ -1,0 +1,156 @@
+"""An ONNX model behind LitServe, as its documentation builds such a server. Runs in LitServe's own environment.
+
+One LitAPI: JSON bodies {"inputs": {NAME: rows}} and multipart forms of raw little-endian tensors come to the same
+endpoint. Requests of one batch are concatenated row-wise and split again; a model of fixed size runs one by one.
+"""
+
+import argparse
+import http.client
+import json
+from urllib.parse import urlsplit
+
+import litserve
+import numpy as np
+import onnxruntime as ort
+import orjson
+from fastapi import Request
+from starlette.responses import Response
+
+TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}
+
+
+class FileLogger(litserve.Logger):
+    """Predictions as JSON lines; LitServe runs it in a process of its own, behind a queue."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def process(self, key, value):
+        """One prediction."""
+        with open(self.file, "ab") as out:  # noqa: PTH123
+            out.write(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+
+
+class HttpLogger(litserve.Logger):
+    """Predictions posted to a receiver, one by one. What cannot be sent raises, and LitServe says so and goes on."""
+
+    def __init__(self, url):
+        super().__init__()
+        self.url = url
+        self.connection = None
+
+    def process(self, key, value):
+        """One prediction."""
+        if self.connection is None:
+            parts = urlsplit(self.url)
+            self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+        try:
+            body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+            self.connection.request("POST", "/", body, {"content-type": "application/json"})
+            self.connection.getresponse().read()
+        except Exception:
+            self.connection.close()
+            self.connection = None
+            raise
+
+
+class OnnxApi(litserve.LitAPI):
+    """The model."""
+
+    def __init__(self, options):
+        batch = {"max_batch_size": options.max_batch_size, "batch_timeout": options.batch_timeout_s}
+        super().__init__(**(batch if options.batching else {}))
+        self.options = options
+
+    def setup(self, device):
+        """Load it, in each worker."""
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(
+            self.options.model_file, settings, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = {one.name: (TYPES[one.type], tuple(one.shape[1:])) for one in self.session.get_inputs()}
+        self.outputs = [one.name for one in self.session.get_outputs()]
+        self.is_fixed = isinstance(self.session.get_inputs()[0].shape[0], int)
+
+    def decode_request(self, request: Request):
+        """Tensors by name, and whether the answer is to be binary."""
+        if "inputs" in request:
+            arrays = {
+                name: np.asarray(rows, self.inputs[name][0]) for name, rows in request["inputs"].items()
+            }
+            return arrays, False
+        arrays = {}
+        for name, (dtype, shape) in self.inputs.items():
+            arrays[name] = np.frombuffer(request[name].file.read(), dtype).reshape(-1, *shape)
+        return arrays, True
+
+    def batch(self, inputs):
+        """All requests of a batch; predict sees them as a list."""
+        return inputs
+
+    def unbatch(self, output):
+        """Each request's own answer."""
+        return output
+
+    def predict(self, x):
+        """One run for a whole batch, or one for each where rows cannot be stacked."""
+        many = x if isinstance(x, list) else [x]
+        if self.is_fixed or len(many) == 1:
+            answers = [(self.session.run(self.outputs, arrays), binary) for arrays, binary in many]
+        else:
+            stacked = {name: np.concatenate([arrays[name] for arrays, _ in many]) for name in self.inputs}
+            ran, answers, at = self.session.run(self.outputs, stacked), [], 0
+            for arrays, binary in many:
+                rows = len(next(iter(arrays.values())))
+                answers.append(([output[at : at + rows] for output in ran], binary))
+                at += rows
+        if self.options.audit:
+            for (arrays, _), (outputs, _) in zip(many, answers, strict=True):
+                named = dict(zip(self.outputs, outputs, strict=True))
+                self.log("prediction", {"inputs": arrays, "outputs": named})
+        return answers if isinstance(x, list) else answers[0]
+
+    def encode_response(self, output):
+        """JSON, or raw tensors with their names, types and shapes in a header."""
+        outputs, binary = output
+        if not binary:
+            content = {"outputs": dict(zip(self.outputs, map(np.ascontiguousarray, outputs), strict=True))}
+            return Response(
+                orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
+            )
+        described = [
+            [name, one.dtype.str, one.shape] for name, one in zip(self.outputs, outputs, strict=True)
+        ]
+        return Response(
+            b"".join(one.tobytes() for one in outputs), media_type="application/octet-stream",
+            headers={"x-tensors": json.dumps(described)},
+        )  # fmt: skip
+
+
+def main():
+    """Serve until ended."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-file", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batching", action="store_true")
+    parser.add_argument("--max-batch-size", type=int, default=32)
+    parser.add_argument("--batch-timeout-s", type=float, default=0.01)
+    parser.add_argument("--audit", default="", help="a file, or the address of a receiver")
+    options = parser.parse_args()
+    loggers = None
+    if options.audit:
+        loggers = (
+            HttpLogger(options.audit) if options.audit.startswith("http://") else FileLogger(options.audit)
+        )
+    server = litserve.LitServer(
+        OnnxApi(options), accelerator="cpu", devices=1, workers_per_device=options.workers, fast_queue=True,
+        loggers=loggers,
+    )  # fmt: skip
+    server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()
