@@ -1,4 +1,7 @@
-"""Models that benchmarks and proofs serve; made on the spot, seeded. Needs the `dev` extra (onnx)."""
+"""Models that benchmarks and proofs serve; made on the spot, seeded. Needs the `dev` extra (onnx).
+
+`write_trees` needs the `train` extra besides (scikit-learn, skl2onnx).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from gateway.errors import ConfigInvalid
+
 WIDTHS = (30, 256, 256, 2)
+TREES, TREE_DEPTH = 100, 5
+_TRAINED_ROWS = 4000
 
 
 def write_mlp(
@@ -57,3 +64,39 @@ def write_heavy(repository: Path, version: str, *, megabytes: int, name: str = "
     # Two square layers of w x w, four bytes a weight.
     width = int((megabytes * 1e6 / 8) ** 0.5)
     return write_mlp(repository, version, seed, name=name, widths=(30, width, width, width, 2))
+
+
+def write_trees(repository: Path, version: str = "1", seed: int = 1, *, name: str = "trees") -> Path:
+    """`trees`: X [N,30] FP32 -> 100 boosted trees -> label [N] INT64, probabilities [N,2]; returns the model's file.
+
+    The rows that it is trained on follow from the seed, and so do the trees.
+
+    Raises:
+        ConfigInvalid: scikit-learn or skl2onnx is not installed.
+    Cost: trains for some seconds on one processor.
+    """
+    try:
+        from skl2onnx import convert_sklearn
+        from skl2onnx.common.data_types import FloatTensorType
+        from sklearn.ensemble import GradientBoostingClassifier
+    except ImportError as exc:
+        msg = f"boosted trees cannot be trained ({exc}): install the extra `train`"
+        raise ConfigInvalid(msg) from None
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((_TRAINED_ROWS, WIDTHS[0])).astype(np.float32)
+    # Interactions and a bend, so that trees are grown to their full depth.
+    score = rows[:, 0] * rows[:, 1] + np.abs(rows[:, 2]) + rows[:, 3:8].sum(axis=1) / 2 - 0.8
+    late = score + rng.standard_normal(_TRAINED_ROWS) / 2 > 0
+    trees = GradientBoostingClassifier(n_estimators=TREES, max_depth=TREE_DEPTH, random_state=seed)
+    trees.fit(rows, late.astype(np.int64))
+    made = convert_sklearn(
+        trees,
+        # Its default is another one each time.
+        name=name,
+        initial_types=[("X", FloatTensorType([None, WIDTHS[0]]))],
+        options={"zipmap": False},
+    )
+    path = repository / name / version / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(made.SerializeToString(deterministic=True))
+    return path
