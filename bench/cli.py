@@ -17,6 +17,7 @@ from bench import report
 from bench.cases.case import MLP, Options
 from bench.cli_load import command as load
 from bench.cli_load import end
+from bench.cli_peers import main as peers
 from bench.requests import DISTINCT_REQUESTS, Target
 from gateway.errors import ConfigInvalid
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(load)
+main.add_command(peers)
 
 
 @main.command("profile", help="Where the microseconds of one request go, without a socket.")

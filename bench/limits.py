@@ -7,7 +7,6 @@ written into a page between its markers.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from bench.cases.single import single, single_128, varying_heads
 from bench.cases.stalls import stalls
 from bench.cases.vision import squeezenet
 from bench.cases.workers import workers2
+from bench.load import demand_processors
 from gateway.errors import ConfigInvalid
 
 Measure = Callable[[Bench], Case]
@@ -93,7 +93,7 @@ def measure(
         ConfigInvalid: only one case was asked for and something that it needs is missing.
         ValueError, OSError: the same, for a wrong reply and for what did not answer. Of several cases the others go on.
     """
-    _demand_processors(options)
+    demand_processors(server=options.server_cpu, generator=options.generator_cpu)
     cases: list[Case] = []
     for name in dict.fromkeys(ALIASES.get(name, name) for name in names):
 
@@ -118,17 +118,6 @@ def measure(
         options=options,
         cases=cases,
     )
-
-
-def _demand_processors(options: Options) -> None:
-    mine = os.sched_getaffinity(0)
-    for role, cpu in (("server", options.server_cpu), ("generator", options.generator_cpu)):
-        if cpu not in mine:
-            msg = (
-                f"--{role}-cpu {cpu}: this process may use {', '.join(map(str, sorted(mine)))};"
-                " servers and load need a processor each"
-            )
-            raise ConfigInvalid(msg)
 
 
 def print_result(result: Result) -> None:

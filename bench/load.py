@@ -199,6 +199,18 @@ def _joined(found: list[Records]) -> Records:
     return joined
 
 
+def demand_processors(**cpus: int) -> None:
+    """Raise ConfigInvalid unless this process may use the processor that each role is given (--ROLE-cpu)."""
+    mine = os.sched_getaffinity(0)
+    for role, cpu in cpus.items():
+        if cpu not in mine:
+            msg = (
+                f"--{role}-cpu {cpu}: this process may use {', '.join(map(str, sorted(mine)))};"
+                " servers and load need a processor each"
+            )
+            raise ConfigInvalid(msg)
+
+
 @contextlib.contextmanager
 def pinned_to(cpu: int) -> Iterator[None]:
     """Run this process on one processor, where it may use that one: an open loop's generator is in it."""

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.errors import ConfigInvalid
@@ -56,6 +58,22 @@ def write_mlp(
     path = repository / name / version / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def write_squeezenet(repository: Path) -> Path:
+    """`squeezenet` from the onnx wheel's light models: one image [1,3,224,224] FP32 a request; returns its file.
+
+    Raises:
+        ConfigInvalid: this onnx package has no such file.
+    """
+    source = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_squeezenet.onnx"
+    if not source.is_file():
+        msg = f"this onnx package has no {source.name}: 1.19 or later has"
+        raise ConfigInvalid(msg)
+    path = repository / "squeezenet" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(source, path)
     return path
 
 

@@ -16,8 +16,7 @@ def plot(seen: Outcome, title: str, file: Path) -> None:
     Raises:
         ConfigInvalid: matplotlib is not installed.
     """
-    figure_class = _figure()
-    figure = figure_class(figsize=(11, 4.2), layout="constrained")
+    figure = empty(11, 4.2)
     by_percentile, over_time = figure.subplots(1, 2)
     shares = [100 / max(100 - share, 1e-9) for share, _ in seen.curve]
     by_percentile.plot(shares, [value for _, value in seen.curve], marker=".", color="#1f5fa8")
@@ -44,6 +43,15 @@ def plot(seen: Outcome, title: str, file: Path) -> None:
 def demand() -> None:
     """Raise ConfigInvalid now rather than after a long load, when there is no matplotlib."""
     _figure()
+
+
+def empty(width: float, height: float) -> Any:
+    """An empty figure of so many inches.
+
+    Raises:
+        ConfigInvalid: matplotlib is not installed.
+    """
+    return _figure()(figsize=(width, height), layout="constrained")
 
 
 def _figure() -> Any:

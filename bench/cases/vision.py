@@ -7,17 +7,17 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import paired, report
+import onnx
+
+from bench import models, paired, report
 from bench.cases.case import WARM_UP_S, Bench, Case, Served, checked_row
 from bench.paired import Sample
 from bench.partners import Raw
 from bench.requests import Target, Tensor
-from gateway.errors import ConfigInvalid
 
 HASHED_MIN = 0.90
 WHOLE_MIN = 0.95
@@ -27,23 +27,12 @@ WHOLE = ("audit.capture_max_bytes=4194304", "audit.ring_bytes=67108864", "audit.
 
 
 def write_squeezenet(repository: Path) -> tuple[Path, Tensor, str]:
-    """`squeezenet` from the onnx wheel's light models; returns its file, its input and its output's name.
+    """`squeezenet`; returns its file, its input and its output's name.
 
     Raises:
-        ConfigInvalid: the onnx package is not installed or has no such file.
+        ConfigInvalid: the onnx package has no such file.
     """
-    try:
-        import onnx
-    except ImportError:
-        msg = "the squeezenet case needs the onnx package (extra `dev`)"
-        raise ConfigInvalid(msg) from None
-    source = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_squeezenet.onnx"
-    if not source.is_file():
-        msg = f"this onnx package has no {source.name}: 1.19 or later has"
-        raise ConfigInvalid(msg)
-    path = repository / "squeezenet" / "1" / "model.onnx"
-    path.parent.mkdir(parents=True)
-    shutil.copyfile(source, path)
+    path = models.write_squeezenet(repository)
     graph = onnx.load(path).graph
     weights = {weight.name for weight in graph.initializer}
     (taken,) = (value for value in graph.input if value.name not in weights)
@@ -53,15 +42,15 @@ def write_squeezenet(repository: Path) -> tuple[Path, Tensor, str]:
 
 def squeezenet(bench: Bench) -> Case:
     """Both gateways and the plain loop, in turn."""
-    options, models = bench.options, bench.scratch / "models"
-    model_file, tensor, _ = write_squeezenet(models)
+    options, repository = bench.options, bench.scratch / "models"
+    model_file, tensor, _ = write_squeezenet(repository)
     target = Target("squeezenet", (tensor,), form="binary")
     timeout = ("data.request_timeout_ms=30000",)
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(Raw(model_file, 1, bench.server_cpus))
         served = {}
         for name, settings in (("hashed", ()), ("whole", WHOLE)):
-            gateway = stack.enter_context(bench.gateway(models, name, settings=(*timeout, *settings)))
+            gateway = stack.enter_context(bench.gateway(repository, name, settings=(*timeout, *settings)))
             served[name] = Served(bench, gateway, target, model_file, connections=CONNECTIONS)
         sides: dict[str, Callable[[], Sample]] = {"onnxruntime": lambda: _raw(raw, options.seconds)}
         for name, one in served.items():

@@ -151,7 +151,7 @@ def _answer(kept: Kept) -> Answer:
 
 
 def demand_right(peer: Peer, ran: Any, feeds: Arrays, answer: Answer) -> None:
-    """Raise ValueError unless a reply has what ONNX Runtime says for the same inputs.
+    """Raise ValueError unless a reply has what ONNX Runtime says for the same inputs; "" names the first output.
 
     Args:
         ran: the session of `session`.
@@ -165,6 +165,8 @@ def demand_right(peer: Peer, ran: Any, feeds: Arrays, answer: Answer) -> None:
         msg = f"{peer.name}: a reply cannot be read ({exc!r}): {answer.body[:300]!r}"
         raise ValueError(msg) from exc
     names = [output.name for output in ran.get_outputs()]
+    # Some products do not name what they answer: then it is the first output.
+    outputs = {name or names[0]: array for name, array in outputs.items()}
     expected = dict(zip(names, ran.run(names, dict(feeds)), strict=True))
     if not outputs or not set(outputs) <= set(names):
         msg = f"{peer.name} answered outputs {sorted(outputs)}; expected some of {names}"

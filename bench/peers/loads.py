@@ -6,19 +6,20 @@ queues and daemons included. An open loop at a given rate says what a user waits
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import msgspec
 
 from bench.check import CHECKED_SHARE
 from bench.load import Plan, generate, pinned_to
 from bench.outcome import outcome, took_ns
 from bench.paired import CHECKED_SEED, MORE, SETTLE_S, Beside, Checked
 from bench.peers.asking import Asked, model_file_of
-from bench.peers.peer import Cell, Peer, Running
+from bench.peers.figures import Closed, How, Open
+from bench.peers.peer import Begin, Cell, Peer, Running, Setting
 from bench.peers.processes import cpu_s, pss_bytes
 from bench.requests import Target
 from bench.serving import busy_s
@@ -33,41 +34,25 @@ OPEN_CONNECTIONS_MAX = 256
 SLOWEST_SHARE = 0.01
 
 
-class Closed(msgspec.Struct, frozen=True, kw_only=True):
-    """A closed loop."""
+@contextlib.contextmanager
+def started(
+    peer: Peer, repository: Path, model: str, setting: Setting, how: How, *, audit: bool
+) -> Iterator[Running]:
+    """A server of a peer on the servers' processor, in a scratch directory of its own; ended afterwards.
 
-    requests: int
-    """Answered with 2xx."""
-    errors: int
-    """Not 2xx, or the connection broke."""
-    cpu_s: float
-    """Of the whole tree."""
-    per_second: float
-    p50_ms: float
-    """With the queue that the connections themselves make."""
-    foreign_cpus: float
-    """Processors that others took meanwhile."""
-    checked: int
-
-    @property
-    def per_cpu_s(self) -> float:
-        """Requests that one processor second of the whole tree answers."""
-        return self.requests / self.cpu_s if self.cpu_s else 0.0
-
-
-class Open(msgspec.Struct, frozen=True, kw_only=True):
-    """An open loop; latencies count from when a request was due, in milliseconds."""
-
-    offered_per_second: float
-    requests: int
-    errors: dict[str, int]
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
-    slowest_ms: list[float]
-    """The slowest 1%, slowest first: what several rounds' percentiles are made of."""
-    generator_limited: bool
-    checked: int
+    Raises:
+        Unavailable: it did not start.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"tidegate-{peer.name}-", ignore_cleanup_errors=True) as scratch:
+        home = Path(scratch)
+        begin = Begin(
+            repository=repository, model=model, home=home, setting=setting, audit=audit, cpus=str(how.server_cpu)
+        )  # fmt: skip
+        running = peer.begin(begin)
+        try:
+            yield running
+        finally:
+            running.stop()
 
 
 class Side:

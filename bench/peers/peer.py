@@ -102,6 +102,8 @@ class Running(Protocol):
 
     url: str
     """Scheme, host and port."""
+    home: Path
+    """`Begin.home`: where its output and, without a receiver, its log are."""
 
     def pids(self) -> list[int]:
         """The whole tree, those that were reparented too."""
@@ -150,6 +152,8 @@ class Peer(Protocol):
     """How tensors can be sent; a form that is missing is "not offered" in the tables."""
     audit: str
     """Its nearest equivalent of our audit log, in words; "" where none is offered."""
+    receiver_kind: str
+    """What its log can be sent to: "kafka", "http", "otlp"; "": a file below its home, or nothing."""
     sources: tuple[Source, ...]
     """The vendor's recommended production settings that are followed here."""
     choices: tuple[Setting, ...]
@@ -173,7 +177,7 @@ class Peer(Protocol):
         """The request for a prediction."""
 
     def outputs(self, headers: Mapping[str, str], body: bytes) -> Mapping[str, NDArray[Any]]:
-        """A reply's tensors, to be compared with ONNX Runtime's own.
+        """A reply's tensors by name ("": the first one, of a product that does not name it).
 
         Args:
             headers: by lower-case name.

@@ -36,6 +36,7 @@ class LitServe:
     audit = (
         "a Logger: predictions go through a queue to a process that writes them as JSON lines, unacknowledged"
     )
+    receiver_kind = "http"
     sources = (
         Source(
             "requests are batched with max_batch_size and batch_timeout; batch and unbatch stack and split them",
@@ -102,6 +103,7 @@ class _Running:
 
     def __init__(self, peer: LitServe, what: Begin, environ: Environment) -> None:
         self._peer, self._what, self._environ = peer, what, environ
+        self.home = what.home
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._tree = self._start("1")

@@ -35,6 +35,7 @@ class Tidegate:
     title = "Tidegate"
     forms: frozenset[Form] = frozenset(("json", "binary"))
     audit = "every prediction in the log on this host before it is answered (audit.level=spool, the default)"
+    receiver_kind = "kafka"
     sources = (
         Source(
             "defaults are the production settings; only ports, workers and the state directory are given",
@@ -65,6 +66,7 @@ class _Running:
 
     def __init__(self, peer: Tidegate, what: Begin) -> None:
         self._model = what.model
+        self.home = what.home
         self._state_dir = what.home / "state"
         data, admin = free_port(), free_port()
         self.url, self._admin_url = f"http://127.0.0.1:{data}", f"http://127.0.0.1:{admin}"

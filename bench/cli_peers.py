@@ -1,0 +1,189 @@
+"""`tidegate bench peers`: how it compares with other products, from one command.
+
+Exit codes as of bench.cli: 0 all goals met (or none decided), 1 one missed, 2 something is missing or wrong, 3 nothing
+was measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import rich.console
+import rich.progress
+
+from bench import report
+from bench.cli_load import end
+from bench.peers import calibration, catalog, page
+from bench.peers import run as runs
+from bench.peers.comparison import Passed
+from bench.peers.figures import How, Result
+from bench.peers.peer import Say, Unavailable
+from bench.peers.run import Wanted
+from gateway.errors import ConfigInvalid
+
+QUICK_SECONDS = 2.0
+SECONDS = 3.0
+_PATH: Any = click.Path(path_type=Path)
+_SHARED = (
+    click.option("--peer", "peers", multiple=True, metavar="NAME", help="may be given several times  [all]"),
+    click.option(
+        "--model", "models", multiple=True, type=click.Choice(catalog.MODELS), help="likewise  [all]"
+    ),
+    click.option("--seconds", type=float, help="of each load  [3; quick 2]"),
+    click.option("--server-cpu", default=0, show_default=True, help="processor of all servers"),
+    click.option("--generator-cpu", default=1, show_default=True, help="processor of the load"),
+    click.option(
+        "--resume", type=_PATH, metavar="DIR", help="go on with a run that was cut, in its directory"
+    ),
+    click.option("--json", "as_json", is_flag=True, help="print everything as JSON"),
+)
+_RUN = (
+    click.option("--quick", is_flag=True, help="headline cells only, 3 rounds of 2 s"),
+    click.option("--rounds", type=click.IntRange(1), help="of each cell  [headline 11, others 3]"),
+    click.option("--calibrate", is_flag=True, help="find all settings anew"),
+    click.option("--settings", default="", metavar="FILE", help="settings instead of the committed ones"),
+    click.option("--ours-as-theirs", "pinned", is_flag=True, help="ours pinned to each peer's settings"),
+    click.option("--write", type=_PATH, metavar="PAGE", help="put it into a page, between its markers"),
+    click.option("--out", type=_PATH, metavar="FILE", help="write everything as JSON"),
+)
+
+
+def _with(*options: Any) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+class _RunByDefault(click.Group):
+    """A group whose `run` needs not be named: `peers --quick` is `peers run --quick`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click.Group."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("peers", cls=_RunByDefault, help="Beside other products; `peers` alone is `peers run`.")
+def main() -> None:
+    """The group."""
+
+
+@main.command("run", help="Environments, settings, rounds, page and JSON: everything.")
+@_with(*_SHARED, *_RUN)
+def run(*, resume: Path | None, as_json: bool, write: Path | None, out: Path | None, **given: Any) -> None:
+    """See the command's help."""
+    with _ending():
+        wanted = _wanted(**given)
+        if write is not None:
+            page.demand_markers(write.read_text(), pinned=wanted.pinned)
+        directory = resume or runs.new_directory()
+        click.echo(f"bench: results go to {directory}; --resume {directory} goes on there", err=True)
+        with _progress() as (say, passed):
+            result = runs.run(wanted, directory, say, passed)
+        if write is not None:
+            runs.write_page(write, result)
+        if out is not None:
+            out.write_text(report.to_json(result))
+    _show(result, as_json=as_json)
+
+
+@main.command("calibrate", help="Find each product's best settings and keep them with their reasons.")
+@_with(*_SHARED)
+@click.option("--out", type=_PATH, default=calibration.COMMITTED, help="where they go  [beside the code]")
+def calibrate(*, resume: Path | None, as_json: bool, out: Path, **given: Any) -> None:
+    """See the command's help."""
+    with _ending():
+        wanted = _wanted(calibrate=True, **given)
+        with _progress() as (say, _):
+            found, failed = runs.calibrate(wanted, resume or runs.new_directory(), say)
+        merged = calibration.read(out).classes.get(calibration.machine_class()) or found
+        merged.at, merged.machine = found.at, found.machine
+        for name, models in found.peers.items():
+            merged.peers.setdefault(name, {}).update(models)
+        calibration.write(out, merged)
+    for one in failed:
+        click.echo(f"bench: {one.peer}: {one.what}: {one.why}\n{one.last_lines}", err=True)
+    if as_json:
+        click.echo(report.to_json(found))
+        return
+    for name, models in found.peers.items():
+        for model, chosen in models.items():
+            click.echo(f"{name}, {model}: {chosen.setting.text()}: {chosen.reason}")
+
+
+@main.command("page", help="Write the page of a run again, from its JSON.")
+@click.argument("json_file", type=_PATH)
+@click.option("--write", type=_PATH, required=True, metavar="PAGE", help="between its markers")
+def page_again(*, json_file: Path, write: Path) -> None:
+    """See the command's help."""
+    with _ending():
+        runs.write_page(write, runs.read_result(json_file))
+
+
+def _wanted(*, models: tuple[str, ...], seconds: float | None, server_cpu: int, generator_cpu: int,
+            quick: bool = False, **given: Any) -> Wanted:  # fmt: skip
+    how = How(
+        seconds=seconds or (QUICK_SECONDS if quick else SECONDS), server_cpu=server_cpu, generator_cpu=generator_cpu
+    )  # fmt: skip
+    command = shlex.join(["tidegate", *sys.argv[sys.argv.index("bench") :]] if "bench" in sys.argv else
+                         ["tidegate", "bench", *sys.argv[1:]])  # fmt: skip
+    return Wanted(models=models or catalog.MODELS, how=how, quick=quick, command=command, **given)
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """A user's mistake and a product that does not run end with one message and their status."""
+    try:
+        yield
+    except ConfigInvalid as exc:
+        end(2, str(exc))
+    except Unavailable as exc:
+        end(3, str(exc))
+    except KeyboardInterrupt:
+        end(130, "cut; --resume goes on where it was")
+
+
+def _show(result: Result, *, as_json: bool) -> None:
+    rows = page.goals(result)
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        click.echo(page.markdown(result))
+    if not result.found.rounds:
+        end(3, "nothing was measured")
+    sys.exit(0 if all(row.met is not False for row in rows) else 1)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[tuple[Say, Passed]]:
+    """Lines on stderr, and below them a bar where that is a terminal."""
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rounds", total=None)
+
+        def passed(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        def say(line: str) -> None:
+            if console.is_terminal:
+                bar.console.print(line, highlight=False, markup=False)
+            else:
+                click.echo(line, err=True)
+
+        yield say, passed

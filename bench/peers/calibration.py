@@ -1,0 +1,141 @@
+"""Calibration: each peer's best settings, found by trying them, and kept with their reasons.
+
+1, 2 and 4 workers, batching on and off, and what else an adapter offers: each is started, warmed up and saturated with
+the cell that its model is known by. The best is the one whose whole tree answers most requests per processor second
+without an error. `settings.json` beside this module holds what was found, by class of machine: a comparison takes its
+settings from there, and whoever doubts one changes it and runs again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bench import report
+from bench.peers import catalog
+from bench.peers.figures import Chosen, How, Tried
+from bench.peers.loads import Side, started
+from bench.peers.peer import Peer, Say, Setting, Unavailable
+from gateway.errors import ConfigInvalid
+
+DISTINCT = 1_000
+COMMITTED = Path(__file__).resolve().parent / "settings.json"
+
+
+class Calibrated(msgspec.Struct, kw_only=True):
+    """What was found on one machine."""
+
+    at: str
+    machine: report.Machine
+    peers: dict[str, dict[str, Chosen]] = {}
+    """By peer, by model."""
+
+    def get(self, peer: str, model: str) -> Chosen | None:
+        """What was chosen for a peer and a model."""
+        return self.peers.get(peer, {}).get(model)
+
+
+class Settings(msgspec.Struct, kw_only=True):
+    """settings.json."""
+
+    classes: dict[str, Calibrated] = {}
+    """By class of machine."""
+
+
+def machine_class() -> str:
+    """Machines of one class share settings: architecture and count of processors."""
+    return f"{platform.machine()}, {os.cpu_count()} processors"
+
+
+def fresh() -> Calibrated:
+    """A calibration of this machine that holds nothing yet."""
+    return Calibrated(at=f"{datetime.now(UTC):%Y-%m-%d}", machine=report.machine())
+
+
+def read(file: Path) -> Settings:
+    """Settings of a file; none where there is no file.
+
+    Raises:
+        ConfigInvalid: it is not such a file.
+    """
+    if not file.exists():
+        return Settings()
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Settings)
+    except (msgspec.DecodeError, OSError) as exc:
+        msg = (
+            f"{file}: no settings of peers ({exc}): write them anew with `bench peers calibrate --out {file}`"
+        )
+        raise ConfigInvalid(msg) from exc
+
+
+def write(file: Path, found: Calibrated) -> None:
+    """Put this machine class's settings into a file; other classes stay."""
+    settings = read(file)
+    settings.classes[machine_class()] = found
+    encoded = msgspec.json.format(msgspec.json.encode(settings, order="deterministic"), indent=1)
+    file.write_bytes(encoded + b"\n")
+
+
+def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> Chosen:
+    """Try a peer's settings with one model, and choose.
+
+    Raises:
+        Unavailable: none of them worked, with the last one's last lines.
+    """
+    tried: list[Tried] = []
+    last: Unavailable | None = None
+    for setting in peer.choices:
+        try:
+            found = _try(peer, model, repository, setting, how)
+        except Unavailable as exc:
+            last, found = exc, Tried(setting=setting, why_not=exc.why)
+        except (ValueError, OSError) as exc:
+            found = Tried(setting=setting, why_not=str(exc)[:300])
+        tried.append(found)
+        shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second"
+        say(f"{peer.name}, {model}: {setting.text()}: {shown}")
+    if all(one.why_not for one in tried):
+        raise last or Unavailable(peer.name, f"no setting serves {model}", tried[-1].why_not)
+    return chosen(tried)
+
+
+def chosen(tried: Sequence[Tried]) -> Chosen:
+    """The best of what was tried, with its reason in figures. At least one must have worked."""
+    best = max((one for one in tried if not one.why_not), key=lambda one: one.per_cpu_s)
+    rest = [
+        f"{one.setting.text()}: {one.why_not or format(one.per_cpu_s, ',.0f')}"
+        for one in tried
+        if one is not best
+    ]
+    reason = f"{best.per_cpu_s:,.0f} requests per CPU second" + (f"; {'; '.join(rest)}" if rest else "")
+    return Chosen(setting=best.setting, reason=reason, tried=list(tried))
+
+
+def _try(peer: Peer, model: str, repository: Path, setting: Setting, how: How) -> Tried:
+    cell = catalog.CALIBRATED[model]
+    if cell.form not in peer.forms:
+        cell = msgspec.structs.replace(cell, form=next(iter(peer.forms)))
+    with (
+        tempfile.TemporaryDirectory(prefix="tidegate-load-") as scratch,
+        started(peer, repository, model, setting, how, audit=False) as running,
+    ):
+        side = Side(
+            peer, running, cell, repository, Path(scratch) / "load", generator_cpu=how.generator_cpu,
+            distinct=min(how.distinct, DISTINCT),
+        )  # fmt: skip
+        side.warm_up()
+        seen = side.closed(how.seconds)
+    return Tried(
+        setting=setting,
+        per_cpu_s=seen.per_cpu_s,
+        per_second=seen.per_second,
+        p50_ms=seen.p50_ms,
+        why_not=f"{seen.errors} of {seen.requests + seen.errors} requests failed" if seen.errors else "",
+    )

@@ -1,0 +1,318 @@
+"""Page: what a comparison found, as Markdown between a page's markers, as a plot, and as JSON.
+
+Where a peer is ahead comes first; then the figures, what could not be measured, the settings with their reasons and
+sources, and the machine. The page is made from the JSON alone, so that it can be made again without a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench import plot, report
+from bench.peers import catalog, summary
+from bench.peers.figures import Pair, Result
+from bench.peers.summary import Line, StartLine, Verdict
+from gateway.errors import ConfigInvalid
+
+MARKS = {
+    False: ("<!-- peers: begin -->", "<!-- peers: end -->"),
+    True: ("<!-- pinned: begin -->", "<!-- pinned: end -->"),
+}
+"""By whether ours was pinned to the peer's settings."""
+_SAYS: dict[Verdict, str] = {
+    "ours": "",
+    "theirs": " **(theirs ahead)**",
+    "cannot tell": " (too wide to tell)",
+    "busy": " (the machine was busy: too wide to tell)",
+}
+
+
+def demand_markers(page: str, *, pinned: bool) -> None:
+    """Raise ConfigInvalid unless a page has a place for the figures: now rather than after hours."""
+    begin, end = MARKS[pinned]
+    if end not in page.partition(begin)[2]:
+        msg = f"the page has no place for figures: expected a line {begin} and below it a line {end}"
+        raise ConfigInvalid(msg)
+
+
+def written(page: str, result: Result, picture: str = "") -> str:
+    """A page with a result between its markers.
+
+    Args:
+        picture: the plot's file name, as the page links it; "": none.
+
+    Raises:
+        ConfigInvalid: the page has no markers.
+    """
+    demand_markers(page, pinned=result.pinned)
+    begin, end = MARKS[result.pinned]
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{markdown(result, picture)}\n\n{end}{after}"
+
+
+def markdown(result: Result, picture: str = "") -> str:
+    """The figures, without a line end behind the last."""
+    found = summary.lines(result.found)
+    parts = [
+        _ahead(result, found),
+        _goals(result),
+        _per_cpu_s(result, found),
+        f"![ratios by peer]({picture})" if picture else "",
+        _latency(result, found),
+        _memory(result, found),
+        _starts(result, summary.starts(result.found)),
+        _failed(result),
+        _settings(result),
+        _sources(result),
+        _facts(result, found),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _title(result: Result, peer: str) -> str:
+    return result.peers[peer].title if peer in result.peers else peer
+
+
+def _times(found: report.Interval, said: Verdict) -> str:
+    digits = 1 if found.median >= 10 else 2
+    return f"{found.text(digits)}{_SAYS[said]}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _ahead(result: Result, found: Sequence[Line]) -> str:
+    """Where a peer wins: first, and in words."""
+    won = []
+    for line in found:
+        title, cell = _title(result, line.peer), line.cell.text()
+        if line.verdict == "theirs":
+            won.append(f"* {title}, {cell}: requests per CPU second, ours / theirs {line.per_cpu_s}")
+        if line.p99_verdict == "theirs":
+            won.append(f"* {title}, {cell}: p99 at equal load, theirs / ours {line.p99}")
+        if line.memory_verdict == "theirs":
+            won.append(f"* {title}, {cell}: memory, theirs / ours {line.memory}")
+    cold = {(one.peer, one.model, one.side): one for one in summary.starts(result.found)}
+    for (peer, model, side), theirs in cold.items():
+        ours = next((one for key, one in cold.items() if key[:2] == (peer, model) and key[2] != peer), None)
+        if side == peer and ours is not None and theirs.cold_s < ours.cold_s:
+            won.append(
+                f"* {_title(result, peer)}, {model}: cold start, {theirs.cold_s:.1f} s against our {ours.cold_s:.1f} s"
+            )
+        if (
+            side == peer
+            and ours
+            and theirs.version_s
+            and ours.version_s
+            and theirs.version_s < ours.version_s
+        ):
+            won.append(
+                f"* {_title(result, peer)}, {model}: a new version's first prediction,"
+                f" {theirs.version_s:.1f} s against our {ours.version_s:.1f} s"
+            )
+    body = "\n".join(won) if won else "In nothing that this run measured."
+    return f"### Where a peer is ahead\n\n{body}"
+
+
+def goals(result: Result) -> list[report.Row]:
+    """What our requests per CPU second are to be over each peer's; undecided where a run cannot tell."""
+    rows = []
+    for line in summary.lines(result.found):
+        goal = catalog.GOALS.get(line.peer)
+        if goal is None or line.cell not in catalog.GOAL_CELLS:
+            continue
+        row = report.at_least(
+            f"{_title(result, line.peer)}, {line.cell.text()}", line.per_cpu_s, goal, digits=1
+        )
+        if line.verdict in ("busy", "cannot tell"):
+            row = msgspec.structs.replace(row, met=None)
+        rows.append(row)
+    return rows
+
+
+def _goals(result: Result) -> str:
+    rows = goals(result)
+    return f"### Goals: requests per CPU second, ours / theirs\n\n{report.markdown(rows)}" if rows else ""
+
+
+def _matrix(
+    result: Result, found: Sequence[Line], shown: Callable[[Line], str], *, headline: bool = False
+) -> str:
+    peers = list(dict.fromkeys(line.peer for line in found))
+    by_place = {(line.cell, line.peer): line for line in found}
+    every = sorted({line.cell for line in found}, key=lambda cell: _order(cell))
+    chosen = [cell for cell in every if (cell in catalog.HEADLINE) or not headline]
+    rows = []
+    for cell in chosen:
+        name = f"**{cell.text()}**" if cell in catalog.HEADLINE else cell.text()
+        rows.append(
+            [name, *(shown(by_place[cell, peer]) if (cell, peer) in by_place else "–" for peer in peers)]
+        )
+    return _table(["", *(_title(result, peer) for peer in peers)], rows)
+
+
+def _order(cell: catalog.Cell) -> tuple[int, bool, bool, int]:
+    return (catalog.MODELS.index(cell.model), not cell.audit, cell.form == "binary", cell.rows)
+
+
+def _per_cpu_s(result: Result, found: Sequence[Line]) -> str:
+    if not found:
+        return ""
+    return (
+        "### Requests per CPU second, ours / theirs\n\n"
+        "Closed loop; processor time of all of a product's processes. Bold cells had more rounds.\n\n"
+        + _matrix(result, found, lambda line: _times(line.per_cpu_s, line.verdict))
+    )
+
+
+def _latency(result: Result, found: Sequence[Line]) -> str:
+    if not found:
+        return ""
+
+    def shown(line: Line) -> str:
+        ours, theirs = line.ours_ms, line.theirs_ms
+        late = "; the generator was late" if line.generator_limited else ""
+        return (
+            f"{ours.p50:.1f} / {ours.p99:.1f} / {ours.p999:.1f} against"
+            f" {theirs.p50:.1f} / {theirs.p99:.1f} / {theirs.p999:.1f}"
+            f"{_SAYS[line.p99_verdict]} at {line.offered_per_second:,.0f}/s{late}"
+        )
+
+    return (
+        "### p50 / p99 / p99.9 at equal offered load, ms, ours against theirs\n\n"
+        "Poisson arrivals at half of what the slower side can, counted from when a request was due; the remark is on"
+        " p99.\n\n" + _matrix(result, found, shown)
+    )
+
+
+def _memory(result: Result, found: Sequence[Line]) -> str:
+    if not found:
+        return ""
+
+    def shown(line: Line) -> str:
+        return f"{line.ours_memory_mb:,.0f} / {line.theirs_memory_mb:,.0f}, {line.ours_errors} / {line.theirs_errors}"
+
+    return (
+        "### Memory of all processes, MB, and failed requests, ours / theirs\n\n"
+        "Pages that processes share count once (PSS).\n\n" + _matrix(result, found, shown, headline=True)
+    )
+
+
+def _starts(result: Result, found: Sequence[StartLine]) -> str:
+    if not found:
+        return ""
+    rows = [
+        [
+            _title(result, one.peer),
+            one.model,
+            "ours" if one.side != one.peer else "theirs",
+            f"{one.cold_s:.2f}",
+            "–" if one.version_s is None else f"{one.version_s:.2f}",
+            "–" if one.version_s is None else str(one.refused),
+        ]
+        for one in found
+    ]
+    head = ("beside", "model", "side", "cold start, s", "new version, s", "polls refused meanwhile")
+    return (
+        "### Starts\n\nFrom the spawn to the first right prediction; from asking for another version, by the product's"
+        " own way, to its first prediction. Medians.\n\n" + _table(head, rows)
+    )
+
+
+def _failed(result: Result) -> str:
+    if not result.found.failed:
+        return ""
+    out = ["### What has no figure, and why"]
+    for one in result.found.failed:
+        said = f"\n\n```\n{one.last_lines.strip()[-1500:]}\n```" if one.last_lines.strip() else ""
+        out.append(f"**{_title(result, one.peer)}**, {one.what}: {one.why.strip()}{said}")
+    return "\n\n".join(out)
+
+
+def _settings(result: Result) -> str:
+    if not result.found.pairs:
+        return ""
+    rows = [
+        [
+            _title(result, pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason,
+            pair.ours.setting.text(), _ours_reason(pair, pinned=result.pinned),
+        ]
+        for pair in result.found.pairs
+    ]  # fmt: skip
+    head = ("peer", "model", "their setting", "because", "our setting", "because")
+    return "### Settings\n\n" + _table(head, rows)
+
+
+def _ours_reason(pair: Pair, *, pinned: bool) -> str:
+    return "pinned to theirs" if pinned else pair.ours.reason
+
+
+def _sources(result: Result) -> str:
+    out = ["### Whose advice is followed"]
+    for about in result.peers.values():
+        audit = about.audit or "none is offered: its cells with audit on have none, ours do"
+        claims = "".join(
+            f"\n  * {one.says} ([{one.title}]({one.address}))"
+            if one.address.startswith("https://")
+            else f"\n  * {one.says} ({one.title}: {one.address})"
+            for one in about.sources
+        )
+        out.append(f"* **{about.title} {about.version}**. Audit: {audit}.{claims}")
+    return out[0] + "\n\n" + "\n".join(out[1:])
+
+
+def _facts(result: Result, found: Sequence[Line]) -> str:
+    foreign = max((line.foreign_cpus for line in found), default=0.0)
+    fewest = min((line.rounds for line in found), default=0)
+    most = max((line.rounds for line in found), default=0)
+    checked = sum(
+        side.closed.checked + side.open.checked
+        for one in result.found.rounds
+        for side in (one.ours, one.theirs)
+    )
+    coverage = "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds"
+    return (
+        f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {fewest} to {most} rounds of"
+        f" {result.how.seconds:g} s a load{coverage}; {checked:,} replies compared with ONNX Runtime, all equal; others"
+        f" took at most {foreign:.2f} processors in the median of a cell's rounds. {result.machine.text()}."
+    )
+
+
+def draw(result: Result, file: Path) -> None:
+    """The ratios as a picture: each peer a row, each headline cell a mark, on a log scale; an SVG.
+
+    Raises:
+        ConfigInvalid: matplotlib is not installed.
+    """
+    figure = plot.empty(11, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    found = [line for line in summary.lines(result.found) if line.cell in catalog.HEADLINE]
+    peers = list(dict.fromkeys(line.peer for line in found))
+    panels = (
+        (left, "requests per CPU second, ours / theirs", lambda line: line.per_cpu_s),
+        (right, "p99 at equal load, theirs / ours", lambda line: line.p99),
+    )
+    for axes, title, of in panels:
+        for number, cell in enumerate(catalog.HEADLINE):
+            its = [line for line in found if line.cell == cell]
+            at = [peers.index(line.peer) + (number - len(catalog.HEADLINE) / 2 + 0.5) * 0.15 for line in its]
+            value = [of(line).median for line in its]
+            reach = [
+                [max(v - of(line).low, 0.0) for v, line in zip(value, its, strict=True)],
+                [max(of(line).high - v, 0.0) for v, line in zip(value, its, strict=True)],
+            ]
+            axes.errorbar(value, at, xerr=reach, fmt="o", capsize=2, label=cell.text(), markersize=4)
+        axes.axvline(1.0, color="#888888", linewidth=1)
+        axes.set(xscale="log", xlabel=title)
+        axes.grid(alpha=0.3, which="both", axis="x")
+    left.set_yticks(range(len(peers)), [_title(result, peer) for peer in peers])
+    left.invert_yaxis()
+    left.legend(fontsize=8)
+    figure.savefig(file, format="svg", metadata={"Date": None})

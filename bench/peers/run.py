@@ -1,0 +1,247 @@
+"""Run: everything that `bench peers` does, from an empty machine to a page: environments, settings, rounds, files.
+
+cli_peers -> **run**: each peer's environment is made, its settings are taken from where they are known (given, of a run
+that goes on, committed) or found now, the comparison runs, and its directory holds the result as JSON, page and plot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bench import report
+from bench.load import demand_processors
+from bench.peers import calibration, catalog, environment, page
+from bench.peers.adapters import PEERS
+from bench.peers.calibration import Calibrated
+from bench.peers.comparison import Comparison, Job, Passed
+from bench.peers.figures import About, Chosen, Failed, Found, How, Pair, Result
+from bench.peers.keeping import Kept
+from bench.peers.peer import Peer, Say, Setting, Unavailable
+from gateway.errors import ConfigInvalid
+
+SETTINGS_FILE, JSON_FILE, PAGE_FILE, PLOT_FILE = "settings.json", "peers.json", "peers.md", "peers.svg"
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be run."""
+
+    peers: tuple[str, ...] = ()
+    """Without ours; none: all."""
+    models: tuple[str, ...] = catalog.MODELS
+    how: How = How()
+    quick: bool = False
+    rounds: int | None = None
+    pinned: bool = False
+    """Ours has the peer's workers, and no batching where theirs has none."""
+    calibrate: bool = False
+    """Find settings anew, whatever is known."""
+    settings: str = ""
+    """A file of settings to use instead of the committed ones."""
+    command: str = ""
+    """How this was asked for, for the page."""
+
+
+def ours() -> Peer:
+    """Our side of every comparison."""
+    return PEERS[0]
+
+
+def chosen_peers(names: Sequence[str]) -> list[Peer]:
+    """The peers of these names in their fixed order; all of them where there are none.
+
+    Raises:
+        ConfigInvalid: there is no such peer.
+    """
+    known = {peer.name: peer for peer in PEERS[1:]}
+    for name in names:
+        if name not in known:
+            msg = f"--peer {name}: there is no such peer; expected one of {', '.join(known)}"
+            raise ConfigInvalid(msg)
+    return [peer for name, peer in known.items() if not names or name in names]
+
+
+def new_directory() -> Path:
+    """A directory for a run, in the user's cache."""
+    place = environment.cache_dir() / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def prepare(peers: Sequence[Peer], say: Say) -> tuple[dict[str, str], list[Failed]]:
+    """Make environments: versions by peer, and those that cannot be had, with why."""
+    versions: dict[str, str] = {}
+    failed: list[Failed] = []
+    for peer in peers:
+        try:
+            versions[peer.name] = peer.prepare(say)
+        except Unavailable as exc:
+            say(f"{peer.name}: {exc.why}")
+            failed.append(Failed(peer=peer.name, what="install", why=exc.why, last_lines=exc.last_lines))
+    return versions, failed
+
+
+def write_models(repository: Path, models: Sequence[str], say: Say) -> None:
+    """The first version of each model."""
+    for model in models:
+        say(f"making {model}")
+        catalog.write(repository, model)
+
+
+class Known:
+    """Settings that are known, and those that are found now; all are kept in the run's directory."""
+
+    def __init__(self, wanted: Wanted, directory: Path, repository: Path, say: Say) -> None:
+        self._wanted, self._repository, self._say = wanted, repository, say
+        self._file = directory / SETTINGS_FILE
+        self._mine = self._of(self._file) or calibration.fresh()
+        given = Path(wanted.settings) if wanted.settings else calibration.COMMITTED
+        if wanted.settings and not given.is_file():
+            msg = f"--settings {given}: there is no such file"
+            raise ConfigInvalid(msg)
+        self._given = None if wanted.calibrate and not wanted.settings else self._of(given)
+
+    @property
+    def found(self) -> Calibrated:
+        """All of them."""
+        return self._mine
+
+    @staticmethod
+    def _of(file: Path) -> Calibrated | None:
+        return calibration.read(file).classes.get(calibration.machine_class())
+
+    def get(self, peer: Peer, model: str) -> Chosen:
+        """The setting of a peer and a model: of this run, given, or found now.
+
+        Raises:
+            Unavailable: none works.
+        """
+        known = self._mine.get(peer.name, model) or (self._given and self._given.get(peer.name, model))
+        if known is None:
+            known = calibration.calibrate(peer, model, self._repository, self._wanted.how, self._say)
+        self._mine.peers.setdefault(peer.name, {})[model] = known
+        calibration.write(self._file, self._mine)
+        return known
+
+
+def calibrate(wanted: Wanted, directory: Path, say: Say) -> tuple[Calibrated, list[Failed]]:
+    """Find the settings of all that is wanted, ours too; they are in the directory's settings.json, too."""
+    peers = [ours(), *chosen_peers(wanted.peers)]
+    versions, failed = prepare(peers, say)
+    with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
+        write_models(Path(scratch), wanted.models, say)
+        known = Known(wanted, directory, Path(scratch), say)
+        for peer in peers:
+            for model in wanted.models if peer.name in versions else ():
+                with _into(failed, peer, f"{model}: calibration"):
+                    known.get(peer, model)
+    return known.found, failed
+
+
+@contextlib.contextmanager
+def _into(failed: list[Failed], peer: Peer, what: str):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except Unavailable as exc:
+        failed.append(Failed(peer=peer.name, what=what, why=exc.why, last_lines=exc.last_lines))
+
+
+def run(wanted: Wanted, directory: Path, say: Say, passed: Passed = lambda _done, _of: None) -> Result:
+    """Everything; the directory has the result as JSON, page and (with matplotlib) plot.
+
+    Raises:
+        ConfigInvalid: what is wanted cannot be had at all.
+        Unavailable: ours does not start.
+    """
+    demand_processors(server=wanted.how.server_cpu, generator=wanted.how.generator_cpu)
+    peers = chosen_peers(wanted.peers)
+    versions, failed = prepare([ours(), *peers], say)
+    there = [peer for peer in peers if peer.name in versions]
+    with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
+        repository = Path(scratch)
+        write_models(repository, wanted.models, say)
+        known = Known(wanted, directory, repository, say)
+        mine = {model: known.get(ours(), model) for model in wanted.models}
+        pairs = []
+        for peer in there:
+            for model in wanted.models:
+                with _into(failed, peer, f"{model}: calibration"):
+                    pairs.append(_pair(peer.name, model, known.get(peer, model), mine[model], wanted))
+        job = Job(
+            ours=ours(), peers=there, models=wanted.models, versions=versions, how=wanted.how,
+            quick=wanted.quick, rounds=wanted.rounds,
+        )  # fmt: skip
+        comparison = Comparison(
+            job, Kept(directory), repository, machine=report.machine().text(), say=say, passed=passed
+        )
+        found = comparison.run(pairs)
+    found.failed[:0] = failed
+    return _keep(_result(wanted, [ours(), *peers], versions, found), directory)
+
+
+def _pair(peer: str, model: str, theirs: Chosen, mine: Chosen, wanted: Wanted) -> Pair:
+    if wanted.pinned:
+        setting = Setting(theirs.setting.workers, theirs.setting.batching)
+        mine = Chosen(setting=setting, reason="pinned to theirs")
+    return Pair(peer=peer, model=model, theirs=theirs, ours=mine)
+
+
+def _result(wanted: Wanted, peers: Sequence[Peer], versions: dict[str, str], found: Found) -> Result:
+    about = {
+        peer.name: About(
+            title=peer.title, version=versions.get(peer.name, "(not installed)"), audit=peer.audit,
+            forms=sorted(peer.forms), sources=list(peer.sources),
+        )
+        for peer in peers
+    }  # fmt: skip
+    return Result(
+        at=f"{datetime.now(UTC):%Y-%m-%d}",
+        commit=report.commit(),
+        command=wanted.command,
+        machine=report.machine(),
+        how=wanted.how,
+        quick=wanted.quick,
+        pinned=wanted.pinned,
+        peers=about,
+        found=found,
+    )
+
+
+def _keep(result: Result, directory: Path) -> Result:
+    (directory / JSON_FILE).write_text(report.to_json(result))
+    picture = ""
+    with contextlib.suppress(ConfigInvalid):
+        page.draw(result, directory / PLOT_FILE)
+        picture = PLOT_FILE
+    (directory / PAGE_FILE).write_text(page.markdown(result, picture) + "\n")
+    return result
+
+
+def read_result(file: Path) -> Result:
+    """A result that was kept.
+
+    Raises:
+        ConfigInvalid: it is none.
+    """
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as exc:
+        msg = f"{file}: no result of `bench peers` ({exc})"
+        raise ConfigInvalid(msg) from exc
+
+
+def write_page(file: Path, result: Result) -> None:
+    """Put a result into a page between its markers, and its plot beside the page.
+
+    Raises:
+        ConfigInvalid: the page has no markers, or matplotlib is not installed.
+    """
+    picture = file.with_name(f"{file.stem}{'-pinned' if result.pinned else ''}.svg")
+    text = page.written(file.read_text(), result, picture.name)
+    page.draw(result, picture)
+    file.write_text(text)

@@ -1,0 +1,158 @@
+"""Summary: what the rounds of a comparison say. Pure.
+
+A figure is the median of the rounds' ratios with its sign-test interval. Where the interval holds both answers, or
+others took more of the processors than a figure bears, the summary says that it cannot tell, and names no winner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from bench import report
+from bench.paired import FOREIGN_CPUS_MAX
+from bench.peers.figures import Found, Measured, Round, Start
+from bench.peers.peer import Cell
+
+Verdict = Literal["ours", "theirs", "cannot tell", "busy"]
+WIDE = 3.0
+"""An interval whose ends are further apart than this factor says too little."""
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one side at the offered rate, milliseconds: medians of the rounds; p99.9 of all rounds together."""
+
+    p50: float
+    p99: float
+    p999: float
+    requests: int
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell against one peer. Ratios above 1 are in our favour."""
+
+    peer: str
+    cell: Cell
+    rounds: int
+    per_cpu_s: report.Interval
+    """Ours / theirs."""
+    ours_per_cpu_s: float
+    theirs_per_cpu_s: float
+    verdict: Verdict
+    p99: report.Interval
+    """Theirs / ours."""
+    p99_verdict: Verdict
+    offered_per_second: float
+    ours_ms: Latency
+    theirs_ms: Latency
+    ours_errors: int
+    theirs_errors: int
+    memory: report.Interval
+    """Theirs / ours."""
+    ours_memory_mb: float
+    theirs_memory_mb: float
+    memory_verdict: Verdict
+    foreign_cpus: float
+    generator_limited: bool
+
+
+class StartLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Starts of one side."""
+
+    peer: str
+    side: str
+    model: str
+    rounds: int
+    cold_s: float
+    version_s: float | None
+    refused: int
+
+
+def verdict(found: report.Interval, foreign_cpus: float = 0.0) -> Verdict:
+    """Who is ahead, of a ratio above 1 in our favour."""
+    if foreign_cpus > FOREIGN_CPUS_MAX:
+        return "busy"
+    if found.low <= 1.0 <= found.high or found.low <= 0 or found.high / found.low > WIDE:
+        return "cannot tell"
+    return "ours" if found.low > 1.0 else "theirs"
+
+
+def lines(found: Found) -> list[Line]:
+    """One line for each peer and cell, in the order in which they were measured."""
+    groups: dict[tuple[str, Cell], list[Round]] = {}
+    for one in found.rounds:
+        groups.setdefault((one.peer, one.cell), []).append(one)
+    return [_line(peer, cell, rounds) for (peer, cell), rounds in groups.items()]
+
+
+def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
+    ours, theirs = [one.ours for one in rounds], [one.theirs for one in rounds]
+    foreign = _median([max(one.ours.closed.foreign_cpus, one.theirs.closed.foreign_cpus) for one in rounds])
+    per_cpu_s = _ratio([one.closed.per_cpu_s for one in ours], [one.closed.per_cpu_s for one in theirs])
+    p99 = _ratio([one.open.p99_ms for one in theirs], [one.open.p99_ms for one in ours])
+    memory = _ratio([one.memory_bytes for one in theirs], [one.memory_bytes for one in ours])
+    return Line(
+        peer=peer,
+        cell=cell,
+        rounds=len(rounds),
+        per_cpu_s=per_cpu_s,
+        ours_per_cpu_s=_median([one.closed.per_cpu_s for one in ours]),
+        theirs_per_cpu_s=_median([one.closed.per_cpu_s for one in theirs]),
+        verdict=verdict(per_cpu_s, foreign),
+        p99=p99,
+        p99_verdict=verdict(p99, foreign),
+        offered_per_second=_median([one.open.offered_per_second for one in ours]),
+        ours_ms=_latency(ours),
+        theirs_ms=_latency(theirs),
+        ours_errors=_errors(ours),
+        theirs_errors=_errors(theirs),
+        memory=memory,
+        ours_memory_mb=_median([one.memory_bytes for one in ours]) / 2**20,
+        theirs_memory_mb=_median([one.memory_bytes for one in theirs]) / 2**20,
+        memory_verdict=verdict(memory),
+        foreign_cpus=foreign,
+        generator_limited=any(one.open.generator_limited for one in (*ours, *theirs)),
+    )
+
+
+def starts(found: Found) -> list[StartLine]:
+    """One line for each peer, model and side: medians."""
+    groups: dict[tuple[str, str, str], list[Start]] = {}
+    for one in found.starts:
+        groups.setdefault((one.peer, one.model, one.side), []).append(one)
+    out = []
+    for (peer, model, side), its in groups.items():
+        versions = [one.version_s for one in its if one.version_s is not None]
+        out.append(
+            StartLine(
+                peer=peer, side=side, model=model, rounds=len(its), cold_s=_median([one.cold_s for one in its]),
+                version_s=_median(versions) if versions else None, refused=max(one.refused for one in its),
+            )
+        )  # fmt: skip
+    return out
+
+
+def _median(values: Sequence[float]) -> float:
+    return report.interval(values).median
+
+
+def _ratio(top: Sequence[float], bottom: Sequence[float]) -> report.Interval:
+    return report.interval([a / b if b else float("inf") for a, b in zip(top, bottom, strict=True)])
+
+
+def _errors(sides: Sequence[Measured]) -> int:
+    return sum(one.closed.errors + sum(one.open.errors.values()) for one in sides)
+
+
+def _latency(sides: Sequence[Measured]) -> Latency:
+    requests = sum(one.open.requests for one in sides)
+    slowest = sorted((took for one in sides for took in one.open.slowest_ms), reverse=True)
+    place = min(round(requests * 0.001), len(slowest) - 1)
+    return Latency(
+        p50=_median([one.open.p50_ms for one in sides]),
+        p99=_median([one.open.p99_ms for one in sides]),
+        p999=slowest[place] if slowest else 0.0,
+        requests=requests,
+    )

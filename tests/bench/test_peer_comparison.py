@@ -1,0 +1,152 @@
+"""The whole way of `bench peers` with products that nobody makes: settings, rounds, going on, failing, the page."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fake_product import Fake
+
+from bench.cli_peers import main
+from bench.peers import calibration, catalog, comparison
+from bench.peers import run as runs
+from bench.peers.figures import Chosen, Found, How, Pair
+from bench.peers.peer import Cell, Setting, Unavailable
+from bench.peers.run import Wanted
+
+pytestmark = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on this machine")
+CELL = Cell("mlp", "json", 1, False)
+HOW = How(seconds=1.0, distinct=50)
+WANTED = Wanted(
+    peers=("fake",), models=("mlp",), how=HOW, quick=True, rounds=1, command="tidegate bench peers"
+)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
+    """Ours, a peer that works, one that does not start, one that lies; one cell."""
+    made = [Fake("ours"), Fake("fake"), Fake("broken", FAKE_DIES="1"), Fake("liar", FAKE_LIES="1")]
+    monkeypatch.setattr(runs, "PEERS", tuple(made))
+    monkeypatch.setattr(catalog, "HEADLINE", (CELL,))
+    monkeypatch.setattr(comparison, "VERSIONED", frozenset(("mlp",)))
+    return made
+
+
+def known(directory: Path, *names: str) -> None:
+    """A run's settings, so that nothing needs to be found."""
+    found = calibration.fresh()
+    for name in names:
+        found.peers[name] = {"mlp": Chosen(setting=Setting(1, False), reason="given")}
+    calibration.write(directory / runs.SETTINGS_FILE, found)
+
+
+def test_a_run_measures_once_and_goes_on_where_it_was_cut(tmp_path: Path, products: list[Fake]) -> None:
+    """Figures of both sides with checked answers, files of the run; asked again, it starts nothing."""
+    known(tmp_path, "ours", "fake")
+    steps: list[tuple[int, int]] = []
+    result = runs.run(WANTED, tmp_path, lambda _: None, lambda done, of: steps.append((done, of)))
+    assert result.found.failed == []
+    (one,) = result.found.rounds
+    for side in (one.ours, one.theirs):
+        assert side.closed.requests > 100
+        assert side.closed.errors == 0
+        assert 0.1 < side.closed.cpu_s < 3
+        assert side.open.requests > 10
+        assert side.open.errors == {}
+        assert side.open.checked > 0
+        assert side.memory_bytes > 10 << 20
+    assert one.ours.open.offered_per_second == pytest.approx(one.theirs.open.offered_per_second, rel=0.2)
+    assert {start.side for start in result.found.starts} == {"ours", "fake"}
+    assert all(start.cold_s > 0 and start.version_s for start in result.found.starts)
+    assert steps == [(0, 1), (1, 1)]
+    assert runs.read_result(tmp_path / runs.JSON_FILE) == result
+    assert "### Where a peer is ahead" in (tmp_path / runs.PAGE_FILE).read_text()
+    begun = [product.begun for product in products]
+    again = runs.run(WANTED, tmp_path, lambda _: None)
+    assert again.found == result.found
+    assert [product.begun for product in products] == begun
+
+
+def test_a_peer_that_does_not_start_or_lies_is_said_and_the_others_go_on(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its last lines, or with the first wrong answer; no figure of either."""
+    known(tmp_path, "ours", "broken", "liar")
+    monkeypatch.setattr(comparison, "START_ROUNDS", 0)
+    wanted = Wanted(peers=("broken", "liar"), models=("mlp",), how=HOW, rounds=1)
+    monkeypatch.setattr(catalog, "cells", lambda *_, **__: [CELL])
+    result = runs.run(wanted, tmp_path, lambda _: None)
+    assert result.found.rounds == []
+    broken, liar = result.found.failed
+    assert "ended with status 7" in broken.why
+    assert "frobnicator" in broken.last_lines
+    assert "ONNX Runtime says" in liar.why
+
+
+def test_calibration_takes_the_setting_that_answers_most_per_processor_second(
+    tmp_path: Path, products: list[Fake]
+) -> None:
+    """The slow one is tried, too, and its figure is in the reason."""
+    repository = tmp_path / "models"
+    catalog.write(repository, "mlp")
+    found = calibration.calibrate(products[1], "mlp", repository, HOW, lambda _: None)
+    assert found.setting == Setting(1, False)
+    slow = next(one for one in found.tried if one.setting.extra)
+    assert 0 < slow.per_cpu_s < 340
+    assert "environ=FAKE_SLOW" in found.reason
+
+
+def test_no_setting_works_is_unavailable(tmp_path: Path, products: list[Fake]) -> None:
+    """With the last lines of the last one."""
+    with pytest.raises(Unavailable) as caught:
+        calibration.calibrate(products[2], "mlp", _models(tmp_path), HOW, lambda _: None)
+    assert "frobnicator" in caught.value.last_lines
+
+
+def test_requests_that_fail_rule_a_setting_out(tmp_path: Path, products: list[Fake]) -> None:
+    """503 for everything: it is never up."""
+    refusing = Fake("refusing", FAKE_REFUSES="1")
+    refusing.choices = (Setting(1, False),)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.peers.processes.START_S", 1.0)
+        patch.setattr("fake_product.answers", lambda *_: True)
+        with pytest.raises(Unavailable, match="no setting serves mlp") as caught:
+            calibration.calibrate(refusing, "mlp", _models(tmp_path), HOW, lambda _: None)
+    assert "requests failed" in caught.value.last_lines
+
+
+def test_ours_is_pinned_to_a_peers_setting(tmp_path: Path, products: list[Fake], monkeypatch) -> None:
+    """As many workers, and no batching where theirs has none."""
+    known(tmp_path, "ours", "fake")
+    seen: list[Pair] = []
+    monkeypatch.setattr(comparison.Comparison, "run", lambda _, pairs: seen.extend(pairs) or Found())
+    wanted = Wanted(peers=("fake",), models=("mlp",), how=HOW, pinned=True)
+    file = tmp_path / runs.SETTINGS_FILE
+    found = calibration.read(file).classes[calibration.machine_class()]
+    found.peers["fake"]["mlp"] = Chosen(setting=Setting(4, False, {"x": "1"}), reason="")
+    calibration.write(file, found)
+    runs.run(wanted, tmp_path, lambda _: None)
+    assert [pair.ours.setting for pair in seen] == [Setting(4, False)]
+
+
+def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path, products: list[Fake]) -> None:
+    """A peer that is none, a page without markers, settings that are not there; `peers` alone means `run`."""
+    page = tmp_path / "page.md"
+    page.write_text("# nothing\n")
+    for arguments, said in (
+        (["--peer", "nobody"], "there is no such peer"),
+        (["run", "--write", str(page)], "no place for figures"),
+        (["--settings", str(tmp_path / "absent"), "--resume", str(tmp_path)], "there is no such file"),
+        (["page", str(page), "--write", str(page)], "no result of"),
+    ):
+        done = CliRunner().invoke(main, arguments)
+        assert (done.exit_code, said in done.output) == (2, True), done.output
+        assert len([line for line in done.output.splitlines() if said in line]) == 1
+
+
+def _models(tmp_path: Path) -> Path:
+    catalog.write(tmp_path / "models", "mlp")
+    return tmp_path / "models"

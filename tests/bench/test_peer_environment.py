@@ -1,0 +1,88 @@
+"""Environments of peers: made from a lock, kept, and honest about what did not install."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bench.peers import environment
+from bench.peers.peer import Unavailable
+
+
+def wheel(place: Path) -> str:
+    """A package of one module in a wheel; the line of a lock that installs it without a network."""
+    file = place / "frobnicator-1.5-py3-none-any.whl"
+    info = "frobnicator-1.5.dist-info"
+    files = {
+        "frobnicator.py": b"X = 1\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: Frobnicator\nVersion: 1.5\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(
+        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()},"
+        f"{len(content)}\n"
+        for name, content in files.items()
+    )
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        archive.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
+    return f"frobnicator @ {file.as_uri()} --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+
+
+def test_an_environment_is_made_once_and_named_after_its_lock(tmp_path: Path, monkeypatch) -> None:
+    """The second time nothing is installed; another lock is another place; one not finished is made again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lock = tmp_path / "thing.lock"
+    lock.write_text(wheel(tmp_path))
+    said: list[str] = []
+    made = environment.made("thing", said.append, lock)
+    assert made.versions["frobnicator"] == "1.5"
+    assert made.python.is_file()
+    assert any("making" in line for line in said)
+    said.clear()
+    assert environment.made("thing", said.append, lock) == made
+    assert said == []
+    (made.place / "complete.json").unlink()
+    lines: list[str] = []
+    made_again = []
+    monkeypatch.setattr(environment, "_make", lambda *given: made_again.append(given))
+    environment.made("thing", lines.append, lock)
+    assert len(made_again) == 1
+    lock.write_text(lock.read_text() + "# another\n")
+    with pytest.raises(Unavailable):
+        environment.made("thing", lines.append, lock)
+
+
+def test_what_does_not_install_is_unavailable_with_the_last_lines(tmp_path: Path, monkeypatch) -> None:
+    """The installer's own words, and no environment that looks finished."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lock = tmp_path / "thing.lock"
+    lock.write_text(wheel(tmp_path)[:-10] + "0123456789"[:9] + "\n")
+    with pytest.raises(Unavailable, match="cannot be made") as caught:
+        environment.made("thing", lambda _: None, lock)
+    assert "hash" in caught.value.last_lines.lower()
+    assert not list(environment.cache_dir().glob("*/complete.json"))
+
+
+def test_a_peer_without_a_lock_is_unavailable(tmp_path: Path, monkeypatch) -> None:
+    """Named, with the lock that is missing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(Unavailable, match=r"no lock nothing\.lock"):
+        environment.made("nothing", lambda _: None)
+
+
+def test_locks_name_no_index_and_hash_everything() -> None:
+    """Whoever installs chooses where from; what is installed is what was locked."""
+    for lock in environment.LOCKS.glob("*.lock"):
+        text = lock.read_text()
+        assert "://" not in "".join(line for line in text.splitlines(True) if not line.startswith("#")), (
+            lock.name
+        )
+        starts = [line for line in text.splitlines() if line and line[0] not in "# "]
+        assert all("==" in line for line in starts), lock.name
+        assert text.count("--hash=sha256:") >= len(starts), lock.name

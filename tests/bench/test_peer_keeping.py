@@ -1,0 +1,40 @@
+"""A run that was cut goes on where it was, and measures anew what would be another figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.peers.keeping import FILE, Kept, digest
+from bench.peers.peer import Cell, Setting
+
+CELL = Cell("mlp", "json", 1, True)
+
+
+def test_what_was_kept_is_there_after_a_cut(tmp_path: Path) -> None:
+    """Also when the last line was cut in its middle: that one counts as not there, and the file goes on after it."""
+    kept = Kept(tmp_path)
+    kept.put("round", "a", CELL)
+    kept.put("round", "b", CELL)
+    file = tmp_path / FILE
+    file.write_bytes(file.read_bytes()[:-7])
+    kept = Kept(tmp_path)
+    assert kept.get("round", "a", Cell) == CELL
+    assert kept.get("round", "b", Cell) is None
+    kept.put("round", "c", CELL)
+    again = Kept(tmp_path)
+    assert again.get("round", "c", Cell) == CELL
+    assert again.get("start", "c", Cell) is None
+
+
+def test_a_line_of_another_shape_counts_as_not_there(tmp_path: Path) -> None:
+    """What an older version kept is measured again."""
+    Kept(tmp_path).put("round", "a", {"something": "else"})
+    assert Kept(tmp_path).get("round", "a", Cell) is None
+
+
+def test_whatever_a_figure_depends_on_is_in_its_key() -> None:
+    """Same content, same key, in any order of a peer's further choices; another setting or version is another."""
+    one = digest("x", Setting(1, True, {"a": "1", "b": "2"}), CELL, "1.0")
+    assert one == digest("x", Setting(1, True, {"b": "2", "a": "1"}), CELL, "1.0")
+    assert len({one, digest("x", Setting(2, True, {"a": "1", "b": "2"}), CELL, "1.0"),
+                digest("x", Setting(1, True, {"a": "1", "b": "2"}), CELL, "1.1")}) == 3  # fmt: skip

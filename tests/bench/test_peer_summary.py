@@ -1,0 +1,181 @@
+"""What rounds say: who is ahead, who cannot tell, and what a reader sees first."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import report
+from bench.peers import page, summary
+from bench.peers.calibration import chosen
+from bench.peers.figures import (
+    About,
+    Chosen,
+    Closed,
+    Failed,
+    Found,
+    How,
+    Measured,
+    Open,
+    Pair,
+    Result,
+    Round,
+    Start,
+    Tried,
+)
+from bench.peers.peer import Cell, Setting, Source
+from gateway.errors import ConfigInvalid
+
+CELL = Cell("mlp", "json", 1, True)
+
+
+def measured(per_cpu_s: float, *, p99_ms: float = 2.0, foreign: float = 0.0, mb: int = 100) -> Measured:
+    """One side of a round."""
+    closed = Closed(
+        requests=int(per_cpu_s), errors=0, cpu_s=1.0, per_second=per_cpu_s, p50_ms=1.0, foreign_cpus=foreign,
+        checked=3,
+    )  # fmt: skip
+    opened = Open(
+        offered_per_second=10, requests=1000, errors={}, p50_ms=1.0, p99_ms=p99_ms, p999_ms=p99_ms,
+        slowest_ms=[9.0, *[p99_ms] * 9], generator_limited=False, checked=2,
+    )  # fmt: skip
+    return Measured(closed=closed, open=opened, memory_bytes=mb << 20)
+
+
+def found(ours: float, theirs: float, *, rounds: int = 11, foreign: float = 0.0, **more: float) -> Found:
+    """Rounds with a little spread."""
+    out = Found()
+    for number in range(rounds):
+        spread = 1 + (number % 3 - 1) * 0.01
+        out.rounds.append(
+            Round(peer="litserve", cell=CELL, number=number, ours=measured(ours * spread, foreign=foreign),
+                  theirs=measured(theirs, **more))  # type: ignore[arg-type]
+        )  # fmt: skip
+    return out
+
+
+def result(seen: Found) -> Result:
+    """A run with one peer."""
+    setting = Chosen(setting=Setting(2, False), reason="900 requests per CPU second")
+    seen.pairs.append(Pair(peer="litserve", model="mlp", theirs=setting, ours=setting))
+    source = Source("workers like processors", "LitServer", "https://lightning.ai/docs")
+    about = About(title="LitServe", version="0.2", audit="a Logger", forms=["json"], sources=[source])
+    return Result(
+        at="2026-01-01", commit="abc", command="tidegate bench peers", machine=report.machine(), how=How(),
+        quick=False, pinned=False, peers={"litserve": about}, found=seen,
+    )  # fmt: skip
+
+
+def test_the_figure_is_the_median_of_the_rounds_ratios() -> None:
+    """With its interval, and who is ahead."""
+    (line,) = summary.lines(found(6000, 100))
+    assert (line.per_cpu_s.median, line.verdict) == (60.0, "ours")
+    assert line.per_cpu_s.low < 60.0 < line.per_cpu_s.high
+
+
+def test_a_slower_side_of_ours_is_theirs() -> None:
+    """No winner is left out because it is not us."""
+    (line,) = summary.lines(found(100, 200, p99_ms=1.0, mb=10))
+    assert (line.verdict, line.p99_verdict, line.memory_verdict) == ("theirs", "theirs", "theirs")
+
+
+def test_an_interval_with_both_answers_names_no_winner() -> None:
+    """The ratio is 0.99 to 1.01: nobody is ahead."""
+    (line,) = summary.lines(found(100, 100))
+    assert line.verdict == "cannot tell"
+
+
+def test_rounds_that_scatter_beyond_a_factor_of_three_name_no_winner() -> None:
+    """2 in one round, 20 in the next."""
+    wild = found(200, 100, rounds=5)
+    wild.rounds += found(2000, 100, rounds=5).rounds
+    assert summary.lines(wild)[0].verdict == "cannot tell"
+
+
+def test_a_busy_machine_is_called_so() -> None:
+    """Above 0.20 processors of others there is no winner, however far the sides are apart."""
+    (line,) = summary.lines(found(6000, 100, foreign=0.3))
+    assert line.verdict == "busy"
+    assert "the machine was busy: too wide to tell" in page.markdown(result(found(6000, 100, foreign=0.3)))
+
+
+def test_p999_is_of_all_rounds_together() -> None:
+    """11 rounds of 1,000 requests with one of 9 ms each: the twelfth slowest of 11,000 is among the others."""
+    (line,) = summary.lines(found(6000, 100))
+    assert line.ours_ms.requests == 11_000
+    assert line.ours_ms.p999 == 2.0
+    (few,) = summary.lines(found(6000, 100, rounds=1))
+    assert few.ours_ms.p999 == 2.0
+
+
+def test_a_page_says_first_where_a_peer_is_ahead() -> None:
+    """Before any table; figures of ours come after it."""
+    text = page.markdown(result(found(100, 200)))
+    first, _, rest = text.partition("### Requests per CPU second")
+    assert "LitServe, mlp, json, 1 row, audit on: requests per CPU second, ours / theirs 0.50" in first
+    assert "(theirs ahead)" in rest
+    assert "In nothing that this run measured." in page.markdown(result(found(6000, 100)))
+
+
+def test_a_quicker_cold_start_of_a_peer_is_said_first() -> None:
+    """Starts count as much as rates."""
+    seen = found(6000, 100)
+    for side, cold_s in (("tidegate", 2.0), ("litserve", 1.0)):
+        seen.starts.append(
+            Start(peer="litserve", side=side, model="mlp", number=0, cold_s=cold_s, version_s=None)
+        )
+    first = page.markdown(result(seen)).partition("### Requests per CPU second")[0]
+    assert "LitServe, mlp: cold start, 1.0 s against our 2.0 s" in first
+
+
+def test_what_could_not_be_measured_stands_there_with_its_last_lines() -> None:
+    """Never dropped."""
+    seen = found(6000, 100)
+    seen.failed.append(
+        Failed(peer="litserve", what="install", why="its environment cannot be made", last_lines="E: no")
+    )
+    text = page.markdown(result(seen))
+    assert "**LitServe**, install: its environment cannot be made" in text
+    assert "```\nE: no\n```" in text
+
+
+def test_a_page_has_settings_with_reasons_and_sources() -> None:
+    """And the machine and the command."""
+    text = page.markdown(result(found(6000, 100)))
+    assert "2 workers, batching off | 900 requests per CPU second" in text
+    assert "workers like processors ([LitServer](https://lightning.ai/docs))" in text
+    assert "`tidegate bench peers`" in text
+    assert "5 replies" not in text
+    assert f"{11 * 2 * 5:,} replies compared with ONNX Runtime" in text
+
+
+def test_goals_are_met_missed_or_undecided() -> None:
+    """60 times LitServe; a busy machine decides nothing."""
+    assert [row.met for row in page.goals(result(found(6100, 100)))] == [True]
+    assert [row.met for row in page.goals(result(found(5000, 100)))] == [False]
+    assert [row.met for row in page.goals(result(found(5000, 100, foreign=0.5)))] == [None]
+
+
+def test_a_page_without_markers_is_refused_and_the_rest_of_one_stays() -> None:
+    """Between its markers only."""
+    with pytest.raises(ConfigInvalid, match="peers: begin"):
+        page.written("# nothing", result(found(6000, 100)))
+    text = page.written(
+        "# top\n<!-- peers: begin -->\nold\n<!-- peers: end -->\nend", result(found(6000, 100))
+    )
+    assert text.startswith("# top\n<!-- peers: begin -->\n\n### ")
+    assert text.endswith("<!-- peers: end -->\nend")
+    assert "old" not in text
+
+
+def test_the_best_setting_is_chosen_among_those_that_answered_everything() -> None:
+    """And its reason has the figures of the others."""
+    tried = [
+        Tried(setting=Setting(1, True), per_cpu_s=900.0),
+        Tried(setting=Setting(2, True), per_cpu_s=950.0),
+        Tried(setting=Setting(4, True), per_cpu_s=2000.0, why_not="7 of 90 requests failed"),
+    ]
+    best = chosen(tried)
+    assert best.setting == Setting(2, True)
+    assert best.reason == (
+        "950 requests per CPU second; 1 worker, batching on: 900; 4 workers, batching on: 7 of 90 requests failed"
+    )
