@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import rich.progress
 
 from bench import report
 from bench.cli_load import end
-from bench.peers import calibration, catalog, page
+from bench.peers import calibration, catalog, page, summary
 from bench.peers import run as runs
 from bench.peers.comparison import Passed
 from bench.peers.figures import How, Result
@@ -130,6 +131,20 @@ def page_again(*, json_file: Path, write: Path) -> None:
         runs.write_page(write, runs.read_result(json_file))
 
 
+@main.command("agree", help="Whether two runs agree: where their intervals overlap.")
+@click.argument("first", type=_PATH)
+@click.argument("second", type=_PATH)
+def agree(*, first: Path, second: Path) -> None:
+    """See the command's help; exit code 1 where one ratio of requests per CPU second does not."""
+    with _ending():
+        found = summary.agreement(runs.read_result(first).found, runs.read_result(second).found)
+    for row in found:
+        click.echo(f"{row.name}: {row.measured}, {row.verdict}")
+    if not found:
+        end(3, "the runs have no cell in common")
+    sys.exit(0 if all(row.met for row in found) else 1)
+
+
 def _wanted(*, models: tuple[str, ...], seconds: float | None, server_cpu: int, generator_cpu: int,
             quick: bool = False, **given: Any) -> Wanted:  # fmt: skip
     how = How(
@@ -142,7 +157,12 @@ def _wanted(*, models: tuple[str, ...], seconds: float | None, server_cpu: int, 
 
 @contextlib.contextmanager
 def _ending() -> Iterator[None]:
-    """A user's mistake and a product that does not run end with one message and their status."""
+    """A user's mistake and a product that does not run end with one message and their status.
+
+    A signal ends the servers, too: they have sessions of their own, and no terminal would end them.
+    """
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, signal.default_int_handler)
     try:
         yield
     except ConfigInvalid as exc:

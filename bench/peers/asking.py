@@ -19,13 +19,14 @@ import numpy as np
 
 import loaders  # noqa: F401  (turns ONNX Runtime's telemetry off before it is imported)
 from bench.check import TOLERANCE, Kept
+from bench.peers.onnx_file import ones, signature_of
 from bench.peers.peer import Arrays, Begin, Form, Message, Peer
 from bench.requests import Requests, Target, Tensor
 
 HELD_BYTES_MAX = 64 << 20
 """Bytes of all requests of a cell; where 10,000 take more, there are fewer."""
 DISTINCT = 10_000
-_TYPES = {"tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(int64)": "INT64"}
+
 _U32 = struct.Struct("<I")
 
 
@@ -63,10 +64,7 @@ def session(model_file: Path) -> Any:
 @lru_cache(maxsize=32)
 def inputs_of(model_file: Path) -> tuple[Tensor, ...]:
     """A model's inputs; -1 as first size takes any count of rows. Cost: loads the model once."""
-    return tuple(
-        Tensor(one.name, _TYPES[one.type], tuple(size if isinstance(size, int) else -1 for size in one.shape))
-        for one in session(model_file).get_inputs()
-    )
+    return tuple(Tensor(one.name, one.datatype, tuple(one.shape)) for one in signature_of(model_file).inputs)
 
 
 def model_file_of(repository: Path, model: str, version: str = "1") -> Path:
@@ -84,13 +82,18 @@ def _made(model_file: Path, rows: int, seed: int) -> Requests:
     return Requests(Target("model", inputs_of(model_file), rows), count=1, seed=seed)
 
 
+@lru_cache(maxsize=32)
+def _first_of(model_file: Path) -> Arrays:
+    return ones(signature_of(model_file))
+
+
 def answers(peer: Peer, what: Begin, url: str) -> bool:
     """Whether a started server answers a right request with 2xx; OSError when nothing answers.
 
     For `Tree.await_answer`: adapters poll it until their server is there.
     """
     form: Form = "json" if "json" in peer.forms else "binary"
-    feeds = feeds_of(model_file_of(what.repository, what.model), 1, 0)
+    feeds = _first_of(model_file_of(what.repository, what.model))
     return 200 <= post(url, peer.message(what.model, feeds, form), 10.0).status < 300
 
 

@@ -121,6 +121,13 @@ class Tree:
         Raises:
             Unavailable: it ended, or there was no answer in time; all of it has been ended then.
         """
+        try:
+            self._await(asked, timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await(self, asked: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             with contextlib.suppress(OSError):
@@ -128,14 +135,12 @@ class Tree:
                     return
             status = self._process.poll()
             if status is not None or time.monotonic() > deadline:
-                said = self.said()
-                self.stop()
                 why = (
                     f"ended with status {status} before it answered a prediction"
                     if status is not None
                     else f"answered no prediction within {timeout_s:g} s"
                 )
-                raise Unavailable(self.name, why, said)
+                raise Unavailable(self.name, why, self.said())
             time.sleep(POLL_S)
 
     def stop(self, timeout_s: float = STOP_S) -> None:

@@ -117,6 +117,19 @@ def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
     )
 
 
+def agreement(first: Found, second: Found) -> list[report.Row]:
+    """Of two runs, each cell that both have: whether the intervals of the ratio overlap."""
+    theirs = {(line.peer, line.cell): line.per_cpu_s for line in lines(second)}
+    out = []
+    for line in lines(first):
+        mine, other = line.per_cpu_s, theirs.get((line.peer, line.cell))
+        if other is not None:
+            met = mine.low <= other.high and other.low <= mine.high
+            name = f"{line.peer}, {line.cell.text()}"
+            out.append(report.Row(name, f"{mine} and {other}", "intervals overlap", met))
+    return out
+
+
 def starts(found: Found) -> list[StartLine]:
     """One line for each peer, model and side: medians."""
     groups: dict[tuple[str, str, str], list[Start]] = {}

@@ -155,6 +155,13 @@ def test_goals_are_met_missed_or_undecided() -> None:
     assert [row.met for row in page.goals(result(found(5000, 100, foreign=0.5)))] == [None]
 
 
+def test_two_runs_agree_where_their_intervals_overlap() -> None:
+    """Cells that both have."""
+    assert [row.met for row in summary.agreement(found(6000, 100), found(6050, 100))] == [True]
+    assert [row.met for row in summary.agreement(found(6000, 100), found(7000, 100))] == [False]
+    assert summary.agreement(found(6000, 100), Found()) == []
+
+
 def test_a_page_without_markers_is_refused_and_the_rest_of_one_stays() -> None:
     """Between its markers only."""
     with pytest.raises(ConfigInvalid, match="peers: begin"):

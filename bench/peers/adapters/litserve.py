@@ -74,11 +74,14 @@ class LitServe:
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """See `Peer`."""
         if form == "json":
-            body = orjson.dumps({"inputs": dict(feeds)}, option=orjson.OPT_SERIALIZE_NUMPY)
+            plain = {
+                name: array.tolist() if array.dtype == object else array for name, array in feeds.items()
+            }
+            body = orjson.dumps({"inputs": plain}, option=orjson.OPT_SERIALIZE_NUMPY)
             return Message("/predict", (("content-type", "application/json"),), body)
         parts = [
             f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"; filename="{name}"\r\n'
-            "content-type: application/octet-stream\r\n\r\n".encode()
+            f"content-type: application/octet-stream; shape={','.join(map(str, array.shape))}\r\n\r\n".encode()
             + array.tobytes()
             + b"\r\n"
             for name, array in feeds.items()

@@ -16,7 +16,27 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}
+TYPES = {
+    "tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64,
+    "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64, "tensor(bool)": np.bool_, "tensor(string)": object,
+}  # fmt: skip
+
+
+def encoded(arrays):
+    """Arrays by name as JSON; texts are no arrays to orjson."""
+    plain = {
+        name: array.tolist() if array.dtype == object else np.ascontiguousarray(array)
+        for name, array in arrays.items()
+    }
+    return orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def line(prediction):
+    """One prediction, inputs and outputs, as JSON."""
+    inputs, outputs = prediction
+    return b'{"inputs":%b,"outputs":%b}' % (encoded(inputs), encoded(outputs))
 
 
 class FileLogger(litserve.Logger):
@@ -29,7 +49,7 @@ class FileLogger(litserve.Logger):
     def process(self, key, value):
         """One prediction."""
         with open(self.file, "ab") as out:  # noqa: PTH123
-            out.write(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            out.write(line(value) + b"\n")
 
 
 class HttpLogger(litserve.Logger):
@@ -46,8 +66,7 @@ class HttpLogger(litserve.Logger):
             parts = urlsplit(self.url)
             self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
         try:
-            body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-            self.connection.request("POST", "/", body, {"content-type": "application/json"})
+            self.connection.request("POST", "/", line(value), {"content-type": "application/json"})
             self.connection.getresponse().read()
         except Exception:
             self.connection.close()
@@ -70,20 +89,21 @@ class OnnxApi(litserve.LitAPI):
         self.session = ort.InferenceSession(
             self.options.model_file, settings, providers=["CPUExecutionProvider"]
         )
-        self.inputs = {one.name: (TYPES[one.type], tuple(one.shape[1:])) for one in self.session.get_inputs()}
+        self.inputs = {one.name: TYPES[one.type] for one in self.session.get_inputs()}
         self.outputs = [one.name for one in self.session.get_outputs()]
-        self.is_fixed = isinstance(self.session.get_inputs()[0].shape[0], int)
+        shapes = [one.shape for one in (*self.session.get_inputs(), *self.session.get_outputs())]
+        self.is_fixed = any(not shape or isinstance(shape[0], int) for shape in shapes)
 
     def decode_request(self, request: Request):
         """Tensors by name, and whether the answer is to be binary."""
         if "inputs" in request:
-            arrays = {
-                name: np.asarray(rows, self.inputs[name][0]) for name, rows in request["inputs"].items()
-            }
-            return arrays, False
+            asked = request["inputs"]
+            return {name: np.asarray(asked[name], dtype) for name, dtype in self.inputs.items()}, False
         arrays = {}
-        for name, (dtype, shape) in self.inputs.items():
-            arrays[name] = np.frombuffer(request[name].file.read(), dtype).reshape(-1, *shape)
+        for name, dtype in self.inputs.items():
+            part = request[name]
+            shape = part.content_type.partition("shape=")[2]
+            arrays[name] = np.frombuffer(part.file.read(), dtype).reshape([int(n) for n in shape.split(",")])
         return arrays, True
 
     def batch(self, inputs):
@@ -108,18 +128,15 @@ class OnnxApi(litserve.LitAPI):
                 at += rows
         if self.options.audit:
             for (arrays, _), (outputs, _) in zip(many, answers, strict=True):
-                named = dict(zip(self.outputs, outputs, strict=True))
-                self.log("prediction", {"inputs": arrays, "outputs": named})
+                self.log("prediction", (arrays, dict(zip(self.outputs, outputs, strict=True))))
         return answers if isinstance(x, list) else answers[0]
 
     def encode_response(self, output):
         """JSON, or raw tensors with their names, types and shapes in a header."""
         outputs, binary = output
         if not binary:
-            content = {"outputs": dict(zip(self.outputs, map(np.ascontiguousarray, outputs), strict=True))}
-            return Response(
-                orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
-            )
+            named = encoded(dict(zip(self.outputs, outputs, strict=True)))
+            return Response(b'{"outputs":%b}' % named, media_type="application/json")
         described = [
             [name, one.dtype.str, one.shape] for name, one in zip(self.outputs, outputs, strict=True)
         ]
