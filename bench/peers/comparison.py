@@ -22,7 +22,7 @@ from bench.peers.asking import demand_right, feeds_of, model_file_of, post, sess
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
 from bench.peers.keeping import Kept, digest
 from bench.peers.loads import Side, started
-from bench.peers.peer import Begin, Cell, Peer, Running, Say, Setting, Unavailable
+from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
 
 HALF = 0.5
 START_ROUNDS = 3
@@ -227,7 +227,7 @@ def start(peer: Peer, model: str, setting: Setting, how: How) -> tuple[float, fl
         home.mkdir()
         first = catalog.write(repository, model)
         ran, feeds = session(first), feeds_of(first, 1, 0)
-        form = "json" if "json" in peer.forms else "binary"
+        form: Form = "json" if "json" in peer.forms else "binary"
         message = peer.message(model, feeds, form)
         began = time.monotonic()
         running = peer.begin(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -90,10 +91,14 @@ def made(name: str, say: Say, lock: Path | None = None) -> Environment:
 def _make(name: str, lock: Path, place: Path, say: Say) -> None:
     shutil.rmtree(place, ignore_errors=True)
     say(f"{name}: making its environment from {lock.name}")
-    _run(name, [sys.executable, "-m", "venv", str(place)], say)
+    python = str(place / "bin" / "python")
+    # Where this interpreter has pip, it installs into the other; else that one gets a pip of its own.
+    mine = importlib.util.find_spec("pip") is not None
+    _run(name, [sys.executable, "-m", "venv", *(["--without-pip"] if mine else []), str(place)], say)
+    pip = [sys.executable, "-m", "pip", "--python", python] if mine else [python, "-m", "pip"]
     _run(
         name,
-        [str(place / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+        [*pip, "install", "--disable-pip-version-check", "--no-input",
          "--progress-bar", "off", "--require-hashes", "--no-deps", "-r", str(lock)],
         say,
     )  # fmt: skip

@@ -101,9 +101,6 @@ class Known:
         self._file = directory / SETTINGS_FILE
         self._mine = self._of(self._file) or calibration.fresh()
         given = Path(wanted.settings) if wanted.settings else calibration.COMMITTED
-        if wanted.settings and not given.is_file():
-            msg = f"--settings {given}: there is no such file"
-            raise ConfigInvalid(msg)
         self._given = None if wanted.calibrate and not wanted.settings else self._of(given)
 
     @property
@@ -121,7 +118,9 @@ class Known:
         Raises:
             Unavailable: none works.
         """
-        known = self._mine.get(peer.name, model) or (self._given and self._given.get(peer.name, model))
+        known = self._mine.get(peer.name, model)
+        if known is None and self._given is not None:
+            known = self._given.get(peer.name, model)
         if known is None:
             known = calibration.calibrate(peer, model, self._repository, self._wanted.how, self._say)
         self._mine.peers.setdefault(peer.name, {})[model] = known
@@ -160,6 +159,9 @@ def run(wanted: Wanted, directory: Path, say: Say, passed: Passed = lambda _done
     """
     demand_processors(server=wanted.how.server_cpu, generator=wanted.how.generator_cpu)
     peers = chosen_peers(wanted.peers)
+    if wanted.settings and not Path(wanted.settings).is_file():
+        msg = f"--settings {wanted.settings}: there is no such file"
+        raise ConfigInvalid(msg)
     versions, failed = prepare([ours(), *peers], say)
     there = [peer for peer in peers if peer.name in versions]
     with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:

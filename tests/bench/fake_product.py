@@ -94,7 +94,7 @@ def serve(model_file: str, port: int) -> None:
                     pass
             feeds = {name: np.array(values, np.float32) for name, values in asked.items()}
             names = [output.name for output in ran.get_outputs()]
-            found = dict(zip(names, ran.run(names, feeds), strict=True))
+            found = dict(zip(names, ran.run(names, feeds), strict=True)) if feeds else {}
             off = 1.0 if "FAKE_LIES" in os.environ else 0.0
             body = json.dumps({name: (array + off).tolist() for name, array in found.items()}).encode()
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()

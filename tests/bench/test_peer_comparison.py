@@ -12,8 +12,9 @@ from fake_product import Fake
 from bench.cli_peers import main
 from bench.peers import calibration, catalog, comparison
 from bench.peers import run as runs
+from bench.peers.asking import post
 from bench.peers.figures import Chosen, Found, How, Pair
-from bench.peers.peer import Cell, Setting, Unavailable
+from bench.peers.peer import Begin, Cell, Setting, Unavailable
 from bench.peers.run import Wanted
 
 pytestmark = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on this machine")
@@ -74,9 +75,9 @@ def test_a_peer_that_does_not_start_or_lies_is_said_and_the_others_go_on(
 ) -> None:
     """With its last lines, or with the first wrong answer; no figure of either."""
     known(tmp_path, "ours", "broken", "liar")
-    monkeypatch.setattr(comparison, "START_ROUNDS", 0)
+    monkeypatch.setattr(comparison, "START_ROUNDS", 1)
     wanted = Wanted(peers=("broken", "liar"), models=("mlp",), how=HOW, rounds=1)
-    monkeypatch.setattr(catalog, "cells", lambda *_, **__: [CELL])
+    monkeypatch.setattr(catalog, "cells", lambda *_, **__: [])
     result = runs.run(wanted, tmp_path, lambda _: None)
     assert result.found.rounds == []
     broken, liar = result.found.failed
@@ -111,8 +112,7 @@ def test_requests_that_fail_rule_a_setting_out(tmp_path: Path, products: list[Fa
     refusing.choices = (Setting(1, False),)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.peers.processes.START_S", 1.0)
-        patch.setattr("fake_product.answers", lambda *_: True)
+        patch.setattr("fake_product.answers", _any_answer)
         with pytest.raises(Unavailable, match="no setting serves mlp") as caught:
             calibration.calibrate(refusing, "mlp", _models(tmp_path), HOW, lambda _: None)
     assert "requests failed" in caught.value.last_lines
@@ -145,6 +145,10 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path, products: list[
         done = CliRunner().invoke(main, arguments)
         assert (done.exit_code, said in done.output) == (2, True), done.output
         assert len([line for line in done.output.splitlines() if said in line]) == 1
+
+
+def _any_answer(peer: Fake, what: Begin, url: str) -> bool:
+    return post(url, peer.message(what.model, {}, "json")).status > 0
 
 
 def _models(tmp_path: Path) -> Path:

@@ -47,15 +47,20 @@ def test_an_environment_is_made_once_and_named_after_its_lock(tmp_path: Path, mo
     said.clear()
     assert environment.made("thing", said.append, lock) == made
     assert said == []
+    again: list[Path] = []
+
+    def make(_name: str, _lock: Path, place: Path, _say: object) -> None:
+        again.append(place)
+        place.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(environment, "_make", make)
+    monkeypatch.setattr(environment, "_versions", lambda _name, _place: {})
     (made.place / "complete.json").unlink()
-    lines: list[str] = []
-    made_again = []
-    monkeypatch.setattr(environment, "_make", lambda *given: made_again.append(given))
-    environment.made("thing", lines.append, lock)
-    assert len(made_again) == 1
+    environment.made("thing", said.append, lock)
     lock.write_text(lock.read_text() + "# another\n")
-    with pytest.raises(Unavailable):
-        environment.made("thing", lines.append, lock)
+    environment.made("thing", said.append, lock)
+    assert again[0] == made.place
+    assert again[1] != made.place
 
 
 def test_what_does_not_install_is_unavailable_with_the_last_lines(tmp_path: Path, monkeypatch) -> None:

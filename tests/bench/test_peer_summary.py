@@ -171,7 +171,7 @@ def test_a_page_without_markers_is_refused_and_the_rest_of_one_stays() -> None:
     )
     assert text.startswith("# top\n<!-- peers: begin -->\n\n### ")
     assert text.endswith("<!-- peers: end -->\nend")
-    assert "old" not in text
+    assert "\nold\n" not in text
 
 
 def test_the_best_setting_is_chosen_among_those_that_answered_everything() -> None:

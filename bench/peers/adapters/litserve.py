@@ -37,7 +37,7 @@ class LitServe:
         "a Logger: predictions go through a queue to a process that writes them as JSON lines, unacknowledged"
     )
     receiver_kind = "http"
-    sources = (
+    sources: tuple[Source, ...] = (
         Source(
             "requests are batched with max_batch_size and batch_timeout; batch and unbatch stack and split them",
             "Batching - LitServe", "https://lightning.ai/docs/litserve/features/batching",

@@ -36,7 +36,7 @@ class Tidegate:
     forms: frozenset[Form] = frozenset(("json", "binary"))
     audit = "every prediction in the log on this host before it is answered (audit.level=spool, the default)"
     receiver_kind = "kafka"
-    sources = (
+    sources: tuple[Source, ...] = (
         Source(
             "defaults are the production settings; only ports, workers and the state directory are given",
             "Configuration", _DOCS,

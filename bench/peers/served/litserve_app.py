@@ -99,7 +99,7 @@ class OnnxApi(litserve.LitAPI):
         if "inputs" in request:
             asked = request["inputs"]
             return {name: np.asarray(asked[name], dtype) for name, dtype in self.inputs.items()}, False
-        arrays = {}
+        arrays: dict = {}
         for name, dtype in self.inputs.items():
             part = request[name]
             shape = part.content_type.partition("shape=")[2]
