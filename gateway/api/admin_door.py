@@ -92,24 +92,8 @@ class AdminDoor(Doors):
         self._dead = True
         self.hang_up()
 
-    def on_response_complete(self) -> None:
-        """An answer is written: the next that waits."""
-        cycle = self._running
-        if cycle is not None and cycle.held_bytes:
-            self.let_go(cycle.held_bytes)
-            cycle.held_bytes = 0
-        super().on_response_complete()
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._running = cycle
-        if not self.pipeline and self.flow is not None:
-            if self.unfed is not None:
-                self.feed_soon()
-            else:
-                self.flow.resume_reading()
-        if not isinstance(cycle, FastCycle):
-            super()._start_asgi_task(cycle, app)
-        elif not self.transport.is_closing() and isinstance(cycle.head, GatewayError):
+    def _take_turn(self, cycle: FastCycle) -> None:
+        if not self.transport.is_closing() and isinstance(cycle.head, GatewayError):
             # The refusal of a message that stood behind others.
             cycle.reply(*reply_of(cycle.head))
 

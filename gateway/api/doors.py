@@ -188,6 +188,32 @@ class Doors(Connection):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
 
+    def on_response_complete(self) -> None:
+        """An answer is written: the next that waits."""
+        cycle = self._running
+        if cycle is not None and cycle.held_bytes:
+            self.let_go(cycle.held_bytes)
+            cycle.held_bytes = 0
+        super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """A request's turn has come."""
+        self._running = cycle
+        if not self.pipeline and self.flow is not None:
+            # Nothing waits behind it: on with what came, then with the reading.
+            if self.unfed is not None:
+                self.feed_soon()
+            else:
+                self.flow.resume_reading()
+        if isinstance(cycle, FastCycle):
+            self._take_turn(cycle)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _take_turn(self, cycle: FastCycle) -> None:
+        """The turn of a fast request, or of a refusal, that stood behind others."""
+        raise NotImplementedError
+
     def _to_starlette(self, size: int) -> None:
         most = self.crowd.limits.body_max_bytes
         if size > most:

@@ -191,26 +191,7 @@ class FastProtocol(Doors):
         else:
             self.on_response_complete()
 
-    def on_response_complete(self) -> None:
-        """An answer is written: the next that waits."""
-        cycle = self._running
-        if cycle is not None and cycle.held_bytes:
-            self.let_go(cycle.held_bytes)
-            cycle.held_bytes = 0
-        super().on_response_complete()
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """A request's turn has come."""
-        self._running = cycle
-        if not self.pipeline and self.flow is not None:
-            # Nothing waits behind it: on with what came, then with the reading.
-            if self.unfed is not None:
-                self.feed_soon()
-            else:
-                self.flow.resume_reading()
-        if not isinstance(cycle, FastCycle):
-            super()._start_asgi_task(cycle, app)
-            return
+    def _take_turn(self, cycle: FastCycle) -> None:
         cycle.started = True
         if not cycle.more_body:
             # Not from here: refusals answer at once, and a long pipeline of them would recurse.
