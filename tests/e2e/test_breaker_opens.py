@@ -14,7 +14,7 @@ from bench.serving import Gateway
 from gateway.audit.event import Control, Prediction
 from gateway.audit.spool_feed import SpoolFeed
 from tests.e2e.onnx_models import write_linear, write_roots
-from tests.e2e.test_shift import _revision, _route, _shift
+from tests.e2e.splits import revision, route, shift, split, variants, within
 from tests.e2e.wire import Wire, infer
 
 BELOW_ZERO = infer("linear", [[-1.0, -2.0, -3.0, -4.0]])
@@ -28,17 +28,11 @@ def rooted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     write_linear(base / "models", version="1")
     write_roots(base / "models", version="2")
     with Gateway(base / "models", base / "state", settings=(f"data.door={request.param}",)) as serving:
-        variants = [
-            {"name": "primary", "version": "1", "role": "primary", "weight_bp": 10_000},
-            {"name": "canary", "version": "2", "role": "canary", "weight_bp": 0},
-        ]
-        body = {"variants": variants, "reason": "two versions"}
-        reply = serving.admin("PUT", "routes/linear", body, revision=_revision(serving))
-        assert reply.status in (200, 202), reply
+        split(serving, variants(0, primary="1", canary="2"))
         yield serving
 
 
-def events(gateway: Gateway, wanted: int, revision: int) -> tuple[list[Prediction], list[Control]]:
+def events(gateway: Gateway, wanted: int, at: int) -> tuple[list[Prediction], list[Control]]:
     """What the log has of a revision: predictions, and control events of kind breaker."""
     feed = SpoolFeed(gateway.state_dir / "spool")
     predictions: list[Prediction] = []
@@ -48,9 +42,9 @@ def events(gateway: Gateway, wanted: int, revision: int) -> tuple[list[Predictio
         while len(predictions) < wanted or not breakers:
             assert time.monotonic() < deadline, (len(predictions), breakers)
             for event in feed.read(10_000, 200).events:
-                if isinstance(event, Prediction) and event.route and event.route.revision == revision:
+                if isinstance(event, Prediction) and event.route and event.route.revision == at:
                     predictions.append(event)
-                elif isinstance(event, Control) and event.kind == "breaker" and event.revision == revision:
+                elif isinstance(event, Control) and event.kind == "breaker" and event.revision == at:
                     breakers.append(event)
     finally:
         feed.close()
@@ -65,11 +59,16 @@ def figure(gateway: Gateway, name: str, version: str) -> float:
     return next(float(line[len(start) :]) for line in lines if line.startswith(start))
 
 
+def history(gateway: Gateway) -> list[dict]:
+    """The newest of it, as anyone reads it."""
+    return list(gateway.admin("GET", "routes/linear/history?limit=5").content["entries"])
+
+
 def test_a_canary_that_fails_costs_nobody_an_answer(rooted: Gateway) -> None:
     """Half of the traffic on a canary that cannot answer it: all get the primary's finite numbers; the breaker opens
-    once, in the log, in /metrics; and the next revision tries the canary again."""
-    assert _shift(rooted, 5_000).status == 200
-    revision = _revision(rooted)
+    once, in the log, in /metrics and in the history; and the next revision tries the canary again."""
+    assert shift(rooted, 5_000).status == 200
+    at = revision(rooted)
     with Wire(rooted.data_url) as wire:
         versions: Counter[str] = Counter()
         for _ in range(200):
@@ -79,7 +78,7 @@ def test_a_canary_that_fails_costs_nobody_an_answer(rooted: Gateway) -> None:
             assert None not in content["outputs"][0]["data"]
             versions[content["model_version"]] += 1
         assert versions == {"1": 200}
-        predictions, breakers = events(rooted, 200, revision)
+        predictions, breakers = events(rooted, 200, at)
         assert len(breakers) == 1
         assert breakers[0].after is not None
         assert (breakers[0].after["variant"], breakers[0].after["counts"]) == ("canary", 3)
@@ -91,7 +90,10 @@ def test_a_canary_that_fails_costs_nobody_an_answer(rooted: Gateway) -> None:
         assert all(e.first_try == {"version": "2", "code": "nonfinite"} for e in predictions if e.first_try)
         assert figure(rooted, "tidegate_breaker_open_workers", "2") == 1
         assert figure(rooted, "tidegate_retried_requests_total", "2") == 3
-        assert _shift(rooted, 4_000).status == 200
+        within(lambda: history(rooted)[0]["kind"] == "breaker")
+        newest = history(rooted)[0]
+        assert (newest["revision"], newest["by"], newest["is_revision"]) == (at, "worker-0", False)
+        assert shift(rooted, 4_000).status == 200
         served = Counter(json.loads(wire.exchange(FINE).body)["model_version"] for _ in range(100))
         assert served["2"] > 0, "another revision, another try"
         assert figure(rooted, "tidegate_breaker_open_workers", "2") == 0
@@ -99,7 +101,7 @@ def test_a_canary_that_fails_costs_nobody_an_answer(rooted: Gateway) -> None:
 
 def test_a_variant_can_be_asked_for(rooted: Gateway) -> None:
     """`x-tidegate-variant` at any weight; an unknown one is told which there are."""
-    assert _shift(rooted, 0).status == 200
+    assert shift(rooted, 0).status == 200
     named = {
         name: infer("linear", [[1.0, 4.0, 9.0, 16.0]], x_tidegate_variant=name)
         for name in ("canary", "nobody")
@@ -111,4 +113,4 @@ def test_a_variant_can_be_asked_for(rooted: Gateway) -> None:
         reply = wire.exchange(named["nobody"])
         assert reply.status == 400
         assert "has variants primary, canary" in json.loads(reply.body)["error"]
-    assert [v["name"] for v in _route(rooted)["variants"]] == ["primary", "canary"]
+    assert [v["name"] for v in route(rooted)["variants"]] == ["primary", "canary"]

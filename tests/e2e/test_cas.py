@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,15 +11,9 @@ from typing import NamedTuple
 import pytest
 
 from bench.serving import Gateway
-from gateway.audit.event import Control
-from gateway.audit.spool_feed import SpoolFeed
-from tests.e2e.onnx_models import write_linear
+from tests.e2e.splits import ROUTE, controls, revision, serving_two, split, variants
 
 WRITERS = 50
-VARIANTS = [
-    {"name": "primary", "version": "2", "role": "primary", "weight_bp": 9_999},
-    {"name": "canary", "version": "1", "role": "canary", "weight_bp": 1},
-]
 
 
 class Attempt(NamedTuple):
@@ -36,15 +29,8 @@ class Attempt(NamedTuple):
 @pytest.fixture
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One worker over two versions, the route split."""
-    base = tmp_path_factory.mktemp("cas")
-    write_linear(base / "models", version="1", scale=0.25)
-    write_linear(base / "models", version="2", scale=0.5)
-    with Gateway(base / "models", base / "state", settings=("sidecar.enabled=false",)) as serving:
-        deadline = time.monotonic() + 20
-        body = {"variants": VARIANTS, "reason": "two versions"}
-        while serving.admin("PUT", "routes/linear", body, revision=1).status != 200:
-            assert time.monotonic() < deadline, serving.said()
-            time.sleep(0.1)
+    with serving_two(tmp_path_factory.mktemp("cas"), ("sidecar.enabled=false",), workers=1) as serving:
+        assert split(serving, variants(1)).content["revision"] == 2
         yield serving
 
 
@@ -63,7 +49,7 @@ def race(gateway: Gateway, attempts: int) -> list[Attempt]:
                     return
             weight_bp = rng.randrange(1, 10_000)
             body = {"weights_bp": {"canary": weight_bp}, "reason": f"writer {seed}"}
-            reply = gateway.admin("POST", "routes/linear/shift", body, revision=known)
+            reply = gateway.admin("POST", f"{ROUTE}/shift", body, revision=known)
             by = (reply.content.get("changed") or {}).get("reason")
             attempt = Attempt(known, weight_bp, reply.status, reply.content["revision"], by)
             made.append(attempt)
@@ -78,10 +64,7 @@ def race(gateway: Gateway, attempts: int) -> list[Attempt]:
 def check(gateway: Gateway, made: list[Attempt]) -> None:
     """The log's history is linear, and it is what the writers were told."""
     assert {attempt.status for attempt in made} <= {200, 202, 412}, made
-    events = SpoolFeed(gateway.state_dir / "spool").read(10_000_000, 0).events
-    history = [
-        e for e in events if isinstance(e, Control) and e.model == "linear" and e.kind in {"route", "shift"}
-    ]
+    history = [event for event in controls(gateway) if event.kind in {"route", "shift"}]
     assert [e.revision for e in history] == list(range(1, len(history) + 1))
     for earlier, later in zip(history, history[1:], strict=False):
         assert later.before is not None
@@ -96,8 +79,7 @@ def check(gateway: Gateway, made: list[Attempt]) -> None:
     lost = [a for a in made if a.status == 412]
     assert all(a.revision > a.sent and a.by is not None for a in lost)
     assert lost, "nobody raced"
-    shown = gateway.admin("GET", "routes/linear").content
-    assert shown["revision"] == len(history)
+    assert revision(gateway) == len(history)
 
 
 def test_of_500_attempts_each_revision_has_one(gateway: Gateway) -> None:

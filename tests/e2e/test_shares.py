@@ -11,16 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bench.serving import Gateway
-from gateway.audit.event import Control, Prediction
+from gateway.audit.event import Prediction
 from gateway.audit.spool_feed import SpoolFeed
-from tests.e2e.onnx_models import write_linear
-from tests.e2e.test_shift import _ask, _connections_to_both, _revision, _shift
+from tests.e2e.splits import (
+    ask,
+    connections_to_both,
+    controls,
+    revision,
+    serving_two,
+    shift,
+    split,
+    variants,
+)
 from tests.e2e.wire import Wire, infer
 
 LEVEL = 0.999
 WEIGHTS_BP = (100, 500, 5_000)
 SUITE, PROOF = 2_500, 20_000
-REQUEST = infer("linear", [[1.0, 2.0, 3.0, 4.0]])
 
 
 def interval(count: int, share: float, level: float = LEVEL) -> tuple[int, int]:
@@ -56,22 +63,12 @@ def test_the_interval_holds_what_it_says() -> None:
 @pytest.fixture(scope="module")
 def split_in_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Two workers; version 2 is primary, version 1 a canary."""
-    base = tmp_path_factory.mktemp("shares")
-    write_linear(base / "models", version="1", scale=0.25)
-    write_linear(base / "models", version="2", scale=0.5)
-    with Gateway(base / "models", base / "state", workers=2) as serving:
-        variants = [
-            {"name": "primary", "version": "2", "role": "primary", "weight_bp": 10_000},
-            {"name": "canary", "version": "1", "role": "canary", "weight_bp": 0},
-        ]
-        reply = serving.admin(
-            "PUT", "routes/linear", {"variants": variants, "reason": "two"}, revision=_revision(serving)
-        )
-        assert reply.status in (200, 202), reply
+    with serving_two(tmp_path_factory.mktemp("shares")) as serving:
+        split(serving, variants(0))
         yield serving
 
 
-def logged(gateway: Gateway, revision: int, wanted: int) -> dict[str, Counter[str]]:
+def logged(gateway: Gateway, at: int, wanted: int) -> dict[str, Counter[str]]:
     """By worker, how many requests of a revision the log has for each variant, under reason `weight`."""
     feed = SpoolFeed(gateway.state_dir / "spool")
     found: dict[str, Counter[str]] = {}
@@ -79,7 +76,7 @@ def logged(gateway: Gateway, revision: int, wanted: int) -> dict[str, Counter[st
     try:
         while seen < wanted and (events := feed.read(10_000, 2_000).events):
             for event in events:
-                if isinstance(event, Prediction) and event.route and event.route.revision == revision:
+                if isinstance(event, Prediction) and event.route and event.route.revision == at:
                     assert (event.route.reason, event.route.assigned) == ("weight", event.route.served)
                     source = event.id.split("-")[0]
                     found.setdefault(source, Counter())[str(event.route.assigned)] += 1
@@ -92,15 +89,15 @@ def logged(gateway: Gateway, revision: int, wanted: int) -> dict[str, Counter[st
 
 def shares_held(gateway: Gateway, weight_bp: int, count: int) -> dict[str, tuple[int, int, int]]:
     """Ask so often; by worker what the canary got, and the interval it should be in."""
-    wires = _connections_to_both(gateway)
-    reply = _shift(gateway, weight_bp)
+    wires = connections_to_both(gateway)
+    reply = shift(gateway, weight_bp)
     assert reply.status == 200, reply
-    revision = _revision(gateway)
+    at = revision(gateway)
     with ThreadPoolExecutor(len(wires)) as pool:
-        answered = sum(pool.map(lambda wire: _ask(wire, count // len(wires) + 1), wires), Counter())
+        answered = sum(pool.map(lambda wire: ask(wire, count // len(wires) + 1), wires), Counter())
     for wire in wires:
         wire.close()
-    found = logged(gateway, revision, sum(answered.values()))
+    found = logged(gateway, at, sum(answered.values()))
     assert len(found) == 2, "both workers were asked"
     held = {}
     for source, drawn in found.items():
@@ -116,7 +113,7 @@ def check_shares(gateway: Gateway, weight_bp: int, count: int) -> None:
         if all(low <= got <= high for got, low, high in held.values()):
             return
         assert not last, f"at {weight_bp} bp (got, least, most) by worker: {held}"
-        _shift(gateway, 0)
+        shift(gateway, 0)
 
 
 @pytest.mark.parametrize("weight_bp", WEIGHTS_BP)
@@ -134,9 +131,9 @@ def test_each_worker_draws_by_weight_in_the_long_run(split_in_two: Gateway, weig
 
 def test_a_key_falls_alike_in_every_worker_and_the_log_cannot_tell_where(split_in_two: Gateway) -> None:
     """Twenty callers at half: each gets one version whoever answers; control's events hold no secret to tell which."""
-    wires = _connections_to_both(split_in_two)
-    _shift(split_in_two, 0)
-    assert _shift(split_in_two, 5_000).status == 200
+    wires = connections_to_both(split_in_two)
+    shift(split_in_two, 0)
+    assert shift(split_in_two, 5_000).status == 200
 
     def version(wire: Wire, caller: str) -> str:
         reply = wire.exchange(infer("linear", [[1.0, 2.0, 3.0, 4.0]], x_routing_key=caller))
@@ -150,11 +147,7 @@ def test_a_key_falls_alike_in_every_worker_and_the_log_cannot_tell_where(split_i
     assert all(len(versions) == 1 for versions in found.values())
     assert len({versions.pop() for versions in found.values()}) == 2
     secret = (split_in_two.state_dir / "routing.key").read_text().strip()
-    feed = SpoolFeed(split_in_two.state_dir / "spool")
-    try:
-        events = [e for e in feed.read(100_000, 500).events if isinstance(e, Control) and e.after is not None]
-    finally:
-        feed.close()
+    events = controls(split_in_two)
     documents = [e.after for e in events if e.after and "variants" in e.after]
     assert documents
     assert {document.get("salt", "") for document in documents} == {""}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.serving import Gateway, call
 from tests.e2e.onnx_models import write_linear
-from tests.e2e.test_shift import CONNECTIONS, _connections_to_both, _revision
+from tests.e2e.splits import CONNECTIONS, connections_to_both, revision
 from tests.e2e.wire import Wire, infer
 
 WAYS = (
@@ -40,7 +40,7 @@ def test_a_stop_holds_in_every_worker_once_acknowledged(tmp_path: Path) -> None:
     write_linear(tmp_path / "models")
     write_linear(tmp_path / "models", name="other")
     with Gateway(tmp_path / "models", tmp_path / "state", workers=2) as gateway:
-        wires = _connections_to_both(gateway)
+        wires = connections_to_both(gateway)
         ended = threading.Event()
 
         def hammer(wire: Wire) -> Counter[int]:
@@ -53,7 +53,7 @@ def test_a_stop_holds_in_every_worker_once_acknowledged(tmp_path: Path) -> None:
             running = [pool.submit(hammer, wire) for wire in wires]
             time.sleep(0.2)  # the stop comes under load
             reply = gateway.admin(
-                "POST", "models/linear/stop", {"reason": "wrong prices"}, revision=_revision(gateway)
+                "POST", "models/linear/stop", {"reason": "wrong prices"}, revision=revision(gateway)
             )
             ended.set()
             before = sum((future.result() for future in running), Counter())
@@ -65,7 +65,7 @@ def test_a_stop_holds_in_every_worker_once_acknowledged(tmp_path: Path) -> None:
         assert call(gateway.data_url, "GET", "/v2/health/ready").status == 200
         assert wires[0].exchange(infer("other", [[1.0, 2.0, 3.0, 4.0]])).status == 200
         reply = gateway.admin(
-            "POST", "models/linear/resume", {"reason": "mended"}, revision=_revision(gateway)
+            "POST", "models/linear/resume", {"reason": "mended"}, revision=revision(gateway)
         )
         assert reply.status == 200, reply
         assert set(sum((asked(wire, 5) for wire in wires), Counter())) == {200}

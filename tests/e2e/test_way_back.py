@@ -11,41 +11,34 @@ import pytest
 
 from bench.serving import Gateway, call
 from gateway.audit.identity import EventId, source_of
-from tests.e2e.onnx_models import write_linear
-from tests.e2e.wire import Wire, infer
+from tests.e2e.splits import (
+    REQUEST,
+    ROUTE,
+    change,
+    revision,
+    route,
+    serving_two,
+    shift,
+    split,
+    variants,
+)
+from tests.e2e.wire import Wire
 
-REQUEST = infer("linear", [[1.0, 2.0, 3.0, 4.0]])
-ROUTE = "routes/linear"
 GRACE_S = 0.5
 """Above the 100 ms that a worker takes at most: these tests share their processors."""
-VARIANTS = [
-    {"name": "primary", "version": "2", "role": "primary", "weight_bp": 5_000},
-    {"name": "canary", "version": "1", "role": "canary", "weight_bp": 5_000},
-]
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Two workers over two versions, an automatic ramp with leases of two seconds, and no sidecar."""
-    base = tmp_path_factory.mktemp("leases")
-    write_linear(base / "models", version="1", scale=0.25)
-    write_linear(base / "models", version="2", scale=0.5)
     settings = ("policy.linear.ramp=auto", "policy.linear.lease_s=2", "sidecar.enabled=false")
-    with Gateway(base / "models", base / "state", workers=2, settings=settings) as serving:
+    with serving_two(tmp_path_factory.mktemp("leases"), settings) as serving:
         yield serving
 
 
-def route(gateway: Gateway) -> dict:
-    reply = gateway.admin("GET", ROUTE)
-    assert reply.status == 200, reply
-    return reply.content
-
-
-def change(gateway: Gateway, verb: str, body: dict) -> dict:
+def changed(gateway: Gateway, verb: str, body: dict) -> dict:
     """One change at the present revision; gives the route after it."""
-    method, path = ("POST", f"{ROUTE}/{verb}") if verb else ("PUT", ROUTE)
-    revision = route(gateway)["revision"]
-    reply = gateway.admin(method, path, {**body, "reason": "test"}, revision=revision)
+    reply = change(gateway, "POST", f"{ROUTE}/{verb}", body)
     assert reply.status in (200, 202), reply
     return route(gateway)
 
@@ -69,34 +62,29 @@ def sleep_until(at_s: float) -> None:
 def test_lease_ends_without_control_and_a_renewal_brings_it_back(gateway: Gateway) -> None:
     """Both answer while it runs; killed control or not, only the primary does from its end on; then both again."""
     wires = [Wire(gateway.data_url) for _ in range(12)]
-    deadline = time.monotonic() + 20
-    while gateway.admin(
-        "PUT", ROUTE, {"variants": VARIANTS, "reason": "split"}, revision=route(gateway)["revision"]
-    ).status not in (200, 202):  # weight goes only to versions that every worker holds warm
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    shown = change(gateway, "shift", {"weights_bp": {"canary": 5_000}})
+    split(gateway, variants(5_000))
+    shown = changed(gateway, "shift", {"weights_bp": {"canary": 5_000}})
     assert set(versions(wires)) == {"1", "2"}
     killed = gateway.kill9("control")
     sleep_until(end_s(shown) + GRACE_S)
     assert set(versions(wires)) == {"2"}
     gateway.await_successor("control", killed)
     assert set(versions(wires)) == {"2"}
-    revision = route(gateway)["revision"]
-    change(gateway, "lease", {})
+    at = revision(gateway)
+    changed(gateway, "lease", {})
     deadline = time.monotonic() + 1.5
     while set(versions(wires, 24)) != {"1", "2"}:
         assert time.monotonic() < deadline
-    assert route(gateway)["revision"] == revision
+    assert revision(gateway) == at
     for wire in wires:
         wire.close()
 
 
 def test_sidecar_takes_a_canary_back_and_the_latch_outlives_control(gateway: Gateway) -> None:
     """Its own token is enough for that and for nothing else; a successor of control refuses the version too."""
-    change(gateway, "shift", {"weights_bp": {"canary": 5_000}})
+    changed(gateway, "shift", {"weights_bp": {"canary": 5_000}})
     token = (gateway.state_dir / "sidecar.token").read_text().strip()
-    headers = {"authorization": f"Bearer {token}", "if-match": f'"{route(gateway)["revision"]}"'}
+    headers = {"authorization": f"Bearer {token}", "if-match": f'"{revision(gateway)}"'}
     path = f"/admin/v1/{ROUTE}"
     body = {"weights_bp": {"canary": 1}, "reason": "more"}
     assert call(gateway.admin_url, "POST", f"{path}/shift", body, headers).status == 403
@@ -109,15 +97,10 @@ def test_sidecar_takes_a_canary_back_and_the_latch_outlives_control(gateway: Gat
     assert set(versions([wire])) == {"2"}
     gateway.await_successor("control", gateway.kill9("control"))
     deadline = time.monotonic() + 20
-    while (reply := _asked(gateway)).status in (0, 503):
+    while (reply := shift(gateway, 100)).status in (0, 503):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert (reply.status, "latched" in reply.content["error"]) == (409, True)
-    change(gateway, "rearm", {"version": "1"})
-    assert _asked(gateway).status in (200, 202)
+    changed(gateway, "rearm", {"version": "1"})
+    assert shift(gateway, 100).status in (200, 202)
     wire.close()
-
-
-def _asked(gateway: Gateway):
-    body = {"weights_bp": {"canary": 100}, "reason": "again"}
-    return gateway.admin("POST", f"{ROUTE}/shift", body, revision=route(gateway)["revision"])
