@@ -80,11 +80,13 @@ class Actor:
         self._token_file = state_dir / TOKEN_FILE
         self._exchange = exchange or _exchange_with(url, state_dir / PUBLIC)
 
-    def roll_back(self, pending: Pending, at_ns: int) -> Acted:
+    def roll_back(self, pending: Pending, at_ns: int, read_revision: int) -> Acted:
         """Take a version's traffic away and latch it.
 
         Args:
             at_ns: time of the newest tick that the evidence rests on.
+            read_revision: the newest of the route that was read in the log. One beyond it is someone's answer to what
+                led to this decision, or to something else: a conflict, until the log has been read so far.
         """
         try:
             route = self._send("GET", f"/admin/v1/routes/{pending.model}")
@@ -101,6 +103,9 @@ class Actor:
             )
             if variant is None:
                 return Acted("nothing_to_do")
+            if body["revision"] > read_revision:
+                says = f"route {pending.model} is at revision {body['revision']}, the log was read to {read_revision}"
+                return Acted("conflict", says)
             reply = self._send(
                 "POST",
                 f"/admin/v1/routes/{pending.model}/rollback",

@@ -276,7 +276,9 @@ class Sidecar:
             ):
                 # The next tick makes it young again, or shows that there is nothing to do.
                 continue
-            acted = self._parts.actor.roll_back(pending, self._read_until_ns)
+            known = self.watch.state.rollouts.latest(pending.model)
+            read_revision = 0 if known is None else known.revision
+            acted = self._parts.actor.roll_back(pending, self._read_until_ns, read_revision)
             retry_s = REFUSED_S if acted.outcome == "refused" else RETRY_S
             self._next_act_s[pending.event] = now_s + retry_s
             if acted.outcome in {"done", "nothing_to_do"}:
@@ -285,7 +287,7 @@ class Sidecar:
                 self._next_act_s.pop(pending.event, None)
                 log.warning("rolled_back", extra={"model": pending.model, "outcome": acted.outcome})
             elif acted.outcome != "conflict":
-                # In a conflict someone changed the route just now: it is looked at again.
+                # In a conflict someone changed the route just now: it is looked at again, once that was read.
                 self._tell(pending, acted)
 
     def _tell(self, pending: Pending, acted: Acted) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 CHUNK_BYTES = 16 * 1024
+HELD_POLL_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Weather:
         latency_ms: each byte comes so much later.
         bytes_per_s: no faster; 0: as fast as it goes.
         is_black_hole: bytes are taken and go nowhere; nobody is told.
+        is_held: bytes that come wait until it is over, and go on then.
         corrupt_each: one bit of each so many bytes is turned; 0: none.
         reset_after_bytes: the connection is reset (RST) when so many have passed; -1: never.
         half_close_after_bytes: this direction ends (FIN) when so many have passed; -1: never.
@@ -35,6 +37,7 @@ class Weather:
     latency_ms: float = 0.0
     bytes_per_s: float = 0.0
     is_black_hole: bool = False
+    is_held: bool = False
     corrupt_each: int = 0
     reset_after_bytes: int = -1
     half_close_after_bytes: int = -1
@@ -54,6 +57,10 @@ class ChaosProxy:
         """New connections are closed at once."""
         self.connections = 0
         """Taken since the start."""
+        self.held = 0
+        """Pieces that wait, of all connections."""
+        self.answered = bytearray()
+        """All that was passed down, in the order in which it came."""
         self._open: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -135,6 +142,8 @@ class ChaosProxy:
                 weather: Weather = getattr(self, way)
                 if weather.is_black_hole:
                     continue
+                if weather.is_held:
+                    weather = await self._fair(way)
                 free_at_s = max(free_at_s, time.monotonic())
                 if weather.bytes_per_s:
                     free_at_s += len(data) / weather.bytes_per_s
@@ -155,10 +164,22 @@ class ChaosProxy:
                         return
                     break
                 passed += len(data)
+                if way == "down":
+                    self.answered += data
                 writer.write(data)
                 await writer.drain()
         with contextlib.suppress(OSError, RuntimeError):
             writer.write_eof()
+
+    async def _fair(self, way: str) -> Weather:
+        """The weather once nothing is held any more."""
+        self.held += 1
+        try:
+            while (weather := getattr(self, way)).is_held:
+                await asyncio.sleep(HELD_POLL_S)
+        finally:
+            self.held -= 1
+        return weather
 
     def _reset_pair(self, writer: asyncio.StreamWriter) -> None:
         for pair in tuple(self._open):

@@ -109,11 +109,13 @@ class FakeActor(Actor):
         self.lease = Acted("done")
         self.rolled_back: list[Pending] = []
         self.at_ns: list[int] = []
+        self.read_revisions: list[int] = []
         self.renewed: list[dict[str, frozenset[str]]] = []
 
-    def roll_back(self, pending: Pending, at_ns: int) -> Acted:
+    def roll_back(self, pending: Pending, at_ns: int, read_revision: int) -> Acted:
         self.rolled_back.append(pending)
         self.at_ns.append(at_ns)
+        self.read_revisions.append(read_revision)
         return Acted(self.outcome, "as the test has it")
 
     def renew_leases(self, models: dict[str, frozenset[str]]) -> dict[str, Acted]:

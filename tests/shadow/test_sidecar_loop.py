@@ -141,6 +141,7 @@ def test_a_decision_is_acted_on_at_once(tmp_path: Path, clock: Clock) -> None:
     assert pending.event == decision.id
     assert pending.says == decision.body["says"]
     assert abs(loop.actor.at_ns[0] - clock.time_ns()) < 2e9
+    assert loop.actor.read_revisions == [2]
     loop.step(100.0)
     assert len(loop.actor.rolled_back) == 1
 
@@ -193,6 +194,17 @@ def test_a_conflict_is_no_alarm(tmp_path: Path, clock: Clock) -> None:
     loop.step(1.0)
     assert len(loop.actor.rolled_back) == 2
     assert loop.alarms() == []
+
+
+def test_after_a_conflict_the_newer_route_counts(tmp_path: Path, clock: Clock) -> None:
+    """A person raised the weight as the sidecar was about to act: the next act knows of that revision."""
+    loop = begin(tmp_path, clock)
+    loop.actor.outcome = "conflict"
+    loop.condemn()
+    loop.stage.say(route(3, canary="2", weight_bp=3000))
+    loop.actor.outcome = "done"
+    loop.step(1.0)
+    assert loop.actor.read_revisions == [2, 3]
 
 
 def test_the_rollout_ended_otherwise(tmp_path: Path, clock: Clock) -> None:
