@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from bench.peers.peer import Unavailable
 
-MARK = "TIDEGATE_BENCH_PEER"
+MARK = "BENCH_PEER_TREE"
+"""Not TIDEGATE_...: those are settings of ours, and an unknown one is refused."""
 SAID_CHARACTERS = 4000
 START_S = 120.0
 STOP_S = 20.0

@@ -33,10 +33,10 @@ def test_a_product_keeps_the_contract(peer: Peer, model: str, tmp_path: Path) ->
 
 def keeps_the_contract(peer: Peer, model: str, tmp_path: Path) -> None:
     """Start, ask, change the version, end."""
-    repository = tmp_path / "models"
-    first = catalog.write(repository, model)
     rows = (1,) if model == "squeezenet" else (1, 8)
     for number, setting in enumerate(peer.choices[:2]):
+        repository = tmp_path / f"models-{number}"
+        first = catalog.write(repository, model)
         home = tmp_path / f"home-{number}"
         home.mkdir()
         running = peer.begin(
