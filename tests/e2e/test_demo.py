@@ -49,19 +49,14 @@ def test_the_demonstration_on_the_spool(flights_2013: Flights) -> None:
     assert counts["forwarded"] is None
 
 
-def test_the_demonstration_through_kafka(flights_2013: Flights, kafka_jars: Path) -> None:
-    """`make demo KAFKA=1`: the sidecar reads the topic, and the topic holds every prediction."""
-    counts = demonstrate("--seed", "2", "--kafka")
-    check(counts)
-    assert counts["forwarded"] == counts["recorded"]
-    assert counts["replayed"].keys() == {"spool", "topic"}
-
-
 @pytest.mark.prove
 @pytest.mark.parametrize("kafka", [False, True], ids=["spool", "kafka"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_demonstration_ends_right_for_every_seed(
     seed: int, kafka: bool, flights_2013: Flights, kafka_jars: Path
 ) -> None:
-    """Three seeds, each with another fault at another time, both ways."""
-    check(demonstrate("--seed", str(seed), *(["--kafka"] if kafka else [])))
+    """For three seeds, each with another fault; with a broker the sidecar reads the topic, which holds everything."""
+    counts = demonstrate("--seed", str(seed), *(["--kafka"] if kafka else []))
+    check(counts)
+    assert counts["forwarded"] == (counts["recorded"] if kafka else None)
+    assert counts["replayed"].keys() == ({"spool", "topic"} if kafka else {"spool"})
