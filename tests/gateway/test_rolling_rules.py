@@ -2,110 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from gateway import fleet as words_of
-from gateway import rolling as module
-from gateway.children import Child, Proc, child_of, worker_of
-from gateway.fleet import Fleet
-from gateway.rolling import SUCCESSOR_S, UP_S, UPGRADE_ROLES, Rolling
+from gateway.children import child_of
+from gateway.rolling import SUCCESSOR_S, UP_S, UPGRADE_ROLES
+from tests.gateway.played import Stage, signals
+from tests.gateway.played import roomy as roomy  # a fixture
+from tests.gateway.played import stage as stage  # a fixture
 
-
-class Stage:
-    """Children that are played by the test, and a clock that it moves."""
-
-    def __init__(self, path: Path, workers: int, *, one_more: bool = True) -> None:
-        self.fleet = Fleet.create(path, workers, 1)
-        self.children: list[Child] = []
-        self.now_s = 1000.0
-        self.pids = 100
-        self.refuse_start = False
-        self.rolling = Rolling(self.fleet, self.start, data_fd=7, one_more=one_more)
-        for index in range(workers):
-            child = worker_of(index, 7)
-            self.children.append(child)
-            self.start(child)
-            self.serve(child)
-        self.now_s += 100
-
-    def start(self, child: Child) -> None:
-        """As the supervisor does."""
-        child.started_s = self.now_s
-        child.ending_s = None
-        if self.refuse_start:
-            return
-        self.pids += 1
-        child.process = Played(self.pids)
-        child.lives += 1
-
-    def serve(self, child: Child) -> None:
-        """The worker says that it serves."""
-        assert child.index is not None
-        assert child.process is not None
-        words = self.fleet.worker(child.index)
-        words[words_of.PID], words[words_of.STATE] = child.process.pid, words_of.SERVING
-
-    def die(self, child: Child, code: int = 0) -> None:
-        """It ends; the supervisor takes notice as `_reap` does."""
-        child.process = None
-        if child.index is not None:
-            self.fleet.zero_gauges(child.index)
-        if child.replaces is not None:
-            self.rolling.successor_died(self.children, child, code)
-        elif not child.wanted:
-            self.children.remove(child)
-        else:
-            child.ending_s = None
-
-    def advance(self, seconds: float = 0.25) -> None:
-        """Some turns of the supervisor."""
-        for _ in range(3):
-            self.now_s += seconds / 3
-            self.rolling.advance(self.children, self.now_s)
-
-    def successor(self) -> Child:
-        """The one that is to take another's place."""
-        (found,) = [c for c in self.children if c.replaces is not None]
-        return found
-
-    def names(self) -> list[str]:
-        """Who there is."""
-        return sorted(c.name for c in self.children)
-
-
-class Played(Proc):
-    """A process that only notes its signals."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(pid)
-        self.signals: list[int] = []
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        self.signals.append(number)
-
-
-def signals(child: Child) -> list[int]:
-    """What a child was sent."""
-    assert isinstance(child.process, Played)
-    return child.process.signals
-
-
-@pytest.fixture(autouse=True)
-def _roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "room_bytes", lambda: 1 << 40)
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    """Two workers that serve."""
-    return Stage(tmp_path / "fleet", 2)
+pytestmark = pytest.mark.usefixtures("roomy")
 
 
 def test_every_worker_is_followed_before_it_leaves(stage: Stage) -> None:
@@ -116,6 +26,7 @@ def test_every_worker_is_followed_before_it_leaves(stage: Stage) -> None:
         stage.advance()
         new = stage.successor()
         assert new.index not in {c.index for c in stage.children if c is not new}
+        assert stage.rolling.facts()["at"] == new.name
         stage.advance(100)
         assert old.wanted
         stage.serve(new)
@@ -135,12 +46,32 @@ def test_every_worker_is_followed_before_it_leaves(stage: Stage) -> None:
     assert [w["worker"] for w in stage.fleet.facts()] == [0, 2]
 
 
+@pytest.mark.parametrize("missing", ["state", "pid"])
+def test_who_only_seems_to_serve_is_waited_for(stage: Stage, missing: str) -> None:
+    """What the block says of a process before it, or of its own start, takes nobody's place."""
+    stage.rolling.ask(stage.children)
+    stage.advance()
+    new = stage.successor()
+    stage.serve(new)
+    words = stage.fleet.worker(new.index or 0)
+    words[words_of.STATE if missing == "state" else words_of.PID] = words_of.STARTING
+    stage.advance(10)
+    assert new.replaces is not None
+    stage.serve(new)
+    stage.advance()
+    assert new.replaces is None
+
+
 def test_a_successor_that_dies_leaves_the_worker(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody is told to leave; those not yet replaced stay, and it is said why."""
     stage.rolling.ask(stage.children)
     stage.advance()
-    stage.die(stage.successor(), 2)
+    new = stage.successor()
+    new.stack_fd = fd = os.memfd_create("stacks")
+    stage.die(new, 2)
     stage.advance()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
     assert stage.names() == ["worker-0", "worker-1"]
     assert all(c.wanted and not signals(c) for c in stage.children)
     assert stage.rolling.state == "failed"
@@ -209,33 +140,26 @@ def test_another_that_is_asked_for_meanwhile_follows(stage: Stage) -> None:
     assert (stage.rolling.state, stage.rolling.asked) == ("done", 2)
 
 
-@pytest.mark.parametrize("why", ["plan", "host"])
-def test_without_memory_for_one_more_a_worker_leaves_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
-) -> None:
-    """It is told, its next life is waited for, and the log says so."""
-    caplog.set_level(logging.INFO)
-    stage = Stage(tmp_path / "fleet", 2, one_more=why != "plan")
-    if why == "host":
-        stage.fleet.worker(1)[words_of.RSS_BYTES] = 1000
-        monkeypatch.setattr(module, "room_bytes", lambda: 999)
+def test_one_that_nobody_wants_any_more_is_not_waited_for(tmp_path: Path) -> None:
+    """The last shadow went as the mirror was being replaced: the next one's turn comes."""
+    stage = Stage(tmp_path / "fleet", 1)
+    mirror = child_of("mirror", "played.mirror")
+    stage.children.append(mirror)
+    stage.start(mirror)
+    stage.now_s += 10
+    stage.rolling.ask(stage.children, "upgrade", ("mirror", "worker"))
+    stage.advance()
+    assert signals(mirror) == [signal.SIGTERM]
+    mirror.process, mirror.ending_s, mirror.wanted = None, None, False
+    stage.advance(2 * UP_S)
+    assert stage.successor().role == "worker"
+
+
+def test_one_in_back_off_has_nobody_to_replace(stage: Stage) -> None:
+    """Whoever starts in its place is new anyway."""
+    stage.children[0].process = None
     stage.rolling.ask(stage.children)
-    for child in list(stage.children):
-        stage.advance()
-        assert signals(child) == [signal.SIGTERM]
-        assert child.ending_s is not None
-        stage.advance(10)
-        stage.die(child)
-        stage.advance(10)
-        stage.start(child)
-        stage.advance(10)
-        assert stage.rolling.runs
-        stage.serve(child)
-        stage.advance()
-    assert stage.rolling.state == "done"
-    assert stage.names() == ["worker-0", "worker-1"]
-    said = [r.message for r in caplog.records]
-    assert said.count("worker_leaves_before_its_successor_comes") == 2
+    assert stage.rolling.facts()["children"] == 1
 
 
 def test_an_upgrade_replaces_all_in_order(tmp_path: Path) -> None:
@@ -319,6 +243,24 @@ def test_who_dies_once_it_was_replaced_is_no_success(tmp_path: Path, lived_s: fl
     assert (stage.rolling.why is None) == (state == "done")
     if state == "failed":
         assert "control: it ended with 1" in str(stage.rolling.why)
+
+
+def test_who_is_gone_at_the_end_is_no_success(tmp_path: Path) -> None:
+    """It counted as up once it was replaced, and did not come back."""
+    stage = Stage(tmp_path / "fleet", 1)
+    control = child_of("control", "played.control")
+    stage.children.append(control)
+    stage.start(control)
+    stage.now_s += 10
+    stage.rolling.ask(stage.children, "upgrade", ("control",))
+    stage.advance()
+    stage.die(control)
+    stage.start(control)
+    stage.rolling.advance(stage.children, control.started_s + UP_S + 0.1)
+    control.last_exit, control.process = 1, None
+    stage.now_s = control.started_s + 60
+    stage.advance()
+    assert stage.rolling.state == "failed"
 
 
 def test_one_that_has_just_started_is_not_told_to_end_yet(stage: Stage) -> None:
