@@ -7,7 +7,6 @@ was measured.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -150,9 +149,7 @@ def _wanted(*, models: tuple[str, ...], seconds: float | None, server_cpu: int, 
     how = How(
         seconds=seconds or (QUICK_SECONDS if quick else SECONDS), server_cpu=server_cpu, generator_cpu=generator_cpu
     )  # fmt: skip
-    command = shlex.join(["tidegate", *sys.argv[sys.argv.index("bench") :]] if "bench" in sys.argv else
-                         ["tidegate", "bench", *sys.argv[1:]])  # fmt: skip
-    return Wanted(models=models or catalog.MODELS, how=how, quick=quick, command=command, **given)
+    return Wanted(models=models or catalog.MODELS, how=how, quick=quick, **given)
 
 
 @contextlib.contextmanager
@@ -166,6 +163,8 @@ def _ending() -> Iterator[None]:
     try:
         yield
     except ConfigInvalid as exc:
+        end(2, str(exc))
+    except OSError as exc:
         end(2, str(exc))
     except Unavailable as exc:
         end(3, str(exc))

@@ -1,8 +1,8 @@
 """Calibration: each peer's best settings, found by trying them, and kept with their reasons.
 
-1, 2 and 4 workers, batching on and off, and what else an adapter offers: each is started, warmed up and saturated with
-the cell that its model is known by. The best is the one whose whole tree answers most requests per processor second
-without an error. `settings.json` beside this module holds what was found, by class of machine: a comparison takes its
+1, 2 and 4 workers, batching on and off, and what else an adapter offers: each is started, warmed up and saturated three
+times with the cell that its model is known by. The best is the one whose whole tree answers most requests per processor
+second without an error. `settings.json` beside this module holds what was found, by class of machine: a run takes its
 settings from there, and whoever doubts one changes it and runs again.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ from bench.peers.peer import Peer, Say, Setting, Unavailable
 from gateway.errors import ConfigInvalid
 
 DISTINCT = 1_000
+LOADS = 3
+"""Of each setting; their median counts."""
 COMMITTED = Path(__file__).resolve().parent / "settings.json"
 
 
@@ -131,11 +134,12 @@ def _try(peer: Peer, model: str, repository: Path, setting: Setting, how: How) -
             distinct=min(how.distinct, DISTINCT),
         )  # fmt: skip
         side.warm_up()
-        seen = side.closed(how.seconds)
+        loads = [side.closed(how.seconds) for _ in range(LOADS)]
+    failed, asked = sum(one.errors for one in loads), sum(one.errors + one.requests for one in loads)
     return Tried(
         setting=setting,
-        per_cpu_s=seen.per_cpu_s,
-        per_second=seen.per_second,
-        p50_ms=seen.p50_ms,
-        why_not=f"{seen.errors} of {seen.requests + seen.errors} requests failed" if seen.errors else "",
+        per_cpu_s=statistics.median(one.per_cpu_s for one in loads),
+        per_second=statistics.median(one.per_second for one in loads),
+        p50_ms=statistics.median(one.p50_ms for one in loads),
+        why_not=f"{failed} of {asked} requests failed" if failed else "",
     )

@@ -25,6 +25,9 @@ from bench.peers.loads import Side, started
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
 
 HALF = 0.5
+OPEN_REQUESTS = 500
+OPEN_TIMES_MAX = 4
+"""An open loop lasts until so many requests were due, at most so many times as long as a closed one."""
 START_ROUNDS = 3
 VERSIONED = frozenset(("mlp", "trees"))
 """Models of which there is a version whose answers differ."""
@@ -208,8 +211,9 @@ def _round(
             f"{name}: {one.errors} errors, {one.requests} answers" for name, one in closed.items()
         )
         raise ValueError(f"a side answered nothing: {msg}")
+    lasts_s = min(max(seconds, OPEN_REQUESTS / rate), OPEN_TIMES_MAX * seconds)
     for name in names:
-        opened[name] = sides[name].open(rate, seconds)
+        opened[name] = sides[name].open(rate, lasts_s)
     return {
         name: Measured(closed=closed[name], open=opened[name], memory_bytes=memory[name]) for name in names
     }

@@ -277,9 +277,10 @@ def _facts(result: Result, found: Sequence[Line]) -> str:
         for one in result.found.rounds
         for side in (one.ours, one.theirs)
     )
+    rounds = f"{fewest} rounds" if fewest == most else f"{fewest} to {most} rounds"
     coverage = "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds"
     return (
-        f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {fewest} to {most} rounds of"
+        f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {rounds} of"
         f" {result.how.seconds:g} s a load{coverage}; {checked:,} replies compared with ONNX Runtime, all equal; others"
         f" took at most {foreign:.2f} processors in the median of a cell's rounds. {result.machine.text()}."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from bench.peers.peer import Unavailable
 MARK = "BENCH_PEER_TREE"
 """Not TIDEGATE_...: those are settings of ours, and an unknown one is refused."""
 SAID_CHARACTERS = 4000
+PORTS = (20_000, 32_000)
 START_S = 120.0
 STOP_S = 20.0
 POLL_S = 0.02
@@ -40,9 +42,17 @@ class _Seen(NamedTuple):
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port of loopback that nobody listens on now, below those that the kernel gives to outgoing connections.
+
+    Raises:
+        OSError: none was found.
+    """
+    for _ in range(100):
+        port = random.randrange(*PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    msg = f"no free port of loopback between {PORTS[0]} and {PORTS[1]}"
+    raise OSError(msg)
 
 
 def _processes() -> list[_Seen]:

@@ -43,8 +43,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Find settings anew, whatever is known."""
     settings: str = ""
     """A file of settings to use instead of the committed ones."""
-    command: str = ""
-    """How this was asked for, for the page."""
+
+    @property
+    def command(self) -> str:
+        """What asks for the same figures, without places on this machine."""
+        parts = ["tidegate bench peers", *(f"--peer {name}" for name in self.peers)]
+        parts += [f"--model {name}" for name in self.models if self.models != catalog.MODELS]
+        parts += [f"--seconds {self.how.seconds:g}", f"--rounds {self.rounds}" if self.rounds else ""]
+        flags = (("quick", self.quick), ("calibrate", self.calibrate), ("ours-as-theirs", self.pinned))
+        return " ".join(part for part in (*parts, *(f"--{name}" for name, on in flags if on)) if part)
 
 
 def ours() -> Peer:
@@ -98,6 +105,7 @@ class Known:
 
     def __init__(self, wanted: Wanted, directory: Path, repository: Path, say: Say) -> None:
         self._wanted, self._repository, self._say = wanted, repository, say
+        directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / SETTINGS_FILE
         self._mine = self._of(self._file) or calibration.fresh()
         given = Path(wanted.settings) if wanted.settings else calibration.COMMITTED

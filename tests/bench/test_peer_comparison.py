@@ -21,7 +21,11 @@ pytestmark = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not 
 CELL = Cell("mlp", "json", 1, False)
 HOW = How(seconds=1.0, distinct=50)
 WANTED = Wanted(
-    peers=("fake",), models=("mlp",), how=HOW, quick=True, rounds=1, command="tidegate bench peers"
+    peers=("fake",),
+    models=("mlp",),
+    how=HOW,
+    quick=True,
+    rounds=1,
 )
 
 
@@ -30,6 +34,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
     """Ours, a peer that works, one that does not start, one that lies; one cell."""
     made = [Fake("ours"), Fake("fake"), Fake("broken", FAKE_DIES="1"), Fake("liar", FAKE_LIES="1")]
     monkeypatch.setattr(runs, "PEERS", tuple(made))
+    monkeypatch.setattr(calibration, "LOADS", 1)
     monkeypatch.setattr(catalog, "HEADLINE", (CELL,))
     monkeypatch.setattr(comparison, "VERSIONED", frozenset(("mlp",)))
     return made
@@ -61,6 +66,7 @@ def test_a_run_measures_once_and_goes_on_where_it_was_cut(tmp_path: Path, produc
     assert one.ours.open.offered_per_second == pytest.approx(one.theirs.open.offered_per_second, rel=0.2)
     assert {start.side for start in result.found.starts} == {"ours", "fake"}
     assert all(start.cold_s > 0 and start.version_s for start in result.found.starts)
+    assert result.command == "tidegate bench peers --peer fake --model mlp --seconds 1 --rounds 1 --quick"
     assert steps == [(0, 1), (1, 1)]
     assert runs.read_result(tmp_path / runs.JSON_FILE) == result
     assert "### Where a peer is ahead" in (tmp_path / runs.PAGE_FILE).read_text()
