@@ -40,6 +40,7 @@ def test_children_keep_their_processes_and_get_the_new_command_lines(tmp_path: P
     for number, child in enumerate(olds):
         child.process, child.lives, child.started_s = Proc(100 + number), 3, 50.0
         child.deaths.append(4.5)
+    olds[3].ending_s, olds[3].stack_fd = 49.0, 12
     found, strays = adopt(planned(), handed(olds), 7)
     by_name = {c.name: c for c in found}
     assert strays == []
@@ -54,6 +55,7 @@ def test_children_keep_their_processes_and_get_the_new_command_lines(tmp_path: P
     assert (recorder.process.pid, recorder.lives, list(recorder.deaths)) == (100, 3, [4.5])
     assert recorder.argv[-1] == "gateway.audit.recorder"
     assert by_name["worker-2"].argv[-2:] == ["--index", "2"]
+    assert [(c.ending_s, c.stack_fd) for c in (by_name["worker-0"], recorder)] == [(49.0, 12), (None, -1)]
 
 
 def test_one_in_back_off_starts_with_the_new_code_and_can_refuse() -> None:
@@ -96,6 +98,8 @@ def test_the_announcer_is_let_end() -> None:
         ("/a", "", "/new", "/new:/a"),
         ("/old", "/old", "", None),
         (None, "", "", None),
+        ("/a::/b", "/old", "", "/a:/b"),
+        ("", "/old", "", None),
     ],
 )
 def test_packages_are_looked_for_where_the_new_ones_are(
@@ -107,6 +111,45 @@ def test_packages_are_looked_for_where_the_new_ones_are(
         monkeypatch.setenv("PYTHONPATH", before)
     context = Context(config="{}", models="/m", state_dir="/s", code_path=old)
     assert environment_for(context, new).get("PYTHONPATH") == after
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_mirror_is_wanted_as_it_was(wanted: bool) -> None:
+    """Until the fleet's word is read again: else an upgrade would end one that runs, or start one that nobody needs."""
+    mirror = child_of("mirror", "old.mirror")
+    mirror.wanted = wanted
+    found, _ = adopt(planned(), handed([mirror]), 7)
+    (adopted,) = [c for c in found if c.role == "mirror"]
+    assert adopted.wanted is wanted
+
+
+def test_the_next_image_finds_all_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program, its own environment and systemd's, the file with the facts and every descriptor, with signals held
+    back until it takes them."""
+    fd = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    seen: list[Any] = []
+
+    def execve(program: str, argv: list[str], environment: dict[str, str]) -> None:
+        facts = int(environment[handover.VARIABLE])
+        content = json.loads(os.pread(facts, 1 << 20, 0))
+        inherited = os.get_inheritable(facts), os.get_inheritable(fd)
+        held = set(HANDLED) <= signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        seen.extend((program, argv, environment, content, inherited, held))
+        raise OSError(7, "too long")
+
+    monkeypatch.setattr(os, "execve", execve)
+    left = handed([child_of("control", "x")])._replace(lock_fd=fd)
+    context = Context(config="{}", models="/m", state_dir="/s")
+    why = handover.become(Target("/new/python", {"A": "1"}, context), left, [fd, -1], {"NOTIFY_SOCKET": "/n"})
+    assert why == "/new/python cannot be run: too long"
+    program, argv, environment, content, inherited, held = seen
+    assert (program, argv) == ("/new/python", ["/new/python", "-P", "-m", "gateway.supervisor"])
+    assert environment == {"A": "1", "NOTIFY_SOCKET": "/n", handover.VARIABLE: environment[handover.VARIABLE]}
+    assert Handed(**content) == left
+    assert (inherited, held) == ((True, True), True)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(int(environment[handover.VARIABLE]))
+    os.close(fd)
 
 
 def test_an_exec_that_fails_leaves_all_as_it_was(tmp_path: Path) -> None:
@@ -125,11 +168,15 @@ def test_an_exec_that_fails_leaves_all_as_it_was(tmp_path: Path) -> None:
 def test_what_is_left_is_taken_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Through a file in memory whose number stands in the environment; no child sees it."""
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    os.set_inheritable(lock, True)
     left = handed([child_of("control", "x")])._replace(lock_fd=lock, asked=3)
     fd = os.memfd_create("test")
     os.write(fd, json.dumps(left._asdict()).encode())
     monkeypatch.setenv(handover.VARIABLE, str(fd))
     assert handover.take() == left
+    assert not os.get_inheritable(lock)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
     assert handover.VARIABLE not in os.environ
     assert handover.take() is None
     os.close(lock)
@@ -177,13 +224,16 @@ def test_the_new_codes_context_is_taken_whole(upgrade: Upgrade, tmp_path: Path) 
         ("raise ValueError('boom')", "ended with 1: ValueError: boom"),
         ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
         ("print('{\"context\": 1}'); raise SystemExit(1)", "ended with 1"),
+        ("print('{\"version\": 1}')", "ended with 0"),
+        ("print('[1]')", "ended with 0"),
     ],
 )
 def test_a_check_that_fails_says_why(upgrade: Upgrade, tmp_path: Path, script: str, why: str) -> None:
     """And nothing is to become of it; the next request is heard."""
     assert after_check(upgrade, tmp_path, script) is None
     assert upgrade.facts()["state"] == "failed"
-    assert why in upgrade.facts()["why"]
+    said = upgrade.facts()["why"]
+    assert said == why or f"the new code's check {why}" in said
     assert upgrade.facts()["id"] == "a"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -143,6 +144,53 @@ def test_a_wait_that_takes_too_long_says_so(run, fake: FakeGateway, state_dir: P
     assert "it goes on" in result.stderr
     result = run("fleet", "restart", "--no-wait", "--state-dir", str(state_dir))
     assert (result.exit_code, result.stdout) == (0, "asked\n")
+
+
+def test_a_restart_that_goes_on_is_not_taken_for_its_end(run, fake: FakeGateway, state_dir: Path) -> None:
+    """Heard, and under way: it is waited for."""
+    Restarting(fake, "running")
+    result = run("fleet", "restart", "--timeout", "0.3", "--state-dir", str(state_dir))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not done after 0.3 s" in result.stderr
+
+
+def test_a_supervisor_that_said_nothing_yet_is_asked_later(run, fake: FakeGateway, state_dir: Path) -> None:
+    """In its first second: exit 1, and nothing was asked for."""
+    fake.on("GET", "/admin/v1/fleet", {"generation": 1, "workers": [], "supervisor": None})
+    result = run("fleet", "restart", "--state-dir", str(state_dir))
+    assert result.exit_code == 1
+    assert "ask again in a second" in result.stderr
+    assert [seen.method for seen in fake.seen] == ["GET"]
+
+
+@pytest.mark.parametrize(("state", "code"), [("done", 0), ("failed", 1)])
+def test_a_restart_for_scripts(run, fake: FakeGateway, state_dir: Path, state: str, code: int) -> None:
+    """JSON alone on stdout, whatever came of it."""
+    Restarting(fake, state)
+    result = run("fleet", "restart", "--json", "--state-dir", str(state_dir))
+    assert result.exit_code == code
+    assert json.loads(result.stdout)["state"] == state
+
+
+def test_what_is_shown_for_scripts(run, fake: FakeGateway, state_dir: Path) -> None:
+    """The answer as it came."""
+    Restarting(fake, None)
+    result = run("fleet", "show", "--json", "--state-dir", str(state_dir))
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["supervisor"]["restart"]["asked"] == 3
+
+
+def test_a_pid_of_nobody_is_no_gateway(run, played: Played) -> None:
+    """What a gateway of before left, which wrote no roster: it is not said to be running."""
+    played.over.set()
+    played.thread.join()
+    (played.state_dir / "supervisor" / "status.json").unlink()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    replace_file(played.state_dir / "endpoints.json", {"data_url": "", "admin_url": "", "pid": gone.pid})
+    result = run("upgrade", "--state-dir", str(played.state_dir))
+    assert result.exit_code == 3
+    assert "no gateway runs in the state directory" in result.stderr
 
 
 def test_what_is_shown(run, fake: FakeGateway, state_dir: Path) -> None:
