@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bench.peers.adapters.litserve import LitServe
+from bench.peers.adapters.onnxruntime_server import OnnxruntimeServer
 from bench.peers.adapters.tidegate import Tidegate
+from bench.peers.adapters.triton import Triton
 from bench.peers.peer import Peer
 
-PEERS: tuple[Peer, ...] = (Tidegate(), LitServe())
+PEERS: tuple[Peer, ...] = (Tidegate(), LitServe(), Triton(), OnnxruntimeServer())

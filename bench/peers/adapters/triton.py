@@ -1,0 +1,264 @@
+"""Triton 2.51: its own server binary, with ONNX Runtime in its Python backend.
+
+The binary is in the wheel nvidia-pytriton 0.7.0, whose Python interface is not used: what runs is `tritonserver` over
+a model repository, as in Triton's own containers. That wheel is the newest with a server and carries no ONNX Runtime
+backend in C++; the Python backend is what it has, and the page says so.
+
+NAME/VERSION/model.onnx -> **adapter** -> config.pbtxt, VERSION/{model.onnx, model.py} in a repository of this start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bench.peers import environment, oip
+from bench.peers.asking import post
+from bench.peers.environment import Environment
+from bench.peers.onnx_file import is_batchable, ones, signature_of
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
+from bench.peers.processes import Tree, free_port
+from loaders.signature import Signature, TensorSpec
+
+NAME = "triton"
+MODEL_CODE = Path(__file__).resolve().parent.parent / "served" / "triton_model.py"
+_DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
+MAX_BATCH_ROWS = 64
+TRACES_A_FILE = 50
+"""As in the example of the trace page: so many requests are written at once."""
+_LOAD_S = 120.0
+
+
+class Triton:
+    """Triton Inference Server."""
+
+    name = NAME
+    title = "Triton 2.51, Python backend"
+    forms: frozenset[Form] = frozenset(("json", "binary"))
+    audit = "trace of tensors to files, every request (--trace-config level=TENSORS, rate=1)"
+    receiver_kind = ""
+    sources: tuple[Source, ...] = (
+        Source("the dynamic batcher, without a delay, is what gains most; then instances of the model",
+               "Optimization", f"{_DOCS}/user_guide/optimization.html"),
+        Source("a batch is what waits when an instance is free; a delay makes larger ones",
+               "Batchers", f"{_DOCS}/user_guide/batcher.html"),
+        Source("an instance of a Python model is a process; requests of a batch come in one call",
+               "Python backend", f"{_DOCS}/python_backend/README.html"),
+        Source("tensors are traced to files; rate 1 traces every request",
+               "Triton Server Trace", f"{_DOCS}/user_guide/trace.html"),
+        Source("polling the repository is not for production: versions are loaded by request",
+               "Model Management", f"{_DOCS}/user_guide/model_management.html"),
+    )  # fmt: skip
+    choices: tuple[Setting, ...] = (
+        *(Setting(workers=count, batching=on) for count in (1, 2, 4) for on in (True, False)),
+        Setting(workers=1, batching=True, extra={"max_queue_delay_us": "500"}),
+        Setting(workers=1, batching=True, extra={"http_threads": "1"}),
+    )
+
+    def prepare(self, say: Say) -> str:
+        """Install the wheel; returns Triton's version, which is not the wheel's."""
+        installed = environment.made(NAME, say)
+        wheel = installed.versions.get("nvidia-pytriton", "?")
+        _distribution(installed)
+        _python_library()
+        return f"2.51.0 (nvidia-pytriton {wheel}, onnxruntime {installed.versions.get('onnxruntime', '?')})"
+
+    def begin(self, what: Begin) -> Running:
+        """Start the server with one model; returns once it answers a prediction."""
+        installed = environment.made(NAME, lambda _: None)
+        served = _Served(what, installed)
+        try:
+            signature = signature_of(served.source(served.versions()[0]))
+            served.write_config(signature)
+        except (OSError, ValueError, KeyError, RuntimeError) as exc:
+            raise Unavailable(NAME, f"the model {what.model} cannot be described to it: {exc}") from exc
+        for version in served.versions():
+            served.place(version)
+        served.start(self.message(what.model, ones(signature), "json"))
+        return served
+
+    def message(self, model: str, feeds: Arrays, form: Form) -> Message:
+        """The protocol's own."""
+        return oip.infer_message(model, feeds, form)
+
+    def outputs(self, headers: Mapping[str, str], body: bytes) -> dict[str, NDArray[Any]]:
+        """The protocol's own."""
+        return oip.infer_outputs(headers, body)
+
+
+class _Served:
+    """A started server."""
+
+    def __init__(self, what: Begin, installed: Environment) -> None:
+        self._what = what
+        self.home = what.home
+        self._installed = installed
+        self._models = what.home / "models"
+        self._tree: Tree | None = None
+        self._port, self._metrics_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+
+    def versions(self) -> list[str]:
+        """What the given repository has, lowest first."""
+        found = [path.parent.name for path in (self._what.repository / self._what.model).glob("*/model.onnx")]
+        if not found:
+            raise Unavailable(NAME, f"the repository has no version of {self._what.model}")
+        return sorted(found, key=int)
+
+    def source(self, version: str) -> Path:
+        """A version's file in the given repository."""
+        return self._what.repository / self._what.model / version / "model.onnx"
+
+    def place(self, version: str) -> None:
+        """Put a version into Triton's repository."""
+        directory = self._models / self._what.model / version
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.source(version), directory / "model.onnx")
+        shutil.copyfile(MODEL_CODE, directory / "model.py")
+
+    def write_config(self, signature: Signature) -> None:
+        """Write config.pbtxt."""
+        directory = self._models / self._what.model
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.pbtxt").write_text(config_text(self._what.model, signature, self._what.setting))
+
+    def start(self, first: Message) -> None:
+        """Start the tree and wait for an answer."""
+        distribution = _distribution(self._installed)
+        backends = self._what.home / "backends"
+        if not backends.exists():
+            _lay_backend(distribution, backends)
+        libraries = [distribution.parent.parent / "nvidia_pytriton.libs", distribution / "lib"]
+        environ = {
+            **self._installed.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, (*libraries, _python_library().parent))),
+        }
+        self._tree = Tree(NAME, self._command(distribution, backends), home=self._what.home,
+                          environ=environ, cpus=self._what.cpus)  # fmt: skip
+        self._tree.await_answer(lambda: post(self.url, first, 5).status == 200)
+
+    def _command(self, distribution: Path, backends: Path) -> list[str]:
+        command = [
+            str(distribution / "bin" / "tritonserver"),
+            f"--model-repository={self._models}", f"--backend-directory={backends}",
+            "--model-control-mode=explicit", f"--load-model={self._what.model}",
+            "--disable-auto-complete-config", "--log-info=false", "--log-verbose=0",
+            "--http-address=127.0.0.1", f"--http-port={self._port}", "--allow-grpc=false",
+            "--metrics-address=127.0.0.1", f"--metrics-port={self._metrics_port}", "--allow-gpu-metrics=false",
+            "--pinned-memory-pool-byte-size=0",
+            # Regions in /dev/shm are found by their prefix: two servers must not share one.
+            f"--backend-config=python,shm-region-prefix-name=tidegate-{self._port}-",
+        ]  # fmt: skip
+        if threads := self._what.setting.extra.get("http_threads"):
+            command.append(f"--http-thread-count={threads}")
+        if self._what.audit:
+            traces = self._what.home / "traces"
+            traces.mkdir(exist_ok=True)
+            settings = (
+                f"triton,file={traces / 'trace'}", f"triton,log-frequency={TRACES_A_FILE}", "rate=1",
+                "level=TIMESTAMPS", "level=TENSORS", "count=-1",
+            )  # fmt: skip
+            command += [f"--trace-config={setting}" for setting in settings]
+        return command
+
+    def pids(self) -> list[int]:
+        """The whole tree."""
+        return [] if self._tree is None else self._tree.pids()
+
+    def said(self) -> str:
+        """The end of its output."""
+        return "" if self._tree is None else self._tree.said()
+
+    def new_version(self, version: str) -> None:
+        """By the load API; the old version answers until the new one is up (version policy: the latest)."""
+        self.place(version)
+        asked = Message(f"/v2/repository/models/{self._what.model}/load", (), b"{}")
+        answer = post(self.url, asked, _LOAD_S)
+        if answer.status != 200:
+            why = f"version {version} of {self._what.model} was not loaded ({answer.status})"
+            raise Unavailable(NAME, why, answer.body.decode(errors="replace")[-2000:])
+
+    def stop(self) -> None:
+        """End it all."""
+        if self._tree is not None:
+            self._tree.stop()
+
+
+def config_text(model: str, signature: Signature, setting: Setting) -> str:
+    """A model's config.pbtxt.
+
+    A model without rows of its own count takes no batching: Triton's `max_batch_size` is 0 then.
+    """
+    rows = is_batchable(signature)
+    lines = [
+        f'name: "{model}"', 'backend: "python"', f"max_batch_size: {MAX_BATCH_ROWS if rows else 0}",
+        *(_tensor_text("input", spec, rows) for spec in signature.inputs),
+        *(_tensor_text("output", spec, rows) for spec in signature.outputs),
+        f"instance_group [ {{ count: {setting.workers} kind: KIND_CPU }} ]",
+        # The version before the latest stays loaded; a request without a version goes to the latest.
+        "version_policy: { latest { num_versions: 2 } }",
+    ]  # fmt: skip
+    if rows and setting.batching:
+        delay = setting.extra.get("max_queue_delay_us", "0")
+        lines.append(
+            f"dynamic_batching {{ max_queue_delay_microseconds: {delay}"
+            " default_queue_policy { timeout_action: REJECT allow_timeout_override: true } }"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _tensor_text(kind: str, spec: TensorSpec, rows: bool) -> str:
+    datatype = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+    # With max_batch_size the first dimension is not written down. Of a tensor of nothing but rows one must stand there
+    # all the same: an input is sent with it then (reshape), an output comes in the shape that the model gave it.
+    shape = spec.shape[1:] if rows else spec.shape
+    dims = ", ".join(map(str, shape)) if shape else "1"
+    reshape = " reshape: { shape: [ ] }" if kind == "input" and not shape else ""
+    return f'{kind} [ {{ name: "{spec.name}" data_type: {datatype} dims: [ {dims} ]{reshape} }} ]'
+
+
+def _distribution(installed: Environment) -> Path:
+    for found in installed.place.glob("lib/python3*/site-packages/pytriton/tritonserver"):
+        if (found / "bin" / "tritonserver").is_file():
+            return found
+    raise Unavailable(
+        NAME, "its wheel holds no tritonserver: expected pytriton/tritonserver/bin/tritonserver"
+    )
+
+
+def _lay_backend(distribution: Path, backends: Path) -> None:
+    """Put together a backend directory whose stub is of the interpreter that runs here."""
+    place = backends / "python"
+    place.mkdir(parents=True)
+    for file in (distribution / "backends" / "python").iterdir():
+        (place / file.name).symlink_to(file)
+    version = sysconfig.get_python_version()
+    stub = distribution / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise Unavailable(NAME, f"its wheel holds no Python backend for Python {version}")
+    own = place / stub.name
+    own.unlink(missing_ok=True)
+    shutil.copyfile(stub, own)
+    own.chmod(0o755)
+
+
+def _python_library() -> Path:
+    """The interpreter as a library, which the backend's stub is linked to: this interpreter's own."""
+    name = f"libpython{sysconfig.get_python_version()}.so.1.0"
+    for place in (sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL")):
+        if place and (Path(place) / name).exists():
+            return Path(place) / name
+    multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
+    if (Path("/usr/lib") / multiarch / name).exists():
+        return Path("/usr/lib") / multiarch / name
+    msg = (
+        f"{name} is not on this machine, and its Python backend needs it (Debian: {name.partition('.so')[0]})"
+    )
+    raise Unavailable(NAME, msg)

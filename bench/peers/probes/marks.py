@@ -1,0 +1,98 @@
+"""Marks: requests that can be found again in whatever a product wrote about them. Pure.
+
+Request number n holds the values 100,000 + n and 200,000 + n side by side. Both are whole, fit into FP32 and need six
+digits, so that a log holds them as text or as raw floats, whatever its format is; no code of a product is needed to
+read them. The model `scale` multiplies by its version + 2: outputs are marks, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARKS = 10_000
+_FIRST, _SECOND = 100_000, 200_000
+_NEAR_BYTES = 80
+"""From one value's text to the next's: a name and punctuation."""
+_WHOLE = re.compile(rb"(?<![\d.eE])(\d{6})(?:\.0*)?(?![\d.eE])")
+_SKIPPED_SUFFIXES = {".onnx", ".so", ".py"}
+_FILE_BYTES_MAX = 1 << 30
+
+
+def marked(numbers: Iterable[int]) -> NDArray[np.float32]:
+    """Rows of `scale`'s input X [N,4], one for each number below MARKS."""
+    rows = [[_FIRST + number, _SECOND + number, 0.5, -0.25] for number in numbers]
+    return np.array(rows, np.float32)
+
+
+def found(raw: bytes, times: int = 1) -> list[int]:
+    """Numbers of the marks in a text or in binary data, one for each time that they stand there.
+
+    Args:
+        times: what the values were multiplied by; 1 finds inputs.
+    """
+    return _in_text(raw, times) or _in_floats(raw, times)
+
+
+def found_below(directory: Path, times: int = 1) -> dict[Path, list[int]]:
+    """Marks in the files below a directory, models and code left out; files without any are left out, too."""
+    hits: dict[Path, list[int]] = {}
+    for path in sorted(directory.rglob("*")):
+        try:
+            # A sparse file of a fixed size counts by what it holds.
+            stat = path.stat()
+            if path.is_symlink() or not path.is_file() or path.suffix in _SKIPPED_SUFFIXES:
+                continue
+            if min(stat.st_size, stat.st_blocks * 512 + 4096) > _FILE_BYTES_MAX:
+                continue
+            numbers = found(path.read_bytes(), times)
+        except OSError:
+            continue
+        if numbers:
+            hits[path] = numbers
+    return hits
+
+
+def _in_text(raw: bytes, times: int) -> list[int]:
+    numbers: list[int] = []
+    last_value, last_end = -1, 0
+    for match in _WHOLE.finditer(raw):
+        value = int(match[1])
+        number = _number(last_value, value, times)
+        if number is not None and match.start() - last_end <= _NEAR_BYTES:
+            numbers.append(number)
+        last_value, last_end = value, match.end()
+    return numbers
+
+
+def _number(first: int, second: int, times: int) -> int | None:
+    number, rest = divmod(first - _FIRST * times, times)
+    is_mark = not rest and 0 <= number < MARKS and second == (_SECOND + number) * times
+    return number if is_mark else None
+
+
+def _in_floats(raw: bytes, times: int) -> list[int]:
+    numbers: list[int] = []
+    for dtype, size in (("<f4", 4), ("<f8", 8)):
+        for offset in range(size):
+            values: NDArray[Any] = (
+                np.frombuffer(raw, dtype, (len(raw) - offset) // size, offset)
+                if (len(raw) - offset >= size)
+                else np.empty(0, dtype)
+            )
+            with np.errstate(all="ignore"):
+                first, second = values[:-1], values[1:]
+                low, high = _FIRST * times, (_FIRST + MARKS) * times
+                at = np.flatnonzero((first >= low) & (first < high) & (second == first + low))
+                numbers += [
+                    number
+                    for i in at
+                    if first[i] == int(first[i])
+                    and (number := _number(int(first[i]), int(second[i]), times)) is not None
+                ]
+    return numbers

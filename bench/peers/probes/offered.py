@@ -1,0 +1,102 @@
+"""Offered: what a product has no way of doing, and the page that shows what it has instead.
+
+A probe that nobody can ask a product (or whose answer was no) is looked up here: with an entry the cell says "not
+offered" and names the page, without one it stays what it is. An entry never hides a yes.
+"""
+
+from __future__ import annotations
+
+from bench.peers.peer import Source
+
+_TRITON = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
+_MLSERVER = "https://docs.seldon.ai/mlserver"
+_SELDON = "https://docs.seldon.ai/seldon-core-2"
+_LITSERVE = "https://lightning.ai/docs/litserve"
+_BENTO = "https://docs.bentoml.com/en/latest"
+_RAY = "https://docs.ray.io/en/latest/serve"
+_ORTS = "https://github.com/kibae/onnxruntime-server/blob/main/README.md"
+
+_JSON_ONLY = Source(
+    "inputs are JSON with content types", "Content Types", f"{_MLSERVER}/user-guide/content-type"
+)
+_LITSERVER = Source(
+    "a timeout is the server's, for all requests", "LitServer", f"{_LITSERVE}/api-reference/litserver"
+)
+_SERVICES = Source("a timeout is the service's, for all requests", "Services",
+                   f"{_BENTO}/build-with-bentoml/services.html")  # fmt: skip
+_RAY_TIMEOUT = Source("a timeout is the server's, for all requests", "Best practices in production",
+                      f"{_RAY}/production-guide/best-practices.html")  # fmt: skip
+_NO_METRICS = Source("its options have no metrics", "README, Options", f"{_ORTS}#options")
+_NO_TIMEOUT = Source("its options have no timeout", "README, Options", f"{_ORTS}#options")
+
+_OIP = "Open Inference Protocol"
+_TWO = "Two versions at once"
+_LOG = "The log of predictions"
+
+_ENTRIES: dict[str, dict[str, Source]] = {
+    "triton": {
+        _TWO: Source("its repository has versions and policies, and no shares of traffic between them",
+                     "Model Repository", f"{_TRITON}/user_guide/model_repository.html"),
+        "v1 :predict": Source("its HTTP protocol is KServe's v2 with extensions",
+                              "Inference protocols", f"{_TRITON}/customization_guide/inference_protocols.html"),
+    },
+    "mlserver": {
+        _TWO: Source("shares and mirrors are experiments of Seldon Core 2, a product around it for Kubernetes",
+                     "Experiments", f"{_SELDON}/user-guide/experiment"),
+        _LOG: Source("its settings have metrics, traces of calls and Kafka as a way in, and no log of predictions",
+                     "MLServer Settings", f"{_MLSERVER}/reference/settings"),
+        "binary tensors": _JSON_ONLY,
+        "raw tensors": _JSON_ONLY,
+        "raw binary request": _JSON_ONLY,
+        "v1 :predict": Source("it speaks the V2 protocol", "MLServer", f"{_MLSERVER}"),
+    },
+    "litserve": {
+        _OIP: Source("its form of requests is the author's own; specifications it has are OpenAI's",
+                     "LitAPI", f"{_LITSERVE}/api-reference/litapi"),
+        _TWO: Source("a server has one API of one version; versions and rollbacks are its platform's",
+                     "LitServe", "https://github.com/Lightning-AI/LitServe"),
+        "deadline while waiting": _LITSERVER,
+        "deadline while running": _LITSERVER,
+        "latency by version": Source("a server has one API of one version", "LitServer",
+                                     f"{_LITSERVE}/api-reference/litserver"),
+    },
+    "bentoml": {
+        _OIP: Source("its endpoints are the service's own, made from its signatures", "Services",
+                     f"{_BENTO}/build-with-bentoml/services.html"),
+        _TWO: Source("canaries are of its cloud", "Create canary Deployments",
+                     f"{_BENTO}/scale-with-bentocloud/deployment/canary-deployments.html"),
+        "deadline while waiting": _SERVICES,
+        "deadline while running": _SERVICES,
+        "latency by version": Source("its metrics name service and endpoint; a service has one version", "Metrics",
+                                     f"{_BENTO}/build-with-bentoml/observability/metrics.html"),
+    },
+    "ray-serve": {
+        _OIP: Source("its endpoints are the deployment's own", "Set Up FastAPI and HTTP", f"{_RAY}/http-guide.html"),
+        _TWO: Source("an update replaces the version that an application has", "Updating Applications In-Place",
+                     f"{_RAY}/advanced-guides/inplace-updates.html"),
+        _LOG: Source("it logs calls and what deployments print, and no predictions", "Monitor Your Application",
+                     f"{_RAY}/monitoring.html"),
+        "deadline while waiting": _RAY_TIMEOUT,
+        "deadline while running": _RAY_TIMEOUT,
+        "latency by version": Source("its metrics name application, deployment and replica", "Monitor Your Application",
+                                     f"{_RAY}/monitoring.html"),
+    },
+    "onnxruntime-server": {
+        _OIP: Source("it has a REST API of its own", "README, API", f"{_ORTS}#api"),
+        _TWO: Source("clients name the version; it has no shares", "README, API", f"{_ORTS}#api"),
+        _LOG: Source("its options have an access log, and no log of predictions", "README, Log options",
+                     f"{_ORTS}#log-options"),
+        "raw tensors": Source("its REST API is JSON", "README, API", f"{_ORTS}#api"),
+        "deadline while waiting": _NO_TIMEOUT,
+        "deadline while running": _NO_TIMEOUT,
+        "metrics count answers": _NO_METRICS,
+        "metrics count refusals": _NO_METRICS,
+        "latency by version": _NO_METRICS,
+    },
+}  # fmt: skip
+
+
+def not_offered(peer: str, group: str, name: str) -> Source | None:
+    """The page for a product's row (or its whole group); None where it claims nothing."""
+    entries = _ENTRIES.get(peer, {})
+    return entries.get(name) or entries.get(group)

@@ -1,0 +1,184 @@
+"""Receivers: where a product's log goes, and how it is taken away: a Kafka broker, an HTTP receiver, a file.
+
+Each can be killed with -9, started again at the same address over the same data, and read back for marks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+from bench.kafka import Broker
+from bench.peers.probes.marks import found, found_below
+from bench.peers.processes import free_port
+
+_ROOT = Path(__file__).resolve().parents[3]
+_START_S = 10.0
+_READ_MS = 500
+
+
+class Receiver(Protocol):
+    """Takes a product's log."""
+
+    kind: str
+    """In words."""
+    address: str | None
+    """What the product is told; None: it writes files."""
+    can_be_killed: bool
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+
+    def kill9(self) -> None:
+        """Kill it."""
+
+    def arrived(self) -> list[int]:
+        """Numbers of the marks that it has, one for each time that they came."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+class KafkaReceiver:
+    """A real broker; every record of every topic but Kafka's own is read.
+
+    Raises:
+        KafkaAbsent: it is not to be had here.
+    """
+
+    kind = "a Kafka broker"
+    can_be_killed = True
+
+    def __init__(self, directory: Path) -> None:
+        self._broker = Broker(directory)
+        self.address: str | None = self._broker.bootstrap
+
+    def start(self) -> None:
+        """Start it; returns once it answers."""
+        self._broker.start()
+
+    def kill9(self) -> None:
+        """SIGKILL."""
+        self._broker.kill9()
+
+    def arrived(self) -> list[int]:
+        """Read everything from the beginning."""
+        numbers = []
+        for value in asyncio.run(_records(self._broker.bootstrap)):
+            numbers += found(value)
+        return numbers
+
+    def stop(self) -> None:
+        """Controlled shutdown."""
+        self._broker.stop()
+
+
+async def _records(bootstrap: str) -> list[bytes]:
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    values: list[bytes] = []
+    await consumer.start()
+    try:
+        parts = [
+            TopicPartition(topic, part)
+            for topic in await consumer.topics()
+            if not topic.startswith("__")
+            for part in consumer.partitions_for_topic(topic) or ()
+        ]
+        if not parts:
+            return values
+        consumer.assign(parts)
+        await consumer.seek_to_beginning(*parts)
+        ends = await consumer.end_offsets(parts)
+        while any([await consumer.position(part) < end for part, end in ends.items()]):
+            for records in (await consumer.getmany(*parts, timeout_ms=_READ_MS)).values():
+                values += [record.value for record in records if record.value is not None]
+    finally:
+        await consumer.stop()
+    return values
+
+
+class HttpReceiver:
+    """`bench.peers.probes.sink` as a process."""
+
+    kind = "an HTTP receiver"
+    can_be_killed = True
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = directory / "received"
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.address: str | None = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it; returns once it takes connections.
+
+        Raises:
+            TimeoutError: it does not.
+        """
+        command = [
+            sys.executable,
+            "-m",
+            "bench.peers.probes.sink",
+            "--port",
+            str(self._port),
+            "--file",
+            str(self._file),
+        ]
+        self._process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL)  # noqa: S603
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+                return
+            time.sleep(0.05)
+        msg = f"the receiver does not take connections within {_START_S:g} s"
+        raise TimeoutError(msg)
+
+    def kill9(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def arrived(self) -> list[int]:
+        """What its file holds."""
+        return found(self._file.read_bytes()) if self._file.exists() else []
+
+    def stop(self) -> None:
+        """End it."""
+        self.kill9()
+
+
+class FileReceiver:
+    """Files below a server's home: nothing that could be killed."""
+
+    kind = "files on its own disk"
+    address: str | None = None
+    can_be_killed = False
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def start(self) -> None:
+        """Nothing."""
+
+    def kill9(self) -> None:
+        """Nothing."""
+
+    def arrived(self) -> list[int]:
+        """Distinct marks in all files."""
+        return sorted({number for numbers in found_below(self._home).values() for number in numbers})
+
+    def stop(self) -> None:
+        """Nothing."""

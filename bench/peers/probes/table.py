@@ -1,0 +1,119 @@
+"""Table: what probes saw of every product, and how it is shown. Pure.
+
+**features** fills it; the page and the command print it. Cells say what was seen, and nothing adds them up.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bench.peers.peer import Source
+
+Answer = Literal["yes", "partly", "no", "not offered", "not seen"]
+"""`not offered`: the product has no way of doing it, by its own pages. `not seen`: it could not be asked here."""
+SIGNS: dict[str, str] = {
+    "yes": "yes",
+    "partly": "partly",
+    "no": "**no**",
+    "not offered": "–",
+    "not seen": "?",
+}
+_SEEN_CHARACTERS = 240
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One cell: an answer, what was observed, and the page that says that it is not offered."""
+
+    answer: Answer
+    seen: str = ""
+    source: Source | None = None
+
+    def text(self) -> str:
+        """In one line."""
+        said = " ".join(self.seen.split())
+        if len(said) > _SEEN_CHARACTERS:
+            said = said[: _SEEN_CHARACTERS - 1] + "…"
+        page = f" ([{self.source.title}]({self.source.address}))" if self.source is not None else ""
+        return f"{self.answer}{': ' + said if said else ''}{page}"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One product."""
+
+    name: str
+    title: str
+    version: str = ""
+    unavailable: str = ""
+    """Why it could not be asked at all, with its last lines; "" when it could."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One question."""
+
+    group: str
+    name: str
+    asks: str
+    """What is done, and what counts as yes."""
+    cells: dict[str, Seen] = {}
+    """By a product's name."""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    made: str = ""
+    """When and on what machine."""
+
+    def answer(self, peer: str, name: str) -> Seen:
+        """A cell; `not seen` where there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row.cells.get(peer, _absent(self, peer))
+        return Seen("not seen", f"there is no probe {name}")
+
+    def missed(self, peer: str) -> list[Row]:
+        """Rows to which a product's answer is not yes."""
+        return [row for row in self.rows if self.answer(peer, row.name).answer != "yes"]
+
+
+def _absent(table: Table, peer: str) -> Seen:
+    why = next((column.unavailable for column in table.columns if column.name == peer), "")
+    return Seen("not seen", why.split("\n", 1)[0])
+
+
+def markdown(table: Table) -> str:
+    """The table as a page has it: answers by group, below each what was seen."""
+    groups = list(dict.fromkeys(row.group for row in table.rows))
+    parts = []
+    for group in groups:
+        rows = [row for row in table.rows if row.group == group]
+        titles = " | ".join(column.title for column in table.columns)
+        lines = [f"### {group}", "", f"| | {titles} |", f"|---|{'---|' * len(table.columns)}"]
+        for row in rows:
+            cells = (SIGNS[table.answer(column.name, row.name).answer] for column in table.columns)
+            lines.append(f"| {row.name} | {' | '.join(cells)} |")
+        lines += ["", "<details><summary>What was asked, and what was seen</summary>", ""]
+        for row in rows:
+            lines.append(f"* **{row.name}**: {row.asks}")
+            lines += [
+                f"  * {column.title}: {table.answer(column.name, row.name).text()}"
+                for column in table.columns
+                if not column.unavailable
+            ]
+        parts.append("\n".join([*lines, "", "</details>"]))
+    absent = [
+        f"* **{column.title}** could not be asked: {column.unavailable}".replace("\n", "\n  > ")
+        for column in table.columns
+        if column.unavailable
+    ]
+    legend = (
+        "`–`: not offered, by the page that is named. `?`: could not be asked here. Every other cell is one probe of"
+        " this run."
+    )
+    return "\n\n".join(
+        part for part in (table.made, legend, "\n".join(absent), *parts) if part
+    ) + "\n"  # fmt: skip

@@ -1,0 +1,106 @@
+"""The loss probe counts right: what is lost, what came twice, and what cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench.peers.probes import loss
+from bench.peers.probes.loss import Loss, count, markdown, measure_all
+from bench.peers.probes.receivers import HttpReceiver
+from tests.bench.fake_peer import FakePeer, Ways
+
+REQUESTS, OUTAGE_S = 60, 0.9
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not come is not waited for."""
+    monkeypatch.setattr(loss, "SETTLE_S", 1.2)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePeer]:
+    """A product without fault."""
+    peer = FakePeer()
+    yield peer
+
+
+def measured(peer: FakePeer) -> Loss:
+    """One product, few requests."""
+    (found,) = measure_all([peer], lambda _: None, requests=REQUESTS, outage_s=OUTAGE_S)
+    return found
+
+
+def test_what_is_counted() -> None:
+    """Arrived of the answered, repeats beyond the first, and records of what nobody was answered."""
+    assert count({1, 2, 3, 4}, [1, 2, 2, 2, 9, 9]) == (2, 3, 1)
+    assert count(set(), []) == (0, 0, 0)
+
+
+def test_records_that_are_dropped_meanwhile_are_lost(fake: FakePeer) -> None:
+    """A log that is sent once loses what it sends while nobody takes it, and that much."""
+    fake.ways.log = "http"
+    found = measured(fake)
+    assert (found.sent, found.answered) == (REQUESTS, REQUESTS)
+    # 60% of the time there is no receiver; before that a fifth arrives.
+    assert 0.3 * REQUESTS < found.lost <= 0.9 * REQUESTS
+    assert found.lost == REQUESTS - found.arrived
+    assert found.was_killed
+
+
+def test_records_that_are_kept_meanwhile_arrive(fake: FakePeer) -> None:
+    """A log that is sent again until it is taken loses nothing."""
+    fake.ways.log = "http-kept"
+    found = measured(fake)
+    assert (found.answered, found.arrived, found.lost) == (REQUESTS, REQUESTS, 0)
+
+
+def test_a_hole_in_a_file_is_found(fake: FakePeer) -> None:
+    """Every tenth prediction is not written: a tenth is lost, though there was nothing to kill."""
+    fake.ways.log, fake.ways.loses_every = "file", 10
+    found = measured(fake)
+    assert (found.answered, found.lost, found.was_killed) == (REQUESTS, REQUESTS // 10, False)
+
+
+def test_who_logs_nothing_is_said_so(fake: FakePeer) -> None:
+    """Without a log nothing is started, and its page is named where one is known."""
+    fake.name = "mlserver"
+    found = measured(fake)
+    assert fake.running == []
+    assert found.sent == 0
+    assert found.source is not None
+    assert "https://" in markdown([found])
+
+
+def test_who_cannot_be_started_stays_in_the_table(fake: FakePeer) -> None:
+    """With the last lines of what it said."""
+    fake.ways = Ways(log="file", does_not_start_with="scale")
+    found = measured(fake)
+    assert "ended with status 1" in found.unavailable
+    assert "ModelError: no" in markdown([found])
+
+
+def test_a_receiver_keeps_what_it_had_over_a_kill(tmp_path) -> None:
+    """Killed with -9 and started again, it has the same address and the records before."""
+    import http.client
+    from urllib.parse import urlsplit
+
+    receiver = HttpReceiver(tmp_path)
+    bodies = [b"[100001.0, 200001.0]", b"[100002.0, 200002.0]"]
+    try:
+        for body in bodies:
+            receiver.start()
+            parts = urlsplit(receiver.address or "")
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+            connection.request("POST", "/any", body)
+            assert connection.getresponse().read() == b"{}"
+            connection.close()
+            receiver.kill9()
+            with pytest.raises(ConnectionRefusedError):
+                connection.request("POST", "/any", body)
+            connection.close()
+        assert receiver.arrived() == [1, 2]
+    finally:
+        receiver.stop()

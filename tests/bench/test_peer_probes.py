@@ -1,0 +1,159 @@
+"""Probes see what a product does: each against a product without fault, and one that has just that fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.peers.probes import features, new_version, operation, protocol, refusals
+from bench.peers.probes.exposition import rose_by, samples_of
+from bench.peers.probes.offered import not_offered
+from bench.peers.probes.table import Seen, markdown
+from tests.bench.fake_peer import FakePeer, Ways
+
+QUICK = {
+    "JSON", "64 rows", "each its own answer", "unlike shapes side by side", "no JSON", "an empty body",
+    "a body cut short", "a text for a number", "too many values", "100,000 brackets",
+    "broken requests beside right ones",
+    "says that it is ready", "taken up without a failed request", "readiness is true", "outlives a broken version",
+    "metrics count answers", "inference", "refuses broken JSON", "exact INT64", "half a head, then nothing",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not come is not waited for."""
+    monkeypatch.setattr(new_version, "_TAKES_S", 1.0)
+    monkeypatch.setattr(new_version, "_AFTER_S", 0.2)
+    monkeypatch.setattr(operation, "_SETTLE_S", 0.3)
+    monkeypatch.setattr(refusals, "IDLE_S", 1.0)
+
+
+def asked(ways: Ways, *names: str) -> dict[str, Seen]:
+    """What probes of these names see of a product that behaves so."""
+    peer = FakePeer(ways)
+    probes = [probe for probe in features.PROBES if probe.name in names]
+    assert {probe.name for probe in probes} == set(names)
+    table = features.probe_all([peer], lambda _: None, probes=probes)
+    return {name: table.answer("fake", name) for name in names}
+
+
+def test_a_product_without_fault_passes() -> None:
+    """Every quick probe says yes."""
+    seen = asked(Ways(hangs_up_s=0.3), *QUICK)
+    assert {name: cell for name, cell in seen.items() if cell.answer != "yes"} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("each its own answer", Ways(mixes=True)),
+        ("unlike shapes side by side", Ways(mixes=True)),
+        ("broken requests beside right ones", Ways(mixes=True)),
+        ("no JSON", Ways(status_of_bad=500)),
+        ("a text for a number", Ways(status_of_bad=200)),
+        ("refuses broken JSON", Ways(status_of_bad=500)),
+        ("half a head, then nothing", Ways()),
+        ("taken up without a failed request", Ways(gap_s=0.3)),
+        ("taken up without a failed request", Ways(takes_up=False)),
+        ("readiness is true", Ways(gap_s=0.3, lies=True)),
+        ("outlives a broken version", Ways(dies_of_broken=True)),
+        ("metrics count answers", Ways(metrics=False)),
+        ("inference", Ways(speaks=False)),
+    ],
+)
+def test_a_fault_is_seen(name: str, ways: Ways) -> None:
+    """The probe of that fault says no, and what it saw."""
+    names = ("taken up without a failed request", name) if name == "readiness is true" else (name,)
+    seen = asked(ways, *names)[name]
+    assert seen.answer == "no"
+    assert seen.seen
+
+
+def test_readiness_is_true_though_a_version_leaves_a_gap() -> None:
+    """A product that says that it is not ready in its gap tells the truth."""
+    names = ("taken up without a failed request", "readiness is true")
+    seen = asked(Ways(gap_s=0.3), *names)
+    assert [seen[name].answer for name in names] == ["no", "yes"]
+
+
+def test_who_does_not_speak_the_protocol_refuses_nothing_of_it() -> None:
+    """A 404 for an unknown address is no refusal of a wrong request."""
+    seen = asked(Ways(speaks=False), "refuses broken JSON")["refuses broken JSON"]
+    assert seen.answer == "no"
+    assert "404" in seen.seen
+
+
+def test_what_a_product_does_not_offer_names_its_page() -> None:
+    """A no becomes "not offered" only with a page; a yes stays a yes."""
+    peer = FakePeer(Ways(speaks=False), name="litserve")
+    probes = [probe for probe in features.PROBES if probe.name in ("inference", "JSON", "a split is kept")]
+    table = features.probe_all([peer], lambda _: None, probes=probes)
+    for name in ("inference", "a split is kept"):
+        cell = table.answer("litserve", name)
+        assert cell.answer == "not offered"
+        assert cell.source is not None and cell.source.address.startswith("https://")
+    assert table.answer("litserve", "JSON").answer == "yes"
+
+
+def test_logs_are_found_or_not() -> None:
+    """Inputs and outputs of every prediction, of most, of none."""
+    names = ("inputs of every prediction", "outputs of every prediction")
+    assert [seen.answer for seen in asked(Ways(log="file"), *names).values()] == ["yes", "yes"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.peers.probes.recorded._APPEARS_S", 0.5)
+        assert {seen.answer for seen in asked(Ways(log="file", loses_every=5), *names).values()} == {"partly"}
+        assert {seen.answer for seen in asked(Ways(), *names).values()} == {"no"}
+
+
+def test_a_product_that_is_not_there_has_a_column_with_its_last_lines() -> None:
+    """Never dropped: the reason stands in the page, and every cell says that it could not be asked."""
+    peers = [
+        FakePeer(),
+        FakePeer(Ways(unavailable="its environment cannot be made"), name="other", title="Other"),
+    ]
+    probes = [probe for probe in features.PROBES if probe.name == "JSON"]
+    table = features.probe_all(peers, lambda _: None, probes=probes)
+    assert table.answer("fake", "JSON").answer == "yes"
+    assert table.answer("other", "JSON").answer == "not seen"
+    text = markdown(table)
+    assert "its environment cannot be made" in text
+    assert "last words" in text
+
+
+def test_a_model_that_it_does_not_start_with_is_a_no() -> None:
+    """With the reason, and the other models' probes are asked all the same."""
+    seen = asked(Ways(does_not_start_with="id_int64"), "exact INT64", "JSON")
+    assert seen["exact INT64"].answer == "no"
+    assert "ModelError" in seen["exact INT64"].seen
+    assert seen["JSON"].answer == "yes"
+
+
+def test_every_way_that_only_some_have_is_said_of_the_others() -> None:
+    """A probe that only some products can be asked has a page for each of the others."""
+    others = ("triton", "mlserver", "litserve", "bentoml", "ray-serve", "onnxruntime-server")
+    for probe in features.PROBES:
+        if probe.ways:
+            for name in others:
+                assert not_offered(name, probe.group, probe.name) is not None, (name, probe.name)
+
+
+def test_rows_have_names_of_their_own() -> None:
+    """A row is found by its name."""
+    names = [probe.name for probe in features.PROBES]
+    assert len(set(names)) == len(names)
+
+
+def test_the_sample_of_cases_is_the_contract() -> None:
+    """Sampled cases are lines of the gateway's own contract, to the letter."""
+    contract = (Path(__file__).parents[1] / "contracts" / "protocol_cases.jsonl").read_text().splitlines()
+    assert set(protocol.CASES_FILE.read_text().splitlines()) <= set(contract)
+
+
+def test_samples_are_read_and_compared() -> None:
+    """Prometheus's text form, with and without labels; what rose by a number is found."""
+    text = '# HELP a b\na_total{x="1",y="a b"} 3\nb 1.5e+01\nc_bucket{le="+Inf"} 2 1700000000\n'
+    before = samples_of(text)
+    assert before == {'a_total{x="1",y="a b"}': 3.0, "b": 15.0, 'c_bucket{le="+Inf"}': 2.0}
+    assert rose_by(before, {**before, "b": 32.0, "new": 17.0}, 17) == ["b", "new"]
