@@ -24,6 +24,7 @@ from bench.peers import run as runs
 from bench.peers.comparison import Passed
 from bench.peers.figures import How, Result
 from bench.peers.peer import Say, Unavailable
+from bench.peers.probes.command import features, loss
 from bench.peers.run import Wanted
 from gateway.errors import ConfigInvalid
 
@@ -142,6 +143,10 @@ def agree(*, first: Path, second: Path) -> None:
     if not found:
         end(3, "the runs have no cell in common")
     sys.exit(0 if all(row.met for row in found) else 1)
+
+
+main.add_command(features)
+main.add_command(loss)
 
 
 def _wanted(*, models: tuple[str, ...], seconds: float | None, server_cpu: int, generator_cpu: int,

@@ -78,7 +78,8 @@ class Tree:
         name: the peer's, for messages.
         command: the command line.
         home: where its output goes (`output.log`, appended to) and where it runs.
-        environ: beside this process's environment, over it.
+        environ: beside this process's environment, over it. PYTHON... and TIDEGATE_... of this process are left out:
+            they are meant for others than a server under measurement.
         cpus: processors of the whole tree, as taskset takes them; None: all.
 
     Raises:
@@ -102,7 +103,9 @@ class Tree:
         self._known: dict[int, int] = {}
         """When a process was born, by its pid: pids come again."""
         pinned = [] if cpus is None else ["taskset", "-c", cpus]
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TIDEGATE_"))
+        }
         try:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603
