@@ -1,0 +1,204 @@
+"""Ray Serve: a deployment of replicas behind a proxy, on a Ray cluster of one node.
+
+Its application is `served/ray_serve_app.py`: a driver that starts Ray with its daemons and waits. Another version is an
+update in place of the deployment's user_config, which its replicas take up without being restarted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bench.peers import environment, raw_form
+from bench.peers.asking import model_file_of, post
+from bench.peers.environment import Environment
+from bench.peers.onnx_file import ones, signature_of
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
+from bench.peers.processes import Tree, free_port
+
+NAME = "ray-serve"
+_LOCK = "ray_serve"
+_APP = Path(__file__).resolve().parent.parent / "served" / "ray_serve_app.py"
+_DOCS = "https://docs.ray.io/en/latest"
+_OBJECT_STORE_BYTES = 100_000_000
+_ONGOING = "200"
+"""`max_ongoing_requests`; more than the comparison's connections, as its page asks of asynchronous code."""
+_NODE = "127.0.0.2"
+"""Of loopback. Ray takes 127.0.0.1 for another name of the machine's outer address, over which its parts would talk."""
+_FAST = {"haproxy": "1", "throughput_optimized": "1"}
+
+
+class RayServe:
+    """See `Peer`."""
+
+    name = NAME
+    title = "Ray Serve"
+    forms: frozenset[Form] = frozenset(("json", "binary"))
+    audit = "none of its own: user code writes predictions to the logger ray.serve, whose JSON files rotate"
+    receiver_kind = ""
+    sources: tuple[Source, ...] = (
+        Source(
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED=1 switches on all its optimizations; batches; asynchronous methods with a"
+            " higher max_ongoing_requests than 5",
+            "Performance Tuning - Ray Serve", f"{_DOCS}/serve/advanced-guides/performance.html",
+        ),
+        Source(
+            "RAY_SERVE_ENABLE_HA_PROXY=1 puts HAProxy in the place of the proxy in Python",
+            "Enable High Throughput on Ray Serve with KubeRay",
+            "https://docs.ray.io/en/master/kuberay/user-guides/serve-high-throughput.html",
+        ),
+        Source(
+            "max_batch_size a power of 2, batch_wait_timeout_s well below what the latency goal leaves",
+            "Dynamic Request Batching - Ray Serve", f"{_DOCS}/serve/advanced-guides/dyn-req-batch.html",
+        ),
+        Source(
+            "CPU-bound work scales by replicas; blocking code stays off the event loop where a loop must answer",
+            "Asyncio and concurrency best practices in Ray Serve",
+            f"{_DOCS}/serve/advanced-guides/asyncio-best-practices.html",
+        ),
+        Source(
+            "a change of user_config is an update in place, for which replicas are not restarted",
+            "In-Place Updates for Serve", f"{_DOCS}/serve/advanced-guides/inplace-updates.html",
+        ),
+        Source(
+            "what user code writes to the logger ray.serve comes with request and replica; access logs can be"
+            " switched off",
+            "Monitor Your Application - Ray Serve", f"{_DOCS}/serve/monitoring.html",
+        ),
+    )  # fmt: skip
+    choices: tuple[Setting, ...] = (
+        Setting(1, False, _FAST),
+        Setting(1, True, {**_FAST, "max_batch_size": "8", "batch_wait_timeout_s": "0.001"}),
+        Setting(1, False),
+        Setting(1, True, {**_FAST, "max_batch_size": "32", "batch_wait_timeout_s": "0.005"}),
+        Setting(2, False, _FAST),
+        Setting(2, True, {**_FAST, "max_batch_size": "32", "batch_wait_timeout_s": "0.005"}),
+        Setting(4, False, _FAST),
+        Setting(4, True, {**_FAST, "max_batch_size": "32", "batch_wait_timeout_s": "0.005"}),
+    )
+
+    def prepare(self, say: Say) -> str:
+        """See `Peer`."""
+        return environment.made(_LOCK, say).versions["ray"]
+
+    def begin(self, what: Begin) -> Running:
+        """See `Peer`."""
+        return _Served(what, environment.made(_LOCK, lambda _: None))
+
+    def message(self, model: str, feeds: Arrays, form: Form) -> Message:
+        """See `raw_form`."""
+        return raw_form.message("/predict", feeds, form)
+
+    def outputs(self, headers: Mapping[str, str], body: bytes) -> Mapping[str, NDArray[Any]]:
+        """See `raw_form`."""
+        return raw_form.outputs(headers, body)
+
+
+class _Served:
+    """See `Running`."""
+
+    def __init__(self, what: Begin, environ: Environment) -> None:
+        self._what = what
+        self.home = what.home
+        # Its sockets lie below this directory, and a socket's path has at most 107 characters.
+        self._ray_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        self._port, self._metrics_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+        self._options_file = what.home / "options.json"
+        shutil.copyfile(_APP, what.home / _APP.name)
+        self._write_options("1")
+        asked = raw_form.message(
+            "/predict", ones(signature_of(model_file_of(what.repository, what.model))), "json"
+        )
+        try:
+            self._tree = Tree(
+                NAME, [str(environ.python), str(what.home / _APP.name), str(self._options_file)], home=what.home,
+                environ={**environ.environ, **self._told()}, cpus=what.cpus,
+            )  # fmt: skip
+            self._tree.await_answer(lambda: post(self.url, asked, 10.0).status == 200)
+        except BaseException:
+            shutil.rmtree(self._ray_dir, ignore_errors=True)
+            raise
+
+    def pids(self) -> list[int]:
+        """See `Running`."""
+        return self._tree.pids()
+
+    def said(self) -> str:
+        """See `Running`."""
+        return self._tree.said()
+
+    def new_version(self, version: str) -> None:
+        """The driver deploys the config again, in which user_config alone has changed."""
+        self._write_options(version)
+        os.kill(self._tree.pid, signal.SIGUSR1)
+
+    def stop(self) -> None:
+        """See `Running`."""
+        self._tree.stop()
+        shutil.rmtree(self._ray_dir, ignore_errors=True)
+
+    def _told(self) -> dict[str, str]:
+        """Nothing is sent to its makers; its optimizations as the setting has them; places and ports of this start."""
+        extra, place = self._what.setting.extra, f"{self._ray_dir}/haproxy"
+        # Optimized, it holds 1,000 lines back, and loses them when it ends: no log of predictions.
+        lines = {"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"} if self._what.audit else {}
+        return {
+            **lines,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Given none, it writes one into the user's home.
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_SERVE_ENABLE_HA_PROXY": extra.get("haproxy", "0"),
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": extra.get("throughput_optimized", "0"),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{place}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{place}/admin.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": place,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{place}/server-state",
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            # Nobody has to be told before a server of this comparison ends.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        }
+
+    def _write_options(self, version: str) -> None:
+        what, setting = self._what, self._what.setting
+        extra = setting.extra
+        quiet = {"enable_access_log": False, "encoding": "JSON", "logs_dir": str(what.home / "logs")}
+        deployment = {
+            "name": "OnnxModel", "num_replicas": setting.workers, "ray_actor_options": {"num_cpus": 1},
+            "max_ongoing_requests": int(extra.get("max_ongoing_requests", _ONGOING)),
+            "logging_config": quiet,
+            "user_config": {"model_file": str(model_file_of(what.repository, what.model, version))},
+        }  # fmt: skip
+        application = {
+            "name": "onnx", "route_prefix": "/predict", "import_path": f"{_APP.stem}:build",
+            "args": {
+                "batching": setting.batching, "audit": what.audit,
+                "max_batch_size": int(extra.get("max_batch_size", "32")),
+                "batch_wait_timeout_s": float(extra.get("batch_wait_timeout_s", "0.005")),
+            },
+            "deployments": [deployment],
+        }  # fmt: skip
+        options = {
+            "node": _NODE,
+            "ray": {
+                "num_cpus": setting.workers, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": self._ray_dir,
+                "_metrics_export_port": self._metrics_port,
+            },
+            "serve": {
+                "proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": self._port},
+                "logging_config": quiet, "applications": [application],
+            },
+        }  # fmt: skip
+        self._options_file.write_text(json.dumps(options))
