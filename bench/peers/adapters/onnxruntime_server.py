@@ -113,7 +113,7 @@ class _Served:
         found = [path.parent.name for path in (what.repository / what.model).glob("*/model.onnx")]
         if not found:
             raise Unavailable(NAME, f"the repository has no version of {what.model}")
-        self._place(max(found, key=int))
+        self._place(min(found, key=int))
 
     def _place(self, version: str) -> None:
         shutil.copyfile(self._what.repository / self._what.model / version / "model.onnx", self.file)

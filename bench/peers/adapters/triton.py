@@ -74,12 +74,11 @@ class Triton:
         installed = environment.made(NAME, lambda _: None)
         served = _Served(what, installed)
         try:
-            signature = signature_of(served.source(served.versions()[0]))
+            signature = signature_of(served.source(served.first()))
             served.write_config(signature)
         except (OSError, ValueError, KeyError, RuntimeError) as exc:
             raise Unavailable(NAME, f"the model {what.model} cannot be described to it: {exc}") from exc
-        for version in served.versions():
-            served.place(version)
+        served.place(served.first())
         served.start(self.message(what.model, ones(signature), "json"))
         return served
 
@@ -105,12 +104,12 @@ class _Served:
         self.url = f"http://127.0.0.1:{self._port}"
         self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
 
-    def versions(self) -> list[str]:
-        """What the given repository has, lowest first."""
+    def first(self) -> str:
+        """The lowest version of the given repository: what it starts with."""
         found = [path.parent.name for path in (self._what.repository / self._what.model).glob("*/model.onnx")]
         if not found:
             raise Unavailable(NAME, f"the repository has no version of {self._what.model}")
-        return sorted(found, key=int)
+        return min(found, key=int)
 
     def source(self, version: str) -> Path:
         """A version's file in the given repository."""

@@ -108,7 +108,14 @@ def loss(
         peers = chosen(names, onnxruntime_server)
         found = loss_.measure_all(peers, say, requests=requests, outage_s=outage_seconds)
     made = f"{requests:,} requests, the receiver killed for {outage_seconds:g} s; {report.machine().text()}"
-    _publish(f"{made}\n\n{loss_.markdown(found)}", report.to_json(found), "loss", as_json, out, write)
+    _publish(
+        f"{made}\n\n{loss_.markdown(found)}",
+        report.to_json(loss_.Losses(tuple(found))),
+        "loss",
+        as_json,
+        out,
+        write,
+    )
     sys.exit(1 if any(one.lost for one in found if one.peer == OURS) else 0)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -37,7 +37,11 @@ ARRIVE_S = 180.0
 SENDERS = 8
 SHORT_REQUESTS, SHORT_OUTAGE_S = 600, 4.0
 """Of the feature table's row."""
-_KINDS = {"kafka": KafkaReceiver, "http": HttpReceiver, "otlp": HttpReceiver}
+_KINDS: dict[str, Callable[[Path], Receiver]] = {
+    "kafka": KafkaReceiver,
+    "http": HttpReceiver,
+    "otlp": HttpReceiver,
+}
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +76,12 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True):
     def lost(self) -> int:
         """Answered predictions that the log does not have."""
         return self.answered - self.arrived
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """All products' counts."""
+
+    losses: tuple[Loss, ...]
 
 
 class Sent(msgspec.Struct):

@@ -9,18 +9,21 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.peers.oip import infer_outputs
+from bench.peers import oip
+from bench.peers.peer import Message
 from bench.peers.probes.line import Line, Reply
-from bench.peers.probes.small_models import scale_of
+from bench.peers.probes.small_models import scale_of, write_scale
 from bench.peers.probes.started import Probe, Started
 from bench.peers.probes.table import Seen
 
 GROUP = "Open Inference Protocol"
+_TAKEN_UP_S = 5.0
 CASES_FILE = Path(__file__).parent / "oip_cases.jsonl"
 _ROWS: dict[str, tuple[str, str]] = {
     "GET /v2/health/live": ("live", "GET /v2/health/live answers 200"),
@@ -106,8 +109,10 @@ def _judge_outputs(expect: dict[str, Any], reply: Reply) -> Seen:
     content = dict(expect["json"])
     head = json.dumps(content).encode()
     tail = base64.b64decode(expect.get("tail_base64", ""))
-    wanted = infer_outputs({"inference-header-content-length": str(len(head))} if tail else {}, head + tail)
-    found = infer_outputs(reply.headers, reply.body)
+    wanted = oip.infer_outputs(
+        {"inference-header-content-length": str(len(head))} if tail else {}, head + tail
+    )
+    found = oip.infer_outputs(reply.headers, reply.body)
     for name, array in wanted.items():
         mine = found.get(name)
         if mine is None or mine.dtype != array.dtype or mine.shape != array.shape:
@@ -130,19 +135,35 @@ def _case(name: str) -> Probe:
 
 
 def pinned(started: Started) -> Seen:
-    """A version that the client names."""
+    """A version that the client names, after a second one was taken up."""
     x = np.ones((1, 4), np.float32)
     message = started.message(x)
     at = f"/v2/models/{started.what.model}/"
-    path = message.path if message.path.startswith(at) else f"{at}infer"
+    if not message.path.startswith(at):
+        message = oip.infer_message(started.what.model, {"X": x}, "json")
+    write_scale(started.what.repository, 2)
+    started.running.new_version("2")
     found = []
     with Line(started.url) as line:
         for version in (1, 2):
-            reply = line.send(message._replace(path=path.replace(at, f"{at}versions/{version}/")))
+            path = message.path.replace(at, f"{at}versions/{version}/")
+            reply = _awaited(line, message._replace(path=path))
             if reply.status != 200:
                 return Seen("no", f"version {version}: {reply.text()}")
-            found.append(started.version_of(reply, x, (1, 2)))
-    return Seen("yes" if found == [1, 2] else "no", f"asked for versions 1 and 2, answered by {found}")
+            outputs = oip.infer_outputs(reply.headers, reply.body)
+            found.append(float(next(iter(outputs.values())).ravel()[0]))
+    wanted = [scale_of(1), scale_of(2)]
+    return Seen(
+        "yes" if found == wanted else "no", f"asked for versions 1 and 2, answered {found}; right: {wanted}"
+    )
+
+
+def _awaited(line: Line, message: Message) -> Reply:
+    """Ask until it is answered with 200, for a few seconds: a version is being taken up."""
+    deadline = time.monotonic() + _TAKEN_UP_S
+    while (reply := line.send(message)).status != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return reply
 
 
 def instances(started: Started) -> Seen:
@@ -165,6 +186,6 @@ def instances(started: Started) -> Seen:
 PROBES = (
     *(_case(name) for name in _ROWS),
     Probe(GROUP, "a version by its address", "/v2/models/M/versions/V/infer is answered by version V, for two versions"
-          " that are served at once", pinned, versions=(1, 2)),
+          " that are served at once", pinned, alone=True),
     Probe(GROUP, "v1 :predict", "rows under `instances` at /v1/models/M:predict come back as `predictions`", instances),
 )  # fmt: skip
