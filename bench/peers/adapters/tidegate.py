@@ -6,7 +6,6 @@ choose is workers and batching, as for the others. Batching off is runs of one r
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -134,5 +133,5 @@ def _settings(what: Begin) -> list[str]:
     if not what.audit:
         texts += ["audit.level=none", "sidecar.enabled=false"]
     if what.receiver is not None:
-        texts += [f"kafka.bootstrap_servers={json.dumps(what.receiver)}"]
+        texts += [f"kafka.bootstrap_servers={what.receiver}"]
     return texts
