@@ -6,6 +6,7 @@ is no setting, so that no print of settings, no context of a process and no list
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -14,6 +15,7 @@ from msgspec import Meta
 from gateway.errors import ConfigInvalid
 
 _SETTINGS_PREFIX = "TIDEGATE_"
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 class Sasl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +68,17 @@ def check(kafka: Kafka | None) -> None:
     Raises:
         ConfigInvalid: in one line, naming the keys.
     """
-    sasl, tls = (kafka.sasl, kafka.tls) if kafka is not None else (None, None)
+    if kafka is None:
+        return
+    for server in kafka.bootstrap_servers.split(","):
+        found = _SERVER.fullmatch(server.strip())
+        if found is None or not 0 < int(found[2]) < 1 << 16:
+            msg = (
+                f"kafka.bootstrap_servers holds {server.strip()!r}; expected host:port, comma-separated, as in"
+                " kafka-1:9092,kafka-2:9092 or [::1]:9092"
+            )
+            raise ConfigInvalid(msg)
+    sasl, tls = kafka.sasl, kafka.tls
     if sasl is not None:
         if (sasl.password_file is None) == (sasl.password_env is None):
             given = "both" if sasl.password_file is not None else "neither"
