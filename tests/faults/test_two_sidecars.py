@@ -24,8 +24,9 @@ from tests.faults.chaos_proxy import ChaosProxy, Weather
 from tests.faults.watched import admin, events_of, until
 
 ROOT = Path(__file__).parents[2]
-STALENESS_S = {"killed": 60, "late": 2, "overtaken": 60, "unread": 60}
-"""By model, one a story."""
+PATIENT, STRICT = "patient", "strict"
+STALENESS_S = {PATIENT: 60, STRICT: 2}
+"""By model."""
 SETTINGS = (
     "sidecar.enabled=false",
     "sidecar.tick_s=0.1",
@@ -42,7 +43,7 @@ Begin = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A worker with three models whose version 2 answers twenty times as much as version 1; no sidecar of its own."""
+    """A worker with two models whose version 2 answers twenty times as much as version 1; no sidecar of its own."""
     base = tmp_path_factory.mktemp("two")
     for model in STALENESS_S:
         write_linear(base / "models", model, "1", 0.25)
@@ -164,18 +165,27 @@ def test_the_second_waits_for_the_first_and_what_it_sees_counts(
 ) -> None:
     """As long as the first lives, stopped or not, the second does nothing; then it takes over what was decided, and
     its rollback is taken."""
-    proxy.up = Weather(is_held=True)
-    first = begin(f"http://{proxy.address}")
-    _ask_until(gateway, "killed", lambda: proxy.held)
-    _pause(first)
+    first, _ = _asleep(gateway, begin, proxy, PATIENT, "up")
     second = begin(gateway.admin_url)
     until("the second waits", lambda: _waits_for_a_lock(second.pid))
-    assert _weight_bp(gateway, "killed") == 5_000
+    assert _weight_bp(gateway, PATIENT) == 5_000
     first.kill()
-    until("the canary is taken back", lambda: _weight_bp(gateway, "killed") == 0)
-    route = _route(gateway, "killed")
+    until("the canary is taken back", lambda: _weight_bp(gateway, PATIENT) == 0)
+    route = _route(gateway, PATIENT)
     assert (route["changed"]["by"], route["latched"]) == ("sidecar", ["2"])
     _end(second)
+
+
+def _asleep(
+    gateway: Gateway, begin: Begin, proxy: ChaosProxy, model: str, way: str
+) -> tuple[subprocess.Popen[bytes], float]:
+    """A sidecar that decided to take a canary back and was stopped before it could; and when (epoch seconds)."""
+    if not _weight_bp(gateway, model):
+        _person_goes_on(gateway, model)
+    setattr(proxy, way, Weather(is_held=True))
+    first = begin(f"http://{proxy.address}")
+    _ask_until(gateway, model, lambda: proxy.held)
+    return first, _pause(first)
 
 
 def _slept_through(gateway: Gateway, begin: Begin, proxy: ChaosProxy, model: str, way: str) -> dict[str, Any]:
@@ -185,10 +195,7 @@ def _slept_through(gateway: Gateway, begin: Begin, proxy: ChaosProxy, model: str
     Args:
         way: `up`: the first's look at the route came after all that; `down`: before, and its change after.
     """
-    setattr(proxy, way, Weather(is_held=True))
-    first = begin(f"http://{proxy.address}")
-    _ask_until(gateway, model, lambda: proxy.held)
-    paused_s = _pause(first)
+    first, paused_s = _asleep(gateway, begin, proxy, model, way)
     second = begin(gateway.admin_url, "tests.faults.sidecar_unlocked")
     until("the second takes the canary back", lambda: _weight_bp(gateway, model) == 0)
     assert _route(gateway, model)["changed"]["by"] == "sidecar"
@@ -206,14 +213,14 @@ def test_evidence_that_grew_old_in_its_sleep_is_refused(
 ) -> None:
     """409: whatever it names, its evidence is too old. It says so in its own log and in the gateway's, and nothing
     moves."""
-    left = _slept_through(gateway, begin, proxy, "late", "down")
-    assert _route(gateway, "late") == left
+    left = _slept_through(gateway, begin, proxy, STRICT, "down")
+    assert _route(gateway, STRICT) == left
     assert b"HTTP/1.1 409 " in proxy.answered
     assert b'"evidence_stale"' in proxy.answered
     (line,) = _said(tmp_path / "sidecar0.log", "rollback_not_done")
     assert "expected at most 2 s old (policy max_staleness_s)" in line["says"]
-    until("the alarm is in the log", lambda: _alarms(gateway, "late"))
-    (alarm,) = _alarms(gateway, "late")
+    until("the alarm is in the log", lambda: _alarms(gateway, STRICT))
+    (alarm,) = _alarms(gateway, STRICT)
     assert (alarm.body["what"], alarm.body["outcome"], alarm.body["says"]) == ("act", "refused", line["says"])
 
 
@@ -221,11 +228,11 @@ def test_a_route_that_changed_in_its_sleep_is_not_overwritten(
     gateway: Gateway, begin: Begin, proxy: ChaosProxy
 ) -> None:
     """412: its evidence is young enough, but the revision that it names is over; nothing moves."""
-    left = _slept_through(gateway, begin, proxy, "overtaken", "down")
-    assert _route(gateway, "overtaken") == left
+    left = _slept_through(gateway, begin, proxy, PATIENT, "down")
+    assert _route(gateway, PATIENT) == left
     assert b"HTTP/1.1 412 " in proxy.answered
     assert b'"revision_conflict"' in proxy.answered
-    assert _alarms(gateway, "overtaken") == []
+    assert _alarms(gateway, PATIENT) == []
 
 
 def test_a_route_that_it_has_not_read_of_is_left_alone(
@@ -233,8 +240,8 @@ def test_a_route_that_it_has_not_read_of_is_left_alone(
 ) -> None:
     """Its evidence is young enough and the revision the one that stands, but it is one of which the log has not told it
     yet: it asks for nothing."""
-    left = _slept_through(gateway, begin, proxy, "unread", "up")
-    assert _route(gateway, "unread") == left
+    left = _slept_through(gateway, begin, proxy, PATIENT, "up")
+    assert _route(gateway, PATIENT) == left
     assert proxy.answered.count(b"HTTP/1.1 ") == proxy.answered.count(b"HTTP/1.1 200 ") == 1
 
 

@@ -66,20 +66,24 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 
 
 def run_until(supervisor: Supervisor, holds: Callable[[], bool]) -> int:
-    """Run it; SIGTERM to ourselves when the condition holds (or after the limit)."""
+    """Run it; SIGTERM to ourselves when the condition holds. One that does not hold in time is a failure."""
+    held: list[bool] = []
 
     def watch() -> None:
         deadline = time.monotonic() + WITHIN_S
-        while not holds() and time.monotonic() < deadline:
+        while not (held and held[-1]) and time.monotonic() < deadline:
             time.sleep(0.01)
+            held.append(holds())
         os.kill(os.getpid(), signal.SIGTERM)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        return supervisor.run()
+        code = supervisor.run()
     finally:
         watcher.join()
+    assert held[-1], f"not within {WITHIN_S:g} s"
+    return code
 
 
 def proc_status(pid: int, name: str) -> str:
