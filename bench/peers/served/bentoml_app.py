@@ -17,7 +17,9 @@ import bentoml
 import numpy as np
 import onnxruntime as ort
 import orjson
+from bentoml.exceptions import InvalidArgument
 from bentoml.validators import ContentType, DType
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
@@ -52,11 +54,14 @@ Reply = Annotated[np.ndarray if len(OUTPUTS) == 1 else list[dict[str, Any]], Con
 async def predict_raw(request):
     """Raw tensors, described in a header, both ways."""
     body = await request.body()
-    feeds, at = {}, 0
-    for name, dtype, shape in json.loads(request.headers["x-tensors"]):
-        feeds[name] = np.frombuffer(body, dtype, int(np.prod(shape)), at).reshape(shape)
-        at += feeds[name].nbytes
-    ran = SESSION.run(OUTPUTS, feeds)
+    try:
+        feeds, at = {}, 0
+        for name, dtype, shape in json.loads(request.headers["x-tensors"]):
+            feeds[name] = np.frombuffer(body, dtype, int(np.prod(shape)), at).reshape(shape)
+            at += feeds[name].nbytes
+        ran = SESSION.run(OUTPUTS, feeds)
+    except (KeyError, TypeError, ValueError, ort_errors.InvalidArgument) as exc:
+        return refused(exc)
     if OPTIONS["audit"]:
         log(feeds, ran)
     described = [[name, one.dtype.str, one.shape] for name, one in zip(OUTPUTS, ran, strict=True)]
@@ -70,15 +75,23 @@ async def predict_json(request):
     """What the API of the same name takes and gives."""
     try:
         x = np.asarray(orjson.loads(await request.body())["x"], DTYPE)
-    except (KeyError, TypeError, ValueError) as exc:
-        return Response(orjson.dumps({"error": str(exc)}), 400, media_type="application/json")
-    reply = orjson.dumps(predicted(x), option=orjson.OPT_SERIALIZE_NUMPY)
+        reply = orjson.dumps(predicted(x), option=orjson.OPT_SERIALIZE_NUMPY)
+    except (KeyError, TypeError, ValueError, InvalidArgument) as exc:
+        return refused(exc)
     return Response(reply, media_type="application/json")
+
+
+def refused(exc):
+    """It is the request's fault."""
+    return Response(orjson.dumps({"error": str(exc)}), 400, media_type="application/json")
 
 
 def predicted(x):
     """One run of rows."""
-    ran = SESSION.run(OUTPUTS, {ONLY_INPUT: x})
+    try:
+        ran = SESSION.run(OUTPUTS, {ONLY_INPUT: x})
+    except ort_errors.InvalidArgument as exc:
+        raise InvalidArgument(str(exc)) from exc
     if OPTIONS["audit"]:
         log({ONLY_INPUT: x}, ran)
     if len(ran) == 1:

@@ -8,8 +8,10 @@ import numpy as np
 import onnxruntime as ort
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec, StringCodec
+from mlserver.errors import InferenceError
 from mlserver.types import InferenceResponse, MetadataTensor
 from mlserver.utils import get_model_uri
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 DATATYPES = {
     "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(float16)": "FP16", "tensor(bool)": "BOOL",
@@ -35,8 +37,11 @@ class OnnxModel(MLModel):
 
     async def predict(self, payload):
         """One run: of one request, or of all that adaptive batching merged."""
-        feeds = {one.name: decoded(one) for one in payload.inputs}
-        ran = self.session.run(self.output_names, feeds)
+        try:
+            feeds = {one.name: decoded(one) for one in payload.inputs}
+            ran = self.session.run(self.output_names, feeds)
+        except (InvalidArgument, ValueError) as exc:
+            raise InferenceError(str(exc)) from exc
         outputs = [encoded(name, array) for name, array in zip(self.output_names, ran, strict=True)]
         return InferenceResponse(model_name=self.name, model_version=self.version, outputs=outputs)
 

@@ -46,6 +46,7 @@ class OnnxModel:
         """Load the version that the application's configuration names; the loop serves meanwhile."""
         session = await asyncio.to_thread(loaded, config["model_file"])
         self.types = {one.name: TYPES[one.type] for one in session.get_inputs()}
+        self.shapes = {one.name: one.shape for one in session.get_inputs()}
         self.outputs = [one.name for one in session.get_outputs()]
         self.stacks = all(not isinstance(one.shape[0], int) for one in session.get_inputs() if one.shape)
         self.session = session
@@ -69,6 +70,8 @@ class OnnxModel:
         described = request.headers.get("x-tensors")
         try:
             feeds = from_json(body, self.types) if described is None else from_raw(described, body)
+            # Before it shares a batch with others, which it would fail.
+            demand_shapes(feeds, self.shapes)
         except (KeyError, TypeError, ValueError) as exc:
             return Response(orjson.dumps({"error": str(exc)}), 400, media_type="application/json")
         ran = (
@@ -113,6 +116,20 @@ def from_raw(described, body):
         feeds[name] = np.frombuffer(body, dtype, count, at).reshape(shape)
         at += feeds[name].nbytes
     return feeds
+
+
+def demand_shapes(feeds, shapes):
+    """Raise ValueError unless every input of the model is there, in a shape that it takes."""
+    if feeds.keys() != shapes.keys():
+        raise ValueError(f"inputs {sorted(feeds)}, expected {sorted(shapes)}")
+    for name, array in feeds.items():
+        declared = shapes[name]
+        fits = len(declared) == array.ndim and all(
+            not isinstance(size, int) or size == found
+            for size, found in zip(declared, array.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"input {name} has shape {list(array.shape)}, expected {declared}")
 
 
 def listable(arrays):
