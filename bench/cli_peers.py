@@ -105,8 +105,10 @@ def calibrate(*, resume: Path | None, as_json: bool, out: Path, **given: Any) ->
     """See the command's help."""
     with _ending():
         wanted = _wanted(calibrate=True, **given)
+        directory = resume or runs.new_directory()
+        click.echo(f"bench: kept in {directory} on the way; --resume {directory} goes on there", err=True)
         with _progress() as (say, _):
-            found, failed = runs.calibrate(wanted, resume or runs.new_directory(), say)
+            found, failed = runs.calibrate(wanted, directory, say)
         merged = calibration.read(out).classes.get(calibration.machine_class()) or found
         merged.at, merged.machine = found.at, found.machine
         for name, models in found.peers.items():
