@@ -80,7 +80,14 @@ class MLServer:
 
     def begin(self, what: Begin) -> Running:
         """See `Peer`."""
-        return _Served(what, environment.made(NAME, lambda _: None))
+        made = environment.made(NAME, lambda _: None)
+        try:
+            return _Served(what, made)
+        except Unavailable as exc:
+            # Its ports are chosen before it takes them: somebody else was quicker.
+            if "already in use" not in exc.last_lines.lower():
+                raise
+        return _Served(what, made)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """The protocol's own."""

@@ -22,7 +22,7 @@ from bench.peers import environment, raw_form
 from bench.peers.asking import model_file_of, post
 from bench.peers.environment import Environment
 from bench.peers.onnx_file import ones, signature_of
-from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
 from bench.peers.processes import Tree, free_port
 
 NAME = "ray-serve"
@@ -92,7 +92,14 @@ class RayServe:
 
     def begin(self, what: Begin) -> Running:
         """See `Peer`."""
-        return _Served(what, environment.made(_LOCK, lambda _: None))
+        made = environment.made(_LOCK, lambda _: None)
+        try:
+            return _Served(what, made)
+        except Unavailable as exc:
+            # Its ports are chosen before it takes them: somebody else was quicker.
+            if "already in use" not in exc.last_lines.lower():
+                raise
+        return _Served(what, made)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """See `raw_form`."""
@@ -168,6 +175,8 @@ class _Served:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             # Nobody has to be told before a server of this comparison ends.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            # After 3 checks of 5 s it would give up a proxy that a busy machine is still starting, and start another.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         }
 
