@@ -14,6 +14,7 @@ import os
 import site
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -345,12 +346,15 @@ def _start() -> subprocess.Popen[bytes]:
         before = environment.get("PYTHONPATH", "")
         if root not in before.split(os.pathsep):
             environment["PYTHONPATH"] = os.pathsep.join(part for part in (root, before) if part)
-    return subprocess.Popen(  # noqa: S603
+    server = subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", "-m", "loaders.trial"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
     )
+    # It ends by itself when it is idle: without somebody who waits for that, it would stay as a zombie.
+    threading.Thread(target=server.wait, name="trial-server", daemon=True).start()
+    return server
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -41,3 +42,15 @@ def test_one_that_is_on_its_way_out_is_not_asked_twice(
         assert not scripts
     finally:
         trials.close()
+
+
+def test_one_that_ends_for_idleness_leaves_no_zombie() -> None:
+    """Nobody asks it any more, and it is gone all the same."""
+    server = verdicts._start()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.close()
+    server.stdout.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{server.pid}").exists():
+        assert time.monotonic() < deadline, "the ended server was not waited for"
+        time.sleep(0.01)
