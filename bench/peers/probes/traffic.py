@@ -28,6 +28,7 @@ _SPREAD = 3.3
 _KEYS = 400
 _MIRRORED = 200
 _MIRROR_S = 20.0
+_ROUTED_S = 15.0
 OURS = ("tidegate",)
 """Who has a way of it; of the others `offered` says what their pages say."""
 
@@ -54,7 +55,15 @@ def route(started: Started, variants: list[Mapping[str, Any]]) -> bool:
         ValueError: the route was refused.
     """
     path = f"routes/{started.what.model}"
-    deadline = time.monotonic() + 30
+    for variant in variants:
+        # What is neither routed nor the newest is not loaded by itself.
+        admin(
+            started,
+            "POST",
+            f"models/{started.what.model}/load",
+            {"version": variant["version"], "reason": "probe"},
+        )
+    deadline = time.monotonic() + _ROUTED_S
     while True:
         present = admin(started, "GET", path)
         if present is None:
@@ -66,7 +75,7 @@ def route(started: Started, variants: list[Mapping[str, Any]]) -> bool:
             if reply is not None and reply.status == 200:
                 return True
         if time.monotonic() > deadline:
-            msg = f"the route was not taken: {reply if reply is not None else present}"
+            msg = f"the route was not taken: {(reply or present).content}"
             raise ValueError(msg)
         time.sleep(0.2)
 
