@@ -27,7 +27,7 @@ _SPREAD = 3.3
 """Standard deviations that hold 999 of 1,000 draws."""
 _KEYS = 400
 _MIRRORED = 200
-_MIRROR_S = 20.0
+_MIRROR_S = 90.0
 _ROUTED_S = 15.0
 OURS = ("tidegate",)
 """Who has a way of it; of the others `offered` says what their pages say."""
