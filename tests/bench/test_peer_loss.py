@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from bench.kafka import KafkaAbsent
+from bench.peers.adapters import PEERS
 from bench.peers.probes import loss
 from bench.peers.probes.loss import Loss, count, markdown, measure_all
-from bench.peers.probes.receivers import HttpReceiver
+from bench.peers.probes.marks import marked
+from bench.peers.probes.receivers import HttpReceiver, KafkaReceiver
 from tests.bench.fake_peer import FakePeer, Ways
 
 REQUESTS, OUTAGE_S = 60, 0.9
@@ -82,11 +91,8 @@ def test_who_cannot_be_started_stays_in_the_table(fake: FakePeer) -> None:
     assert "ModelError: no" in markdown([found])
 
 
-def test_a_receiver_keeps_what_it_had_over_a_kill(tmp_path) -> None:
+def test_a_receiver_keeps_what_it_had_over_a_kill(tmp_path: Path) -> None:
     """Killed with -9 and started again, it has the same address and the records before."""
-    import http.client
-    from urllib.parse import urlsplit
-
     receiver = HttpReceiver(tmp_path)
     bodies = [b"[100001.0, 200001.0]", b"[100002.0, 200002.0]"]
     try:
@@ -104,3 +110,45 @@ def test_a_receiver_keeps_what_it_had_over_a_kill(tmp_path) -> None:
         assert receiver.arrived() == [1, 2]
     finally:
         receiver.stop()
+
+
+async def _produce(bootstrap: str, numbers: list[int]) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic("predictions", 3, 1)])
+    await admin.close()
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
+    await producer.start()
+    for number in numbers:
+        await producer.send_and_wait("predictions", b"x" + marked([number]).tobytes(), partition=number % 3)
+    await producer.stop()
+
+
+def test_a_broker_is_read_back_over_a_kill(kafka_jars: Path, tmp_path: Path) -> None:
+    """What was acknowledged before kill -9 is read after it, from every partition, each record once."""
+    receiver = KafkaReceiver(tmp_path / "broker")
+    receiver.start()
+    try:
+        assert receiver.arrived() == []
+        asyncio.run(_produce(str(receiver.address), [3, 1, 4, 1, 5]))
+        receiver.kill9()
+        receiver.start()
+        assert sorted(receiver.arrived()) == [1, 1, 3, 4, 5]
+    finally:
+        receiver.kill9()
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_what_a_real_product_loses_is_counted(peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 requests, ten seconds without the receiver: of ours nothing is lost; of each, all is accounted for."""
+    monkeypatch.setattr(loss, "SETTLE_S", 20.0)
+    try:
+        (found,) = measure_all([peer], print, requests=1000, outage_s=10)
+    except KafkaAbsent as exc:
+        pytest.skip(f"kafka: {exc}")
+    if found.unavailable:
+        pytest.skip(found.unavailable)
+    assert found.arrived + found.lost == found.answered <= found.sent
+    if peer.name == "tidegate":
+        assert (found.answered, found.lost, found.was_killed) == (1000, 0, True)

@@ -7,6 +7,7 @@ changes no exit code.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,6 +128,9 @@ class _progress:  # noqa: N801 (used as a function is)
         self._bar = rich.progress.Progress(console=self._console, transient=True)
 
     def __enter__(self) -> tuple[Callable[[str], None], Callable[[int, int], None]]:
+        # Servers have sessions of their own, and no terminal would end them: a signal unwinds, and they end with that.
+        for kind in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(kind, signal.default_int_handler)
         self._bar.start()
         task = self._bar.add_task("probes", total=None)
 
@@ -138,8 +142,10 @@ class _progress:  # noqa: N801 (used as a function is)
 
         return say, progress
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._bar.stop()
+        if kind is KeyboardInterrupt:
+            end(130, "cut; nothing was written")
 
 
 def _markers(name: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from bench.peers.probes import answers, loss, new_version, operation, protocol, 
 from bench.peers.probes import small_models as models
 from bench.peers.probes.offered import not_offered
 from bench.peers.probes.started import Probe, Started
-from bench.peers.probes.table import Column, Row, Seen, Table
+from bench.peers.probes.table import Column, Row, Seen, Table, without_paths
 
 PROBES: tuple[Probe, ...] = (
     *answers.PROBES, *protocol.PROBES, *refusals.PROBES, *operation.PROBES, *new_version.PROBES, *traffic.PROBES,
@@ -77,7 +77,9 @@ def _column(peer: Peer, say: Say) -> Column:
         return Column(peer.name, peer.title, peer.prepare(say))
     except Unavailable as exc:
         say(f"{peer.name}: {exc.why}")
-        return Column(peer.name, peer.title, unavailable=f"{exc.why}\n{exc.last_lines}".strip())
+        return Column(
+            peer.name, peer.title, unavailable=without_paths(f"{exc.why}\n{exc.last_lines}".strip())
+        )
 
 
 def ask_one(peer: Peer, probes: Sequence[Probe], say: Say) -> Iterable[tuple[Probe, Seen]]:
@@ -160,6 +162,8 @@ class _Server:
 
 def _settled(peer: Peer, probe: Probe, seen: Seen | None) -> Seen:
     """A probe's answer, or that the product does not offer it."""
+    if seen is not None:
+        seen = Seen(seen.answer, without_paths(seen.seen), seen.source)
     if seen is not None and seen.answer not in ("no", "not seen"):
         return seen
     source = not_offered(peer.name, probe.group, probe.name)

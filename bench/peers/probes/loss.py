@@ -24,7 +24,7 @@ from bench.peers.probes.offered import not_offered
 from bench.peers.probes.receivers import FileReceiver, HttpReceiver, KafkaReceiver, Receiver
 from bench.peers.probes.small_models import write_scale
 from bench.peers.probes.started import Probe, Started
-from bench.peers.probes.table import Seen
+from bench.peers.probes.table import Seen, without_paths
 
 REQUESTS = MARKS
 OUTAGE_S = 30.0
@@ -114,7 +114,7 @@ def measure_all(
             said = msgspec.structs.replace(said, version=peer.prepare(say))
             found.append(measure(peer, said, say, requests=requests, outage_s=outage_s))
         except Unavailable as exc:
-            why = f"{exc.why}\n{exc.last_lines}".strip()
+            why = without_paths(f"{exc.why}\n{exc.last_lines}".strip())
             found.append(msgspec.structs.replace(said, unavailable=why))
         except (KafkaAbsent, OSError) as exc:
             found.append(msgspec.structs.replace(said, unavailable=f"its receiver is not to be had: {exc}"))
@@ -170,24 +170,23 @@ def _send_through(started: Started, receiver: Receiver, requests: int, outage_s:
     began_s = time.monotonic() + 0.1
     kill_s, back_s = began_s + BEFORE_SHARE * whole_s, began_s + BEFORE_SHARE * whole_s + outage_s
     parts = [Sent() for _ in range(SENDERS)]
+    gone_s = (kill_s, back_s)
     threads = [
         threading.Thread(
-            target=_send, args=(started, part, first, requests, began_s, whole_s, (kill_s, back_s))
+            target=_send, args=(started, part, first, requests, began_s, whole_s, gone_s), daemon=True
         )
         for first, part in enumerate(parts)
     ]
     for thread in threads:
         thread.start()
-    try:
-        time.sleep(max(0.0, kill_s - time.monotonic()))
-        if receiver.can_be_killed:
-            say(f"{started.peer.name}: {receiver.kind} is killed for {outage_s:g} s")
-            receiver.kill9()
-            time.sleep(max(0.0, back_s - time.monotonic()))
-            receiver.start()
-    finally:
-        for thread in threads:
-            thread.join()
+    time.sleep(max(0.0, kill_s - time.monotonic()))
+    if receiver.can_be_killed:
+        say(f"{started.peer.name}: {receiver.kind} is killed for {outage_s:g} s")
+        receiver.kill9()
+        time.sleep(max(0.0, back_s - time.monotonic()))
+        receiver.start()
+    for thread in threads:
+        thread.join()
     return Sent(
         answered=set().union(*(part.answered for part in parts)),
         sent=sum(part.sent for part in parts),

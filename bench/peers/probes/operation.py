@@ -116,6 +116,24 @@ def comes_back(started: Started) -> Seen:
     return Seen("yes", f"{said}answers again after {first_s:.1f} s; {failed} requests failed")
 
 
+def called(command: bytes) -> str:
+    """A process by what tells it apart, without this machine's paths: its program, and a script or module of Python.
+
+    Args:
+        command: as /proc/PID/cmdline holds it.
+    """
+    words = [word for word in command.decode(errors="replace").split("\0") if word]
+    program, *rest = [word.rpartition("/")[2] for word in words] or [""]
+    if not program.startswith("python"):
+        # Some write a title over their command line.
+        return program.split(" ", 1)[0] if program else "?"
+    if "-m" in words[:-1]:
+        return f"python -m {words[words.index('-m') + 1]}"
+    if "-c" in words[:-1]:
+        return "python -c"
+    return " ".join(["python", *[word for word in rest if not word.startswith("-")][:1]])
+
+
 def _answers_soon(started: Started, x: np.ndarray) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return started.version_of(started.ask(x, timeout_s=2), x) == 1

@@ -68,11 +68,19 @@ class KafkaReceiver:
         self._broker.kill9()
 
     def arrived(self) -> list[int]:
-        """Read everything from the beginning."""
-        numbers = []
-        for value in asyncio.run(_records(self._broker.bootstrap)):
-            numbers += found(value)
-        return numbers
+        """Read everything from the beginning.
+
+        Raises:
+            ConnectionError: the broker does not answer.
+        """
+        from aiokafka.errors import KafkaError
+
+        try:
+            values = asyncio.run(_records(self._broker.bootstrap))
+        except KafkaError as exc:
+            msg = f"the broker does not answer: {exc!r}"
+            raise ConnectionError(msg) from exc
+        return [number for value in values for number in found(value)]
 
     def stop(self) -> None:
         """Controlled shutdown."""
@@ -80,25 +88,26 @@ class KafkaReceiver:
 
 
 async def _records(bootstrap: str) -> list[bytes]:
-    from aiokafka import AIOKafkaConsumer, TopicPartition
+    from aiokafka import AIOKafkaConsumer
 
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
-    )
+    looking = AIOKafkaConsumer(bootstrap_servers=bootstrap)
+    await looking.start()
+    try:
+        topics = sorted(topic for topic in await looking.topics() if not topic.startswith("__"))
+    finally:
+        await looking.stop()
     values: list[bytes] = []
+    if not topics:
+        return values
+    # Without a group all partitions of these topics are this consumer's once it is started.
+    consumer = AIOKafkaConsumer(
+        *topics, bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
     await consumer.start()
     try:
-        parts = [
-            TopicPartition(topic, part)
-            for topic in await consumer.topics()
-            if not topic.startswith("__")
-            for part in consumer.partitions_for_topic(topic) or ()
-        ]
-        if not parts:
-            return values
-        consumer.assign(parts)
-        await consumer.seek_to_beginning(*parts)
+        parts = sorted(consumer.assignment())
         ends = await consumer.end_offsets(parts)
+        await consumer.seek_to_beginning(*parts)
         while any([await consumer.position(part) < end for part, end in ends.items()]):
             for records in (await consumer.getmany(*parts, timeout_ms=_READ_MS)).values():
                 values += [record.value for record in records if record.value is not None]

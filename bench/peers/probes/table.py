@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -21,6 +24,14 @@ SIGNS: dict[str, str] = {
     "not seen": "?",
 }
 _SEEN_CHARACTERS = 240
+
+
+def without_paths(text: str) -> str:
+    """A product's words without this machine's directories: of a path below them the last name is left."""
+    places = "|".join(
+        re.escape(place) for place in {tempfile.gettempdir(), str(Path.home()), str(Path.cwd())}
+    )
+    return re.sub(rf"(?:{places})(?:/[\w.@+-]+)*/([\w.@+-]+)", r"…/\1", text)
 
 
 class Seen(msgspec.Struct, frozen=True):
