@@ -1,4 +1,4 @@
-# Targets: run, demo, test, prove, check, format, docs, bench, kafka, train, lock. PYTHON=python3.12 chooses an interpreter.
+# Targets: run, demo, test, prove, check, format, docs, bench, kafka, train, lock, lock-peers. PYTHON=python3.12 chooses an interpreter.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell command -v python$(v) >/dev/null 2>&1 && python$(v) -c 'import venv, ensurepip' >/dev/null 2>&1 && echo python$(v))))
 VENV := .venv
@@ -6,7 +6,7 @@ RUN := ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python
 MODELS ?= examples/models
 ARGS ?=
 
-.PHONY: run demo test prove check bench kafka format docs train lock
+.PHONY: run demo test prove check bench kafka format docs train lock lock-peers
 
 run: $(VENV)/.run
 	@exec env ORT_DISABLE_TELEMETRY=1 $(VENV)/bin/python -m gateway.cli serve $(MODELS) $(ARGS)
@@ -50,6 +50,10 @@ LOCK := uv pip compile --universal --generate-hashes --no-emit-index-url --no-an
 lock:
 	$(LOCK) --extra dev --extra train --extra fast-json --extra plots --extra parquet -o requirements-dev.lock
 	$(LOCK) --constraint requirements-dev.lock -o requirements.lock
+
+# What the environment of each product holds that `bench peers` compares.
+lock-peers:
+	for file in bench/peers/locks/*.in; do uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o $${file%.in}.lock $$file || exit; done
 
 # pip, not python: a virtual environment that was only half made has the one without the other.
 $(VENV)/bin/pip:
