@@ -30,6 +30,9 @@ WRITTEN = {
     "text of whole numbers": b"; ".join(f"{int(a)}, {int(b)}".encode() for a, b, *_ in rows(0, 17, 9999)),
     "FP32": b"abc" + marked([0, 17, 9999]).tobytes() + b"de",
     "FP64": b"abcde" + marked([0, 17, 9999]).astype("<f8").tobytes(),
+    "doubles with a tag before each, as protobuf lists have them": b"".join(
+        b"\x0a\x09\x21" + struct.pack("<d", value) for row in rows(0, 17, 9999) for value in row
+    ),
     "msgpack with raw tensors": msgspec.msgpack.encode(
         {"inputs": marked([0, 17, 9999]).tobytes(), "id": "r-1"}
     ),

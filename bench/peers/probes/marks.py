@@ -19,6 +19,8 @@ MARKS = 10_000
 _FIRST, _SECOND = 100_000, 200_000
 _NEAR_BYTES = 80
 """From one value's text to the next's: a name and punctuation."""
+_BETWEEN_BYTES = 16
+"""From one raw float to the next, at most: lists of some formats have a tag before each value."""
 _WHOLE = re.compile(rb"(?<![\d.eE])(\d{6})(?:\.0*)?(?![\d.eE])")
 _SKIPPED_SUFFIXES = {".onnx", ".so", ".py"}
 _FILE_BYTES_MAX = 1 << 30
@@ -79,20 +81,27 @@ def _number(first: int, second: int, times: int) -> int | None:
 def _in_floats(raw: bytes, times: int) -> list[int]:
     numbers: list[int] = []
     for dtype, size in (("<f4", 4), ("<f8", 8)):
-        for offset in range(size):
-            values: NDArray[Any] = (
-                np.frombuffer(raw, dtype, (len(raw) - offset) // size, offset)
-                if (len(raw) - offset >= size)
-                else np.empty(0, dtype)
-            )
-            with np.errstate(all="ignore"):
-                first, second = values[:-1], values[1:]
-                low, high = _FIRST * times, (_FIRST + MARKS) * times
-                at = np.flatnonzero((first >= low) & (first < high) & (second == first + low))
-                numbers += [
-                    number
-                    for i in at
-                    if first[i] == int(first[i])
-                    and (number := _number(int(first[i]), int(second[i]), times)) is not None
-                ]
+        firsts: list[tuple[int, int]] = []
+        seconds: dict[int, int] = {}
+        for offset in range(min(size, len(raw))):
+            values = np.frombuffer(raw, dtype, (len(raw) - offset) // size, offset)
+            firsts += _placed(values, _FIRST, times, offset, size)
+            seconds.update(_placed(values, _SECOND, times, offset, size))
+        numbers += [
+            number
+            for at, number in firsts
+            if any(seconds.get(at + size + between) == number for between in range(_BETWEEN_BYTES + 1))
+        ]
     return numbers
+
+
+def _placed(values: NDArray[Any], base: int, times: int, offset: int, size: int) -> list[tuple[int, int]]:
+    """Where values of marks stand, and their numbers."""
+    with np.errstate(all="ignore"):
+        at = np.flatnonzero((values >= base * times) & (values < (base + MARKS) * times))
+    found_here = []
+    for i in at:
+        number, rest = divmod(float(values[i]) - base * times, times)
+        if not rest and number == int(number):
+            found_here.append((offset + int(i) * size, int(number)))
+    return found_here
