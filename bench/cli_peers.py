@@ -28,15 +28,13 @@ from bench.peers.probes.command import features, loss
 from bench.peers.run import Wanted
 from gateway.errors import ConfigInvalid
 
-QUICK_SECONDS = 2.0
-SECONDS = 3.0
 _PATH: Any = click.Path(path_type=Path)
 _SHARED = (
     click.option("--peer", "peers", multiple=True, metavar="NAME", help="may be given several times  [all]"),
     click.option(
         "--model", "models", multiple=True, type=click.Choice(catalog.MODELS), help="likewise  [all]"
     ),
-    click.option("--seconds", type=float, help="of each load  [3; quick 2]"),
+    click.option("--seconds", type=float, default=How().seconds, show_default=True, help="of each load"),
     click.option("--server-cpu", default=0, show_default=True, help="processor of all servers"),
     click.option("--generator-cpu", default=1, show_default=True, help="processor of the load"),
     click.option(
@@ -45,7 +43,7 @@ _SHARED = (
     click.option("--json", "as_json", is_flag=True, help="print everything as JSON"),
 )
 _RUN = (
-    click.option("--quick", is_flag=True, help="headline cells only, 3 rounds of 2 s"),
+    click.option("--quick", is_flag=True, help="headline cells only, 3 rounds"),
     click.option("--rounds", type=click.IntRange(1), help="of each cell  [headline 11, others 3]"),
     click.option("--calibrate", is_flag=True, help="find all settings anew"),
     click.option("--settings", default="", metavar="FILE", help="settings instead of the committed ones"),
@@ -151,12 +149,10 @@ main.add_command(features)
 main.add_command(loss)
 
 
-def _wanted(*, models: tuple[str, ...], seconds: float | None, server_cpu: int, generator_cpu: int,
-            quick: bool = False, **given: Any) -> Wanted:  # fmt: skip
-    how = How(
-        seconds=seconds or (QUICK_SECONDS if quick else SECONDS), server_cpu=server_cpu, generator_cpu=generator_cpu
-    )  # fmt: skip
-    return Wanted(models=models or catalog.MODELS, how=how, quick=quick, **given)
+def _wanted(*, models: tuple[str, ...], seconds: float, server_cpu: int, generator_cpu: int,
+            **given: Any) -> Wanted:  # fmt: skip
+    how = How(seconds=seconds, server_cpu=server_cpu, generator_cpu=generator_cpu)
+    return Wanted(models=models or catalog.MODELS, how=how, **given)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,9 @@ GOAL_CELLS = HEADLINE[:2]
 HEADLINE_ROUNDS = 11
 OTHER_ROUNDS = 3
 QUICK_ROUNDS = 3
+HEADLINE_OPENS = 5
+OTHER_OPENS = 1
+"""So many of a cell's rounds offer both sides the same load, too; the closed loops are what the others are for."""
 
 
 def write(repository: Path, model: str, version: str = "1", seed: int = 1) -> Path:
@@ -92,3 +95,8 @@ def rounds_of(cell: Cell, *, quick: bool, given: int | None) -> int:
     if quick:
         return QUICK_ROUNDS
     return HEADLINE_ROUNDS if cell in HEADLINE else OTHER_ROUNDS
+
+
+def has_open(cell: Cell, number: int) -> bool:
+    """Whether a round of a cell, counted from 0, has an open loop beside the closed one."""
+    return number < (HEADLINE_OPENS if cell in HEADLINE else OTHER_OPENS)

@@ -159,7 +159,8 @@ class Comparison:
             for side in sides.values():
                 side.warm_up()
             for number, key in wanted:
-                measured = _round(sides, {ours.name: theirs, peer.name: mine}, number, how.seconds)
+                others = {ours.name: theirs, peer.name: mine}
+                measured = _round(sides, others, number, how.seconds, has_open=catalog.has_open(cell, number))
                 found = Round(
                     peer=peer.name,
                     cell=cell,
@@ -197,11 +198,11 @@ class Comparison:
 
 
 def _round(
-    sides: Mapping[str, Side], others: Mapping[str, Running], number: int, seconds: float
+    sides: Mapping[str, Side], others: Mapping[str, Running], number: int, seconds: float, *, has_open: bool
 ) -> dict[str, Measured]:
     """Both sides, in an order that turns; the open loop offers both half of what the slower one can."""
     names = list(sides) if number % 2 == 0 else list(sides)[::-1]
-    closed, memory, opened = {}, {}, {}
+    closed, memory, opened = {}, {}, dict.fromkeys(names)
     for name in names:
         closed[name] = sides[name].closed(seconds, others[name].pids)
         memory[name] = sides[name].memory_bytes()
@@ -212,7 +213,7 @@ def _round(
         )
         raise ValueError(f"a side answered nothing: {msg}")
     lasts_s = min(max(seconds, OPEN_REQUESTS / rate), OPEN_TIMES_MAX * seconds)
-    for name in names:
+    for name in names if has_open else ():
         opened[name] = sides[name].open(rate, lasts_s)
     return {
         name: Measured(closed=closed[name], open=opened[name], memory_bytes=memory[name]) for name in names

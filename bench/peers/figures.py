@@ -51,7 +51,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True):
 class How(msgspec.Struct, frozen=True, kw_only=True):
     """What every load of a run has in common."""
 
-    seconds: float = 3.0
+    seconds: float = 1.5
     """Of each load."""
     server_cpu: int = 0
     generator_cpu: int = 1
@@ -82,7 +82,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a round."""
 
     closed: Closed
-    open: Open
+    open: Open | None = None
+    """None: of this round the closed loop is enough."""
     memory_bytes: int
     """Of the whole tree after the closed loop; pages that its processes share count once."""
 

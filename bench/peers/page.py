@@ -13,7 +13,7 @@ import msgspec
 
 from bench import plot, report
 from bench.peers import catalog, summary
-from bench.peers.figures import Pair, Result
+from bench.peers.figures import Result
 from bench.peers.summary import Line, StartLine, Verdict
 from gateway.errors import ConfigInvalid
 
@@ -95,8 +95,8 @@ def _ahead(result: Result, found: Sequence[Line]) -> str:
         title, cell = _title(result, line.peer), line.cell.text()
         if line.verdict == "theirs":
             won.append(f"* {title}, {cell}: requests per CPU second, ours / theirs {line.per_cpu_s}")
-        if line.p99_verdict == "theirs":
-            won.append(f"* {title}, {cell}: p99 at equal load, theirs / ours {line.p99}")
+        if line.latency is not None and line.latency.verdict == "theirs":
+            won.append(f"* {title}, {cell}: p99 at equal load, theirs / ours {line.latency.p99}")
         if line.memory_verdict == "theirs":
             won.append(f"* {title}, {cell}: memory, theirs / ours {line.memory}")
     cold = {(one.peer, one.model, one.side): one for one in summary.starts(result.found)}
@@ -177,18 +177,23 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         return ""
 
     def shown(line: Line) -> str:
-        ours, theirs = line.ours_ms, line.theirs_ms
-        late = "; the generator was late" if line.generator_limited else ""
+        its = line.latency
+        if its is None:
+            return "–"
+        ours, theirs = its.ours_ms, its.theirs_ms
+        late = "; the generator was late" if its.generator_limited else ""
+        said = _SAYS[its.verdict] if its.opens >= summary.OPENS_MIN else ""
         return (
             f"{ours.p50:.1f} / {ours.p99:.1f} / {ours.p999:.1f} against"
             f" {theirs.p50:.1f} / {theirs.p99:.1f} / {theirs.p999:.1f}"
-            f"{_SAYS[line.p99_verdict]} at {line.offered_per_second:,.0f}/s{late}"
+            f"{said} at {its.offered_per_second:,.0f}/s{late}"
         )
 
     return (
         "### p50 / p99 / p99.9 at equal offered load, ms, ours against theirs\n\n"
         "Poisson arrivals at half of what the slower side can, counted from when a request was due; the remark is on"
-        " p99.\n\n" + _matrix(result, found, shown)
+        " p99, and there is none where fewer than three loops were made (the cells that are not bold).\n\n"
+        + _matrix(result, found, shown)
     )
 
 
@@ -239,19 +244,15 @@ def _failed(result: Result) -> str:
 def _settings(result: Result) -> str:
     if not result.found.pairs:
         return ""
-    rows = [
-        [
-            _title(result, pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason,
-            pair.ours.setting.text(), _ours_reason(pair, pinned=result.pinned),
-        ]
-        for pair in result.found.pairs
-    ]  # fmt: skip
-    head = ("peer", "model", "their setting", "because", "our setting", "because")
-    return "### Settings\n\n" + _table(head, rows)
-
-
-def _ours_reason(pair: Pair, *, pinned: bool) -> str:
-    return "pinned to theirs" if pinned else pair.ours.reason
+    rows = []
+    if not result.pinned:
+        mine = {pair.model: pair.ours for pair in result.found.pairs}
+        rows = [["ours", model, one.setting.text(), one.reason] for model, one in mine.items()]
+    for pair in result.found.pairs:
+        rows.append([_title(result, pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason])
+        if result.pinned:
+            rows.append(["ours", pair.model, pair.ours.setting.text(), "pinned to theirs"])
+    return "### Settings\n\n" + _table(("product", "model", "setting", "because"), rows)
 
 
 def _sources(result: Result) -> str:
@@ -273,7 +274,7 @@ def _facts(result: Result, found: Sequence[Line]) -> str:
     fewest = min((line.rounds for line in found), default=0)
     most = max((line.rounds for line in found), default=0)
     checked = sum(
-        side.closed.checked + side.open.checked
+        side.closed.checked + (side.open.checked if side.open else 0)
         for one in result.found.rounds
         for side in (one.ours, one.theirs)
     )
@@ -296,20 +297,23 @@ def draw(result: Result, file: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     found = [line for line in summary.lines(result.found) if line.cell in catalog.HEADLINE]
     peers = list(dict.fromkeys(line.peer for line in found))
-    panels = (
-        (left, "requests per CPU second, ours / theirs", lambda line: line.per_cpu_s),
-        (right, "p99 at equal load, theirs / ours", lambda line: line.p99),
+    panels: tuple[tuple[str, Callable[[Line], report.Interval | None]], ...] = (
+        ("requests per CPU second, ours / theirs", lambda line: line.per_cpu_s),
+        ("p99 at equal load, theirs / ours", lambda line: line.latency.p99 if line.latency else None),
     )
-    for axes, title, of in panels:
+    for axes, (title, of) in zip((left, right), panels, strict=True):
         for number, cell in enumerate(catalog.HEADLINE):
-            its = [line for line in found if line.cell == cell]
-            at = [peers.index(line.peer) + (number - len(catalog.HEADLINE) / 2 + 0.5) * 0.15 for line in its]
-            value = [of(line).median for line in its]
+            beside = (number - len(catalog.HEADLINE) / 2 + 0.5) * 0.15
+            its = [(peers.index(line.peer) + beside, of(line)) for line in found if line.cell == cell]
+            shown = [(at, ratio) for at, ratio in its if ratio is not None]
             reach = [
-                [max(v - of(line).low, 0.0) for v, line in zip(value, its, strict=True)],
-                [max(of(line).high - v, 0.0) for v, line in zip(value, its, strict=True)],
+                [max(ratio.median - ratio.low, 0.0) for _, ratio in shown],
+                [max(ratio.high - ratio.median, 0.0) for _, ratio in shown],
             ]
-            axes.errorbar(value, at, xerr=reach, fmt="o", capsize=2, label=cell.text(), markersize=4)
+            axes.errorbar(
+                [ratio.median for _, ratio in shown], [at for at, _ in shown], xerr=reach, fmt="o", capsize=2,
+                label=cell.text(), markersize=4,
+            )  # fmt: skip
         axes.axvline(1.0, color="#888888", linewidth=1)
         axes.set(xscale="log", xlabel=title)
         axes.grid(alpha=0.3, which="both", axis="x")

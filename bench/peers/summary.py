@@ -13,12 +13,14 @@ import msgspec
 
 from bench import report
 from bench.paired import FOREIGN_CPUS_MAX
-from bench.peers.figures import Found, Measured, Round, Start
+from bench.peers.figures import Found, Measured, Open, Round, Start
 from bench.peers.peer import Cell
 
 Verdict = Literal["ours", "theirs", "cannot tell", "busy"]
 WIDE = 3.0
 """An interval whose ends are further apart than this factor says too little."""
+OPENS_MIN = 3
+"""Of fewer open loops no verdict is drawn."""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +30,20 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     p99: float
     p999: float
     requests: int
+
+
+class LatencyLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Both sides at the same offered rate."""
+
+    offered_per_second: float
+    opens: int
+    """Open loops of either side."""
+    p99: report.Interval
+    """Theirs / ours."""
+    verdict: Verdict
+    ours_ms: Latency
+    theirs_ms: Latency
+    generator_limited: bool
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,12 +57,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     ours_per_cpu_s: float
     theirs_per_cpu_s: float
     verdict: Verdict
-    p99: report.Interval
-    """Theirs / ours."""
-    p99_verdict: Verdict
-    offered_per_second: float
-    ours_ms: Latency
-    theirs_ms: Latency
+    latency: LatencyLine | None
+    """None: no round had an open loop."""
     ours_errors: int
     theirs_errors: int
     memory: report.Interval
@@ -55,7 +67,6 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     theirs_memory_mb: float
     memory_verdict: Verdict
     foreign_cpus: float
-    generator_limited: bool
 
 
 class StartLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +102,6 @@ def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
     ours, theirs = [one.ours for one in rounds], [one.theirs for one in rounds]
     foreign = _median([max(one.ours.closed.foreign_cpus, one.theirs.closed.foreign_cpus) for one in rounds])
     per_cpu_s = _ratio([one.closed.per_cpu_s for one in ours], [one.closed.per_cpu_s for one in theirs])
-    p99 = _ratio([one.open.p99_ms for one in theirs], [one.open.p99_ms for one in ours])
     memory = _ratio([one.memory_bytes for one in theirs], [one.memory_bytes for one in ours])
     return Line(
         peer=peer,
@@ -101,11 +111,7 @@ def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
         ours_per_cpu_s=_median([one.closed.per_cpu_s for one in ours]),
         theirs_per_cpu_s=_median([one.closed.per_cpu_s for one in theirs]),
         verdict=verdict(per_cpu_s, foreign),
-        p99=p99,
-        p99_verdict=verdict(p99, foreign),
-        offered_per_second=_median([one.open.offered_per_second for one in ours]),
-        ours_ms=_latency(ours),
-        theirs_ms=_latency(theirs),
+        latency=_latency_line(rounds, foreign),
         ours_errors=_errors(ours),
         theirs_errors=_errors(theirs),
         memory=memory,
@@ -113,7 +119,23 @@ def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
         theirs_memory_mb=_median([one.memory_bytes for one in theirs]) / 2**20,
         memory_verdict=verdict(memory),
         foreign_cpus=foreign,
-        generator_limited=any(one.open.generator_limited for one in (*ours, *theirs)),
+    )
+
+
+def _latency_line(rounds: Sequence[Round], foreign_cpus: float) -> LatencyLine | None:
+    pairs = [(one.ours.open, one.theirs.open) for one in rounds if one.ours.open and one.theirs.open]
+    if not pairs:
+        return None
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    p99 = _ratio([one.p99_ms for one in theirs], [one.p99_ms for one in ours])
+    return LatencyLine(
+        offered_per_second=_median([one.offered_per_second for one in ours]),
+        opens=len(pairs),
+        p99=p99,
+        verdict=verdict(p99, foreign_cpus) if len(pairs) >= OPENS_MIN else "cannot tell",
+        ours_ms=_latency(ours),
+        theirs_ms=_latency(theirs),
+        generator_limited=any(one.generator_limited for one in (*ours, *theirs)),
     )
 
 
@@ -156,16 +178,16 @@ def _ratio(top: Sequence[float], bottom: Sequence[float]) -> report.Interval:
 
 
 def _errors(sides: Sequence[Measured]) -> int:
-    return sum(one.closed.errors + sum(one.open.errors.values()) for one in sides)
+    return sum(one.closed.errors + (sum(one.open.errors.values()) if one.open else 0) for one in sides)
 
 
-def _latency(sides: Sequence[Measured]) -> Latency:
-    requests = sum(one.open.requests for one in sides)
-    slowest = sorted((took for one in sides for took in one.open.slowest_ms), reverse=True)
+def _latency(loops: Sequence[Open]) -> Latency:
+    requests = sum(one.requests for one in loops)
+    slowest = sorted((took for one in loops for took in one.slowest_ms), reverse=True)
     place = min(round(requests * 0.001), len(slowest) - 1)
     return Latency(
-        p50=_median([one.open.p50_ms for one in sides]),
-        p99=_median([one.open.p99_ms for one in sides]),
+        p50=_median([one.p50_ms for one in loops]),
+        p99=_median([one.p99_ms for one in loops]),
         p999=slowest[place] if slowest else 0.0,
         requests=requests,
     )

@@ -11,6 +11,7 @@ from fake_product import Fake
 
 from bench.cli_peers import main
 from bench.peers import calibration, catalog, comparison
+from bench.peers import loads as loads_
 from bench.peers import run as runs
 from bench.peers.asking import post
 from bench.peers.figures import Chosen, Found, How, Pair
@@ -59,10 +60,13 @@ def test_a_run_measures_once_and_goes_on_where_it_was_cut(tmp_path: Path, produc
         assert side.closed.requests > 100
         assert side.closed.errors == 0
         assert 0.1 < side.closed.cpu_s < 3
+        assert side.open is not None
         assert side.open.requests > 10
         assert side.open.errors == {}
         assert side.open.checked > 0
         assert side.memory_bytes > 10 << 20
+    assert one.ours.open is not None
+    assert one.theirs.open is not None
     assert one.ours.open.offered_per_second == pytest.approx(one.theirs.open.offered_per_second, rel=0.2)
     assert {start.side for start in result.found.starts} == {"ours", "fake"}
     assert all(start.cold_s > 0 and start.version_s for start in result.found.starts)
@@ -93,9 +97,15 @@ def test_a_peer_that_does_not_start_or_lies_is_said_and_the_others_go_on(
 
 
 def test_calibration_takes_the_setting_that_answers_most_per_processor_second(
-    tmp_path: Path, products: list[Fake]
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slow one is tried, too, and its figure is in the reason."""
+    """The slow one is tried, too, and its figure is in the reason; it is hopeless and gets one load of two."""
+    loads: list[float] = []
+    whole = loads_.Side.closed
+    monkeypatch.setattr(
+        loads_.Side, "closed", lambda side, seconds: loads.append(seconds) or whole(side, seconds)
+    )
+    monkeypatch.setattr(calibration, "LOADS", 2)
     repository = tmp_path / "models"
     catalog.write(repository, "mlp")
     found = calibration.calibrate(products[1], "mlp", repository, HOW, lambda _: None)
@@ -103,6 +113,7 @@ def test_calibration_takes_the_setting_that_answers_most_per_processor_second(
     slow = next(one for one in found.tried if one.setting.extra)
     assert 0 < slow.per_cpu_s < 340
     assert "environ=FAKE_SLOW" in found.reason
+    assert len(loads) == 3
 
 
 def test_no_setting_works_is_unavailable(tmp_path: Path, products: list[Fake]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from bench import report
@@ -75,7 +76,9 @@ def test_the_figure_is_the_median_of_the_rounds_ratios() -> None:
 def test_a_slower_side_of_ours_is_theirs() -> None:
     """No winner is left out because it is not us."""
     (line,) = summary.lines(found(100, 200, p99_ms=1.0, mb=10))
-    assert (line.verdict, line.p99_verdict, line.memory_verdict) == ("theirs", "theirs", "theirs")
+    assert (line.verdict, line.memory_verdict) == ("theirs", "theirs")
+    assert line.latency is not None
+    assert line.latency.verdict == "theirs"
 
 
 def test_an_interval_with_both_answers_names_no_winner() -> None:
@@ -101,10 +104,27 @@ def test_a_busy_machine_is_called_so() -> None:
 def test_p999_is_of_all_rounds_together() -> None:
     """11 rounds of 1,000 requests with one of 9 ms each: the twelfth slowest of 11,000 is among the others."""
     (line,) = summary.lines(found(6000, 100))
-    assert line.ours_ms.requests == 11_000
-    assert line.ours_ms.p999 == 2.0
     (few,) = summary.lines(found(6000, 100, rounds=1))
-    assert few.ours_ms.p999 == 2.0
+    assert line.latency is not None
+    assert few.latency is not None
+    assert line.latency.ours_ms.requests == 11_000
+    assert line.latency.ours_ms.p999 == few.latency.ours_ms.p999 == 2.0
+
+
+def test_rounds_without_an_open_loop_leave_latency_to_the_others() -> None:
+    """Two of eleven have one: their figures are shown and no winner is named; none has one: a dash."""
+    seen = found(6000, 100, p99_ms=400.0)
+    for number in range(2, 11):
+        one = seen.rounds[number]
+        ours, theirs = (msgspec.structs.replace(side, open=None) for side in (one.ours, one.theirs))
+        seen.rounds[number] = msgspec.structs.replace(one, ours=ours, theirs=theirs)
+    (line,) = summary.lines(seen)
+    assert line.latency is not None
+    assert (line.rounds, line.latency.opens, line.latency.verdict) == (11, 2, "cannot tell")
+    assert "1.0 / 2.0 / 2.0 against 1.0 / 400.0 / 400.0 at 10/s |" in page.markdown(result(seen))
+    del seen.rounds[:2]
+    assert summary.lines(seen)[0].latency is None
+    assert "| – |" in page.markdown(result(seen)).partition("### p50")[2]
 
 
 def test_a_page_says_first_where_a_peer_is_ahead() -> None:
