@@ -51,9 +51,9 @@ lock:
 	$(LOCK) --extra dev --extra train --extra fast-json --extra plots --extra parquet -o requirements-dev.lock
 	$(LOCK) --constraint requirements-dev.lock -o requirements.lock
 
-# What the environment of each product holds that `bench peers` compares.
+# What the environment of each product holds that `bench peers` compares. A list that says --no-deps is whole as it is.
 lock-peers:
-	for file in bench/peers/locks/*.in; do uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o $${file%.in}.lock $$file || exit; done
+	cd bench/peers/locks && for file in *.in; do uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$(grep -o -e --no-deps $$file) -o $${file%.in}.lock $$file || exit; done
 
 # pip, not python: a virtual environment that was only half made has the one without the other.
 $(VENV)/bin/pip:
