@@ -7,20 +7,19 @@ with ONNX Runtime's own answers after the load.
 
 from __future__ import annotations
 
-import http.client
 import struct
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 
 import loaders  # noqa: F401  (turns ONNX Runtime's telemetry off before it is imported)
 from bench.check import TOLERANCE, Kept
-from bench.peers.onnx_file import ones, signature_of
-from bench.peers.peer import Arrays, Begin, Form, Message, Peer
+from bench.peers.onnx_file import signature_of
+from bench.peers.peer import Arrays, Form, Peer
+from bench.peers.posting import Answer
 from bench.requests import Requests, Target, Tensor
 
 HELD_BYTES_MAX = 64 << 20
@@ -28,28 +27,6 @@ HELD_BYTES_MAX = 64 << 20
 DISTINCT = 10_000
 
 _U32 = struct.Struct("<I")
-
-
-class Answer(NamedTuple):
-    """A reply: status, headers by lower-case name, body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-def post(url: str, message: Message, timeout_s: float = 30.0) -> Answer:
-    """Send one request on a connection of its own; raises OSError when there is no whole answer."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
-    try:
-        connection.request("POST", message.path, message.body, dict(message.headers))
-        reply = connection.getresponse()
-        return Answer(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
-    except http.client.HTTPException as exc:
-        raise ConnectionError(str(exc)) from exc
-    finally:
-        connection.close()
 
 
 def session(model_file: Path) -> Any:
@@ -67,11 +44,6 @@ def inputs_of(model_file: Path) -> tuple[Tensor, ...]:
     return tuple(Tensor(one.name, one.datatype, tuple(one.shape)) for one in signature_of(model_file).inputs)
 
 
-def model_file_of(repository: Path, model: str, version: str = "1") -> Path:
-    """Where a version of a model lies in a repository."""
-    return repository / model / version / "model.onnx"
-
-
 def feeds_of(model_file: Path, rows: int, number: int, seed: int = 1) -> Arrays:
     """What request `number` asks of a model."""
     return _made(model_file, rows, seed).feeds(number)
@@ -80,21 +52,6 @@ def feeds_of(model_file: Path, rows: int, number: int, seed: int = 1) -> Arrays:
 @lru_cache(maxsize=8)
 def _made(model_file: Path, rows: int, seed: int) -> Requests:
     return Requests(Target("model", inputs_of(model_file), rows), count=1, seed=seed)
-
-
-@lru_cache(maxsize=32)
-def _first_of(model_file: Path) -> Arrays:
-    return ones(signature_of(model_file))
-
-
-def answers(peer: Peer, what: Begin, url: str) -> bool:
-    """Whether a started server answers a right request with 2xx; OSError when nothing answers.
-
-    For `Tree.await_answer`: adapters poll it until their server is there.
-    """
-    form: Form = "json" if "json" in peer.forms else "binary"
-    feeds = _first_of(model_file_of(what.repository, what.model))
-    return 200 <= post(url, peer.message(what.model, feeds, form), 10.0).status < 300
 
 
 class Asked:

@@ -18,11 +18,13 @@ from typing import Any
 import msgspec
 
 from bench.peers import catalog
-from bench.peers.asking import demand_right, feeds_of, model_file_of, post, session
+from bench.peers.asking import demand_right, feeds_of, session
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
 from bench.peers.keeping import Kept, digest
 from bench.peers.loads import Side, started
+from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
+from bench.peers.posting import post
 
 HALF = 0.5
 OPEN_REQUESTS = 500

@@ -17,8 +17,9 @@ from bench.check import CHECKED_SHARE
 from bench.load import Plan, generate, pinned_to
 from bench.outcome import outcome, took_ns
 from bench.paired import CHECKED_SEED, MORE, SETTLE_S, Beside, Checked
-from bench.peers.asking import Asked, model_file_of
+from bench.peers.asking import Asked
 from bench.peers.figures import Closed, How, Open
+from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Peer, Running, Setting
 from bench.peers.processes import cpu_s, pss_bytes
 from bench.requests import Target

@@ -1,4 +1,4 @@
-"""ONNX file: what tensors a model takes and gives, for peers that must be told.
+"""ONNX file: where a model lies, and what tensors it takes and gives, for peers that must be told.
 
 NAME/VERSION/model.onnx -> **onnx_file** -> adapters write configurations from it, and send a first request.
 """
@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 import loaders  # noqa: F401  (turns ONNX Runtime's telemetry off before it is imported)
 from loaders.datatypes import FROM_ORT, NUMPY
 from loaders.signature import Signature, TensorSpec
+
+
+def model_file_of(repository: Path, model: str, version: str = "1") -> Path:
+    """Where a version of a model lies in a repository."""
+    return repository / model / version / "model.onnx"
 
 
 def signature_of(model_file: Path) -> Signature:

@@ -1,8 +1,7 @@
-"""Processes: a server and everything that it started, whatever it did to its family tree.
+"""Processes: a server and everything that it started.
 
-An adapter starts a **Tree**; calibration and comparison ask it for processor time and memory. Some products make
-daemons that leave their parents, and some overwrite their own environment to set a title, so that a process is found
-by any of three signs: the mark in its environment, a session that a known process leads, a known parent.
+An adapter's server is a **Tree**; calibration and comparison ask it for processor time and memory. Its processes are
+found and ended by `family`, and a guard beside them ends them when this process could not.
 """
 
 from __future__ import annotations
@@ -10,69 +9,41 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from bench.peers import family
+from bench.peers.family import MARK, POLL_S, STOP_S, Family
 from bench.peers.peer import Unavailable
 
-MARK = "BENCH_PEER_TREE"
-"""Not TIDEGATE_...: those are settings of ours, and an unknown one is refused."""
 SAID_CHARACTERS = 4000
 PORTS = (20_000, 32_000)
+"""Below those that the kernel gives to outgoing connections, and what a signed number of 16 bits holds."""
 START_S = 120.0
-STOP_S = 20.0
-POLL_S = 0.02
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-class _Seen(NamedTuple):
-    pid: int
-    parent: int
-    session: int
-    born_ticks: int
-    spent_ticks: int
-    """Own, and of children that ended and were waited for."""
-    is_zombie: bool
-
-
 def free_port() -> int:
-    """A port of loopback that nobody listens on now, below those that the kernel gives to outgoing connections.
+    """A port that nobody listens on now, on any of this machine's addresses.
 
     Raises:
         OSError: none was found.
     """
     for _ in range(100):
         port = random.randrange(*PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
             return port
-    msg = f"no free port of loopback between {PORTS[0]} and {PORTS[1]}"
+    msg = f"no free port between {PORTS[0]} and {PORTS[1]}"
     raise OSError(msg)
 
 
-def _processes() -> list[_Seen]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            spent = sum(int(field) for field in fields[11:15])
-            found.append(
-                _Seen(
-                    int(entry.name), int(fields[1]), int(fields[3]), int(fields[19]), spent, fields[0] == "Z"
-                )
-            )
-    return found
-
-
 class Tree:
-    """A command and all processes that came of it, in a session of its own.
+    """A command and all processes that came of it, in a session of its own; they do not outlive this process.
 
     Args:
         name: the peer's, for messages.
@@ -99,31 +70,38 @@ class Tree:
     ) -> None:
         self.name = name
         self.log = home / "output.log"
-        self._mark = uuid.uuid4().hex
-        self._known: dict[int, int] = {}
-        """When a process was born, by its pid: pids come again."""
         pinned = [] if cpus is None else ["taskset", "-c", cpus]
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TIDEGATE_"))
         }
+        mark = uuid.uuid4().hex
+        # A session of its own: what ends this process by its terminal does not end the guard.
+        self._guard = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", "-S", family.__file__, mark],
+            stdin=subprocess.PIPE, bufsize=0, start_new_session=True,
+        )  # fmt: skip
         try:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603
                     [*pinned, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                     cwd=home, start_new_session=True,
-                    env={**inherited, "ORT_DISABLE_TELEMETRY": "1", **environ, MARK: self._mark},
+                    env={**inherited, "ORT_DISABLE_TELEMETRY": "1", **environ, MARK: mark},
                 )  # fmt: skip
         except OSError as exc:
+            self._guard.communicate()
             raise Unavailable(name, f"cannot be started: {exc}") from exc
         self.pid = self._process.pid
+        self._family = Family(mark, self.pid)
+        if self._guard.stdin is not None:
+            self._guard.stdin.write(b"%d\n" % self.pid)
 
     def pids(self) -> list[int]:
         """All live processes of it, lowest pid first."""
-        return sorted(seen.pid for seen in self._mine())
+        return self._family.pids()
 
     def cpu_s(self) -> float:
         """Processor seconds of all of it so far; what ended counts where its parent waited for it. Grain: 10 ms."""
-        return sum(seen.spent_ticks for seen in self._mine()) * _TICK_S
+        return sum(one.spent_ticks for one in self._family.members()) * _TICK_S
 
     def said(self) -> str:
         """The end of its output."""
@@ -159,44 +137,15 @@ class Tree:
 
     def stop(self, timeout_s: float = STOP_S) -> None:
         """Ask its first process to end, and kill what is left of it all after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        self._mine()
-        if self._process.poll() is None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout_s)
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            for pid in self.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, kind)
-            until = min(deadline, time.monotonic() + 2) if kind == signal.SIGTERM else time.monotonic() + 10
-            while self.pids() and time.monotonic() < until:
-                self._process.poll()
-                time.sleep(POLL_S)
+        self._family.end(timeout_s)
         self._process.wait(10)
-
-    def _mine(self) -> list[_Seen]:
-        alive = {seen.pid: seen for seen in _processes() if not seen.is_zombie}
-        known = {pid for pid, born in self._known.items() if pid in alive and alive[pid].born_ticks == born}
-        sessions = {self.pid} | known
-        rest = {pid for pid in alive if pid not in known}
-        known |= {pid for pid in rest if alive[pid].session in sessions or self._is_marked(pid)}
-        while grown := {pid for pid in alive if pid not in known and alive[pid].parent in known}:
-            known |= grown
-        self._known = {pid: alive[pid].born_ticks for pid in known}
-        return [alive[pid] for pid in known]
-
-    def _is_marked(self, pid: int) -> bool:
-        try:
-            return f"{MARK}={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            return False
+        self._guard.kill()
+        self._guard.communicate()
 
 
 def cpu_s(pids: Sequence[int]) -> float:
     """Processor seconds of these processes so far; of their children that ended and were waited for, too."""
-    wanted = set(pids)
-    return sum(seen.spent_ticks for seen in _processes() if seen.pid in wanted) * _TICK_S
+    return sum(one.spent_ticks for one in map(family.seen, pids) if one is not None) * _TICK_S
 
 
 def pss_bytes(pids: Sequence[int]) -> int:

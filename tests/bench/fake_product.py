@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers.asking import answers, model_file_of, session
+from bench.peers.asking import session
 from bench.peers.peer import Arrays, Begin, Form, Message, Say, Setting, Source
-from bench.peers.processes import Tree, free_port
+from bench.peers.served_process import Served
 
 
 class Fake:
@@ -51,32 +51,21 @@ class Fake:
         return {name: np.array(values, np.float32) for name, values in json.loads(body).items()}
 
 
-class FakeRunning:
+class FakeRunning(Served):
     """See `Running`."""
 
+    start_s = 30.0
+
     def __init__(self, peer: Fake, what: Begin) -> None:
-        self._peer, self._what = peer, what
-        self.home = what.home
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self._tree = self._start("1")
-        self._tree.await_answer(lambda: answers(peer, what, self.url), 30)
-        self.pids, self.said = self._tree.pids, self._tree.said
+        self._environ = peer.environ
+        super().__init__(peer, what)
 
-    def _start(self, version: str) -> Tree:
-        what = self._what
-        slow = dict.fromkeys(what.setting.extra.values(), "1")
-        environ = {"PYTHONPATH": str(Path(__file__).parents[2]), **self._peer.environ, **slow}
-        model_file = model_file_of(what.repository, what.model, version)
-        command = [sys.executable, __file__, str(model_file), str(self._port)]
-        return Tree(self._peer.name, command, home=what.home, environ=environ, cpus=what.cpus)
+    def command(self) -> list[str]:
+        return [sys.executable, __file__, str(self.model_file()), str(self.port)]
 
-    def new_version(self, version: str) -> None:
-        self._tree.stop()
-        self._tree = self._start(version)
-
-    def stop(self) -> None:
-        self._tree.stop()
+    def environ(self) -> dict[str, str]:
+        slow = dict.fromkeys(self.what.setting.extra.values(), "1")
+        return {"PYTHONPATH": str(Path(__file__).parents[2]), **self._environ, **slow}
 
 
 def serve(model_file: str, port: int) -> None:

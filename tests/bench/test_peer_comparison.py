@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_product import Fake
+from fake_product import Fake, FakeRunning
 
 from bench.cli_peers import main
 from bench.peers import calibration, catalog, comparison
 from bench.peers import loads as loads_
 from bench.peers import run as runs
-from bench.peers.asking import post
 from bench.peers.figures import Chosen, Found, How, Pair
-from bench.peers.peer import Begin, Cell, Setting, Unavailable
+from bench.peers.peer import Cell, Setting, Unavailable
+from bench.peers.posting import post
 from bench.peers.run import Wanted
 
 pytestmark = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on this machine")
@@ -129,7 +129,7 @@ def test_requests_that_fail_rule_a_setting_out(tmp_path: Path, products: list[Fa
     refusing.choices = (Setting(1, False),)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fake_product.answers", _any_answer)
+        patch.setattr(FakeRunning, "answers", _any_answer)
         with pytest.raises(Unavailable, match="no setting serves mlp") as caught:
             calibration.calibrate(refusing, "mlp", _models(tmp_path), HOW, lambda _: None)
     assert "requests failed" in caught.value.last_lines
@@ -164,8 +164,8 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path, products: list[
         assert len([line for line in done.output.splitlines() if said in line]) == 1
 
 
-def _any_answer(peer: Fake, what: Begin, url: str) -> bool:
-    return post(url, peer.message(what.model, {}, "json")).status > 0
+def _any_answer(running: FakeRunning) -> bool:
+    return post(running.url, running.peer.message(running.what.model, {}, "json")).status > 0
 
 
 def _models(tmp_path: Path) -> Path:

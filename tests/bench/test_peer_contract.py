@@ -10,8 +10,10 @@ from fake_product import Fake
 
 from bench.peers import catalog
 from bench.peers.adapters import PEERS
-from bench.peers.asking import demand_right, feeds_of, model_file_of, post, session
+from bench.peers.asking import demand_right, feeds_of, session
+from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Peer, Unavailable
+from bench.peers.posting import post
 
 
 def test_the_fake_product_keeps_the_contract(tmp_path: Path) -> None:

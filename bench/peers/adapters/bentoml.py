@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,12 @@ import orjson
 from numpy.typing import NDArray
 
 from bench.peers import environment, raw_form
-from bench.peers.asking import model_file_of, post
-from bench.peers.environment import Environment
-from bench.peers.onnx_file import is_batchable, ones, signature_of
+from bench.peers.onnx_file import is_batchable
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
-from bench.peers.processes import Tree, free_port
+from bench.peers.served_process import APPS, Served
 
 NAME = "bentoml"
-_APP = Path(__file__).resolve().parent.parent / "served" / "bentoml_app.py"
+_APP = APPS / "bentoml_app.py"
 _DOCS = "https://docs.bentoml.com/en/latest"
 _SYNC = {"api": "sync"}
 _ASYNC = {"api": "async"}
@@ -92,7 +89,7 @@ class BentoML:
 
     def begin(self, what: Begin) -> Running:
         """See `Peer`."""
-        return _Served(self, what, environment.made(NAME, lambda _: None))
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """JSON {"x": rows} of the only input, or raw tensors.
@@ -119,59 +116,41 @@ class BentoML:
         return {"": np.asarray(raw_form.from_rows(rows))}
 
 
-class _Served:
-    """See `Running`."""
+class _Served(Served):
+    lock = NAME
 
-    def __init__(self, peer: BentoML, what: Begin, environ: Environment) -> None:
-        self._what, self._environ = what, environ
-        self.home = what.home
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
+    def first_form(self) -> Form:
+        """Several inputs are taken in raw form alone."""
+        return "json" if len(self.signature.inputs) == 1 else "binary"
+
+    def lay_out(self) -> None:
+        """Its service."""
         self.metrics_url = f"{self.url}/metrics"
-        signature = signature_of(model_file_of(what.repository, what.model))
-        self._is_batchable = is_batchable(signature)
-        shutil.copyfile(_APP, what.home / _APP.name)
-        form: Form = "json" if len(signature.inputs) == 1 else "binary"
-        asked = peer.message(what.model, ones(signature), form)
-        self._tree = self._start("1")
-        self._tree.await_answer(lambda: post(self.url, asked, 10.0).status == 200)
+        shutil.copyfile(_APP, self.home / _APP.name)
 
-    def pids(self) -> list[int]:
-        """See `Running`."""
-        return self._tree.pids()
+    def command(self) -> list[str]:
+        """What it serves comes by its environment."""
+        return [
+            str(self.installed.command(NAME)), "serve", f"{_APP.stem}:OnnxModel", "--working-dir", str(self.home),
+            "--host", "127.0.0.1", "--port", str(self.port),
+        ]  # fmt: skip
 
-    def said(self) -> str:
-        """See `Running`."""
-        return self._tree.said()
-
-    def new_version(self, version: str) -> None:
-        """Restart it with the other file."""
-        self._tree.stop()
-        self._tree = self._start(version)
-
-    def stop(self) -> None:
-        """See `Running`."""
-        self._tree.stop()
-
-    def _start(self, version: str) -> Tree:
-        what, setting = self._what, self._what.setting
+    def environ(self) -> dict[str, str]:
+        """The service's options; nothing is sent to its makers."""
+        setting = self.what.setting
         options = {
-            "model_file": str(model_file_of(what.repository, what.model, version)),
-            "workers": setting.workers, "batching": setting.batching and self._is_batchable,
+            "model_file": str(self.model_file()),
+            "workers": setting.workers, "batching": setting.batching and is_batchable(self.signature),
             "api": setting.extra.get("api", "async"),
             "max_batch_size": int(setting.extra.get("max_batch_size", "100")),
             "max_latency_ms": int(setting.extra.get("max_latency_ms", "60000")),
-            "audit": what.audit, "monitoring": _monitoring(what),
+            "audit": self.what.audit, "monitoring": _monitoring(self.what),
         }  # fmt: skip
-        command = [
-            str(self._environ.command(NAME)), "serve", f"{_APP.stem}:OnnxModel", "--working-dir", str(what.home),
-            "--host", "127.0.0.1", "--port", str(self._port),
-        ]  # fmt: skip
-        told = {
-            "BENTOML_HOME": str(what.home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True",
+        return {
+            **super().environ(),
+            "BENTOML_HOME": str(self.home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True",
             "BENCH_OPTIONS": json.dumps(options),
         }  # fmt: skip
-        return Tree(NAME, command, home=what.home, environ={**self._environ.environ, **told}, cpus=what.cpus)
 
 
 def _monitoring(what: Begin) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,10 @@ import orjson
 from numpy.typing import NDArray
 
 from bench.peers import environment
-from bench.peers.asking import answers, model_file_of
-from bench.peers.environment import Environment
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
-from bench.peers.processes import Tree, free_port
+from bench.peers.served_process import APPS, Served
 
-_APP = Path(__file__).resolve().parent.parent / "served" / "litserve_app.py"
 _BOUNDARY = "tidegate-bench-boundary"
-_NO_SAY: Say = lambda _: None  # noqa: E731
 WAITS_S = ("0.001", "0.01")
 """`batch_timeout`; with 0 its workers spin."""
 
@@ -67,9 +62,7 @@ class LitServe:
 
     def begin(self, what: Begin) -> Running:
         """See `Peer`."""
-        running = _Running(self, what, environment.made(self.name, _NO_SAY))
-        running.await_answer()
-        return running
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """See `Peer`."""
@@ -101,48 +94,20 @@ class LitServe:
         return found
 
 
-class _Running:
-    """See `Running`."""
+class _Served(Served):
+    lock = LitServe.name
 
-    def __init__(self, peer: LitServe, what: Begin, environ: Environment) -> None:
-        self._peer, self._what, self._environ = peer, what, environ
-        self.home = what.home
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self._tree = self._start("1")
-
-    def await_answer(self) -> None:
-        """Until it answers; raises Unavailable."""
-        self._tree.await_answer(lambda: answers(self._peer, self._what, self.url))
-
-    def pids(self) -> list[int]:
-        """See `Running`."""
-        return self._tree.pids()
-
-    def said(self) -> str:
-        """See `Running`."""
-        return self._tree.said()
-
-    def new_version(self, version: str) -> None:
-        """Restart it with the other file."""
-        self._tree.stop()
-        self._tree = self._start(version)
-
-    def stop(self) -> None:
-        """See `Running`."""
-        self._tree.stop()
-
-    def _start(self, version: str) -> Tree:
-        what, setting = self._what, self._what.setting
-        model_file = model_file_of(what.repository, what.model, version)
+    def command(self) -> list[str]:
+        """Its options are those of the app."""
+        setting = self.what.setting
         command = [
-            str(self._environ.python), str(_APP), "--model-file", str(model_file), "--port", str(self._port),
-            "--workers", str(setting.workers),
+            str(self.installed.python), str(APPS / "litserve_app.py"), "--model-file", str(self.model_file()),
+            "--port", str(self.port), "--workers", str(setting.workers),
         ]  # fmt: skip
         if setting.batching:
             command.append("--batching")
         for name, value in setting.extra.items():
             command += [f"--{name.replace('_', '-')}", value]
-        if what.audit:
-            command += ["--audit", what.receiver or str(what.home / "predictions.jsonl")]
-        return Tree(self._peer.name, command, home=what.home, environ=self._environ.environ, cpus=what.cpus)
+        if self.what.audit:
+            command += ["--audit", self.what.receiver or str(self.home / "predictions.jsonl")]
+        return command

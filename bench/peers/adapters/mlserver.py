@@ -10,22 +10,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bench.peers import environment, oip
-from bench.peers.asking import model_file_of, post
-from bench.peers.environment import Environment
-from bench.peers.onnx_file import is_batchable, ones, signature_of
-from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
-from bench.peers.processes import Tree, free_port
+from bench.peers.onnx_file import is_batchable
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
+from bench.peers.processes import free_port
+from bench.peers.served_process import APPS, Served
 
 NAME = "mlserver"
-_APP = Path(__file__).resolve().parent.parent / "served" / "mlserver_app.py"
+_APP = APPS / "mlserver_app.py"
 _DOCS = "https://docs.seldon.ai/mlserver"
-_LOAD_S = 60.0
 
 
 class MLServer:
@@ -80,14 +77,7 @@ class MLServer:
 
     def begin(self, what: Begin) -> Running:
         """See `Peer`."""
-        made = environment.made(NAME, lambda _: None)
-        try:
-            return _Served(what, made)
-        except Unavailable as exc:
-            # Its ports are chosen before it takes them: somebody else was quicker.
-            if "already in use" not in exc.last_lines.lower():
-                raise
-        return _Served(what, made)
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """The protocol's own."""
@@ -101,80 +91,43 @@ class MLServer:
         return oip.infer_outputs(headers, body)
 
 
-class _Served:
-    """See `Running`."""
+class _Served(Served):
+    lock = NAME
 
-    def __init__(self, what: Begin, environ: Environment) -> None:
-        self._what = what
-        self.home = what.home
-        self._models = what.home / "models"
-        port, metrics_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
-        first = _newest(what)
-        signature = signature_of(model_file_of(what.repository, what.model, first))
-        self._is_batchable = is_batchable(signature)
-        for version in _versions(what):
+    def lay_out(self) -> None:
+        """Its repository, all versions side by side, and its settings."""
+        self.metrics_url = f"{self.side_url}/metrics"
+        for version in self.versions:
             self._place(version)
-        (self._models / "settings.json").write_text(json.dumps({
-            "debug": False, "host": "127.0.0.1", "http_port": port, "grpc_port": free_port(),
-            "metrics_port": metrics_port, "parallel_workers": _parallel_workers(what.setting),
-            "gzip_enabled": False, "metrics_dir": str(what.home / "metrics"),
-            "environments_dir": str(what.home / "environments"),
+        setting = self.what.setting
+        (self.models / "settings.json").write_text(json.dumps({
+            "debug": False, "host": "127.0.0.1", "http_port": self.port, "grpc_port": free_port(),
+            "metrics_port": self.side_port,
+            "parallel_workers": int(setting.extra.get("parallel_workers", str(setting.workers))),
+            "gzip_enabled": False, "metrics_dir": str(self.home / "metrics"),
+            "environments_dir": str(self.home / "environments"),
         }))  # fmt: skip
-        self._tree = Tree(
-            NAME, [str(environ.command("mlserver")), "start", str(self._models)], home=what.home,
-            environ=environ.environ, cpus=what.cpus,
-        )  # fmt: skip
-        asked = oip.infer_message(what.model, ones(signature), "json")
-        self._tree.await_answer(lambda: post(self.url, asked, 10.0).status == 200)
 
-    def pids(self) -> list[int]:
-        """See `Running`."""
-        return self._tree.pids()
-
-    def said(self) -> str:
-        """See `Running`."""
-        return self._tree.said()
+    def command(self) -> list[str]:
+        """Everything else is in its repository."""
+        return [str(self.installed.command(NAME)), "start", str(self.models)]
 
     def new_version(self, version: str) -> None:
         """Place it beside the others and ask the repository API for the model, which loads every version of it."""
         self._place(version)
-        answer = post(self.url, Message(f"/v2/repository/models/{self._what.model}/load", (), b""), _LOAD_S)
-        if answer.status != 200:
-            why = f"version {version} of {self._what.model} was not loaded ({answer.status})"
-            raise Unavailable(NAME, why, answer.body.decode(errors="replace")[-2000:])
-
-    def stop(self) -> None:
-        """See `Running`."""
-        self._tree.stop()
+        self.ask_to_load(version, Message(f"/v2/repository/models/{self.what.model}/load", (), b""))
 
     def _place(self, version: str) -> None:
-        what, extra = self._what, self._what.setting.extra
-        folder = self._models / what.model / version
+        what, extra = self.what, self.what.setting.extra
+        folder = self.models / what.model / version
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_APP, folder / _APP.name)
         settings: dict[str, Any] = {
             "name": what.model, "implementation": f"{_APP.stem}.OnnxModel", "platform": "onnx",
-            "parameters": {"uri": str(model_file_of(what.repository, what.model, version)), "version": version},
+            "parameters": {"uri": str(self.model_file(version)), "version": version},
         }  # fmt: skip
         # Requests are merged row-wise: a model of a fixed count of rows cannot be batched.
-        if what.setting.batching and self._is_batchable:
+        if what.setting.batching and is_batchable(self.signature):
             settings["max_batch_size"] = int(extra.get("max_batch_size", "32"))
             settings["max_batch_time"] = float(extra.get("max_batch_time_s", "0.005"))
         (folder / "model-settings.json").write_text(json.dumps(settings))
-
-
-def _parallel_workers(setting: Setting) -> int:
-    return int(setting.extra.get("parallel_workers", str(setting.workers)))
-
-
-def _versions(what: Begin) -> list[str]:
-    found = [path.parent.name for path in (what.repository / what.model).glob("*/model.onnx")]
-    if not found:
-        raise Unavailable(NAME, f"the repository has no version of {what.model}")
-    return sorted(found, key=int)
-
-
-def _newest(what: Begin) -> str:
-    return _versions(what)[-1]

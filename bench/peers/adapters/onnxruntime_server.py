@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import random
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,17 +25,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from bench.peers.asking import post
-from bench.peers.onnx_file import ones, signature_of
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
-from bench.peers.processes import Tree
+from bench.peers.posting import post
+from bench.peers.served_process import Served
 
 NAME = "onnxruntime-server"
 VARIABLE = "TIDEGATE_ONNXRUNTIME_SERVER"
 CURRENT = "current"
 _README = "https://github.com/kibae/onnxruntime-server/blob/main/README.md"
-_PORTS = (16_384, 32_000)
-"""It keeps ports in a signed 16-bit number."""
 _LOAD_S = 60.0
 
 
@@ -77,13 +72,7 @@ class OnnxruntimeServer:
 
     def begin(self, what: Begin) -> Running:
         """Start it and make the model's session; returns once it answers a prediction."""
-        served = _Served(what)
-        try:
-            feeds = ones(signature_of(served.file))
-        except (OSError, ValueError, KeyError, RuntimeError) as exc:
-            raise Unavailable(NAME, f"the model {what.model} cannot be read: {exc}") from exc
-        served.start(self.message(what.model, feeds, "json"))
-        return served
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """Inputs by name, nested by shape."""
@@ -99,69 +88,40 @@ class OnnxruntimeServer:
         return {name: np.array(values) for name, values in msgspec.json.decode(body).items()}
 
 
-class _Served:
-    """A started server."""
+class _Served(Served):
+    def lay_out(self) -> None:
+        """The version that it is to serve, under the name that is asked for."""
+        file = self.models / self.what.model / CURRENT / "model.onnx"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.model_file(), file)
 
-    def __init__(self, what: Begin) -> None:
-        self._what = what
-        self.home = what.home
-        self._tree: Tree | None = None
-        self._port = _low_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.file = what.home / "models" / what.model / CURRENT / "model.onnx"
-        self.file.parent.mkdir(parents=True)
-        found = [path.parent.name for path in (what.repository / what.model).glob("*/model.onnx")]
-        if not found:
-            raise Unavailable(NAME, f"the repository has no version of {what.model}")
-        self._place(min(found, key=int))
-
-    def _place(self, version: str) -> None:
-        shutil.copyfile(self._what.repository / self._what.model / version / "model.onnx", self.file)
-
-    def start(self, first: Message) -> None:
-        """Start the tree, make the session, wait for an answer."""
-        command = [
-            _binary(), f"--model-dir={self._what.home / 'models'}", f"--http-port={self._port}",
-            f"--workers={self._what.setting.workers}", "--log-level=warn", "--access-log-file=/dev/null",
+    def command(self) -> list[str]:
+        """The server, without a session yet."""
+        return [
+            _binary(), f"--model-dir={self.models}", f"--http-port={self.port}",
+            f"--workers={self.what.setting.workers}", "--log-level=warn", "--access-log-file=/dev/null",
         ]  # fmt: skip
-        self._tree = Tree(NAME, command, home=self._what.home, cpus=self._what.cpus)
 
-        def answers() -> bool:
-            if post(self.url, first, 5).status == 200:
-                return True
-            post(self.url, self._creation(), _LOAD_S)
-            return False
-
-        self._tree.await_answer(answers)
+    def answers(self) -> bool:
+        """Makes the session where there is none."""
+        if super().answers():
+            return True
+        post(self.url, self._creation(), _LOAD_S)
+        return False
 
     def _creation(self) -> Message:
         options: dict[str, Any] = {}
-        if threads := self._what.setting.extra.get("intra_op_threads"):
+        if threads := self.what.setting.extra.get("intra_op_threads"):
             options["session_options"] = {"intra_op_num_threads": int(threads)}
-        content = {"model": self._what.model, "version": CURRENT, "option": options}
+        content = {"model": self.what.model, "version": CURRENT, "option": options}
         return Message("/api/sessions", (("content-type", "application/json"),), orjson.dumps(content))
-
-    def pids(self) -> list[int]:
-        """The whole tree."""
-        return [] if self._tree is None else self._tree.pids()
-
-    def said(self) -> str:
-        """The end of its output."""
-        return "" if self._tree is None else self._tree.said()
 
     def new_version(self, version: str) -> None:
         """Put the file in place, end the session and make it again: it has no way that leaves no gap."""
-        self._place(version)
-        _delete(self.url, f"/api/sessions/{self._what.model}/{CURRENT}")
-        answer = post(self.url, self._creation(), _LOAD_S)
-        if answer.status != 200:
-            why = f"version {version} of {self._what.model} was not loaded ({answer.status})"
-            raise Unavailable(NAME, why, answer.body.decode(errors="replace")[-2000:])
-
-    def stop(self) -> None:
-        """End it."""
-        if self._tree is not None:
-            self._tree.stop()
+        self.version = version
+        self.lay_out()
+        _delete(self.url, f"/api/sessions/{self.what.model}/{CURRENT}")
+        self.ask_to_load(version, self._creation())
 
 
 def _binary() -> str:
@@ -173,15 +133,6 @@ def _binary() -> str:
     if found is None:
         raise Unavailable(NAME, f"{given} is no program that can be run (from {VARIABLE})")
     return str(Path(found).resolve())
-
-
-def _low_port() -> int:
-    """A free port that fits its option."""
-    for _ in range(1000):
-        port = random.randrange(*_PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
-            return port
-    raise Unavailable(NAME, f"no free port between {_PORTS[0]} and {_PORTS[1]}")
 
 
 def _delete(url: str, path: str) -> None:

@@ -13,21 +13,19 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bench.peers import environment, raw_form
-from bench.peers.asking import model_file_of, post
-from bench.peers.environment import Environment
-from bench.peers.onnx_file import ones, signature_of
-from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
-from bench.peers.processes import Tree, free_port
+from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source
+from bench.peers.processes import free_port
+from bench.peers.served_process import APPS, Served
 
 NAME = "ray-serve"
 _LOCK = "ray_serve"
-_APP = Path(__file__).resolve().parent.parent / "served" / "ray_serve_app.py"
+_APP = APPS / "ray_serve_app.py"
+_OPTIONS = "options.json"
 _DOCS = "https://docs.ray.io/en/latest"
 _OBJECT_STORE_BYTES = 100_000_000
 _ONGOING = "200"
@@ -92,14 +90,7 @@ class RayServe:
 
     def begin(self, what: Begin) -> Running:
         """See `Peer`."""
-        made = environment.made(_LOCK, lambda _: None)
-        try:
-            return _Served(what, made)
-        except Unavailable as exc:
-            # Its ports are chosen before it takes them: somebody else was quicker.
-            if "already in use" not in exc.last_lines.lower():
-                raise
-        return _Served(what, made)
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """See `raw_form`."""
@@ -110,57 +101,39 @@ class RayServe:
         return raw_form.outputs(headers, body)
 
 
-class _Served:
-    """See `Running`."""
+class _Served(Served):
+    lock = _LOCK
+    _ray_dir = ""
 
-    def __init__(self, what: Begin, environ: Environment) -> None:
-        self._what = what
-        self.home = what.home
+    def lay_out(self) -> None:
+        """Its driver and what that reads."""
         # Its sockets lie below this directory, and a socket's path has at most 107 characters.
         self._ray_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        self._port, self._metrics_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
-        self._options_file = what.home / "options.json"
-        shutil.copyfile(_APP, what.home / _APP.name)
-        self._write_options("1")
-        asked = raw_form.message(
-            "/predict", ones(signature_of(model_file_of(what.repository, what.model))), "json"
-        )
-        try:
-            self._tree = Tree(
-                NAME, [str(environ.python), str(what.home / _APP.name), str(self._options_file)], home=what.home,
-                environ={**environ.environ, **self._told()}, cpus=what.cpus,
-            )  # fmt: skip
-            self._tree.await_answer(lambda: post(self.url, asked, 10.0).status == 200)
-        except BaseException:
-            shutil.rmtree(self._ray_dir, ignore_errors=True)
-            raise
+        self.metrics_url = f"{self.side_url}/metrics"
+        shutil.copyfile(_APP, self.home / _APP.name)
+        self._write_options()
 
-    def pids(self) -> list[int]:
-        """See `Running`."""
-        return self._tree.pids()
-
-    def said(self) -> str:
-        """See `Running`."""
-        return self._tree.said()
+    def command(self) -> list[str]:
+        """The driver, which starts Ray's daemons."""
+        return [str(self.installed.python), str(self.home / _APP.name), str(self.home / _OPTIONS)]
 
     def new_version(self, version: str) -> None:
         """The driver deploys the config again, in which user_config alone has changed."""
-        self._write_options(version)
-        os.kill(self._tree.pid, signal.SIGUSR1)
+        self.version = version
+        self._write_options()
+        os.kill(self.pid, signal.SIGUSR1)
 
-    def stop(self) -> None:
-        """See `Running`."""
-        self._tree.stop()
+    def clear(self) -> None:
+        """Its sockets and its logs."""
         shutil.rmtree(self._ray_dir, ignore_errors=True)
 
-    def _told(self) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         """Nothing is sent to its makers; its optimizations as the setting has them; places and ports of this start."""
-        extra, place = self._what.setting.extra, f"{self._ray_dir}/haproxy"
+        extra, place = self.what.setting.extra, f"{self._ray_dir}/haproxy"
         # Optimized, it holds 1,000 lines back, and loses them when it ends: no log of predictions.
-        lines = {"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"} if self._what.audit else {}
+        lines = {"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"} if self.what.audit else {}
         return {
+            **super().environ(),
             **lines,
             "RAY_USAGE_STATS_ENABLED": "0",
             # Given none, it writes one into the user's home.
@@ -180,15 +153,15 @@ class _Served:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         }
 
-    def _write_options(self, version: str) -> None:
-        what, setting = self._what, self._what.setting
+    def _write_options(self) -> None:
+        what, setting = self.what, self.what.setting
         extra = setting.extra
         quiet = {"enable_access_log": False, "encoding": "JSON", "logs_dir": str(what.home / "logs")}
         deployment = {
             "name": "OnnxModel", "num_replicas": setting.workers, "ray_actor_options": {"num_cpus": 1},
             "max_ongoing_requests": int(extra.get("max_ongoing_requests", _ONGOING)),
             "logging_config": quiet,
-            "user_config": {"model_file": str(model_file_of(what.repository, what.model, version))},
+            "user_config": {"model_file": str(self.model_file())},
         }  # fmt: skip
         application = {
             "name": "onnx", "route_prefix": "/predict", "import_path": f"{_APP.stem}:build",
@@ -203,11 +176,11 @@ class _Served:
             "node": _NODE,
             "ray": {
                 "num_cpus": setting.workers, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": self._ray_dir,
-                "_metrics_export_port": self._metrics_port,
+                "_metrics_export_port": self.side_port,
             },
             "serve": {
-                "proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": self._port},
+                "proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": self.port},
                 "logging_config": quiet, "applications": [application],
             },
         }  # fmt: skip
-        self._options_file.write_text(json.dumps(options))
+        (self.home / _OPTIONS).write_text(json.dumps(options))

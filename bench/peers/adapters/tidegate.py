@@ -15,10 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 import gateway
-from bench.peers.asking import answers
 from bench.peers.oip import infer_message, infer_outputs
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
-from bench.peers.processes import Tree, free_port
+from bench.peers.served_process import Served
 from bench.serving import Reply, call
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -49,7 +48,7 @@ class Tidegate:
 
     def begin(self, what: Begin) -> Running:
         """Start it; see `Peer.begin`."""
-        return _Running(self, what)
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """The request for a prediction, in the Open Inference Protocol."""
@@ -60,33 +59,19 @@ class Tidegate:
         return infer_outputs(headers, body)
 
 
-class _Running:
-    """See `Running`."""
-
-    def __init__(self, peer: Tidegate, what: Begin) -> None:
-        self._model = what.model
-        self.home = what.home
-        self._state_dir = what.home / "state"
-        data, admin = free_port(), free_port()
-        self.url, self._admin_url = f"http://127.0.0.1:{data}", f"http://127.0.0.1:{admin}"
-        options = [part for text in _settings(what) for part in ("--set", text)]
-        command = [
-            sys.executable, "-m", "gateway.cli", "serve", str(what.repository),
-            "--port", str(data), "--admin-port", str(admin), "--workers", str(what.setting.workers),
-            "--state-dir", str(self._state_dir), *options,
+class _Served(Served):
+    def command(self) -> list[str]:
+        """As a user starts it."""
+        options = [part for text in _settings(self.what) for part in ("--set", text)]
+        return [
+            sys.executable, "-m", "gateway.cli", "serve", str(self.what.repository),
+            "--port", str(self.port), "--admin-port", str(self.side_port),
+            "--workers", str(self.what.setting.workers), "--state-dir", str(self.home / "state"), *options,
         ]  # fmt: skip
-        self._tree = Tree(
-            peer.name, command, home=what.home, environ={"PYTHONPATH": str(_ROOT)}, cpus=what.cpus
-        )
-        self._tree.await_answer(lambda: answers(peer, what, self.url))
 
-    def pids(self) -> list[int]:
-        """See `Running`."""
-        return self._tree.pids()
-
-    def said(self) -> str:
-        """See `Running`."""
-        return self._tree.said()
+    def environ(self) -> dict[str, str]:
+        """From this source tree."""
+        return {"PYTHONPATH": str(_ROOT)}
 
     def new_version(self, version: str) -> None:
         """Have the repository looked at, wait until it is loaded, and give it the traffic."""
@@ -96,31 +81,28 @@ class _Running:
             self._demand_time(deadline, version)
         variants = [{"name": "primary", "version": version, "role": "primary", "weight_bp": 10_000}]
         body = {"variants": variants, "reason": "bench"}
-        while self._admin("PUT", f"routes/{self._model}", body, self._revision()).status not in (200, 202):
+        route = f"routes/{self.what.model}"
+        while self._admin("PUT", route, body, self._revision()).status not in (200, 202):
             self._demand_time(deadline, version)
-
-    def stop(self) -> None:
-        """See `Running`."""
-        self._tree.stop()
 
     def _demand_time(self, deadline: float, version: str) -> None:
         if time.monotonic() > deadline:
-            why = f"version {version} of {self._model} did not become ready in {_LOADS_S:g} s"
+            why = f"version {version} of {self.what.model} did not become ready in {_LOADS_S:g} s"
             raise Unavailable(Tidegate.name, why, self.said())
         time.sleep(_POLL_S)
 
     def _state(self, version: str) -> str:
-        content = self._admin("GET", f"models/{self._model}").content
+        content = self._admin("GET", f"models/{self.what.model}").content
         return next((one["state"] for one in content["versions"] if one["version"] == version), "absent")
 
     def _revision(self) -> int:
-        return int(self._admin("GET", f"routes/{self._model}").content["revision"])
+        return int(self._admin("GET", f"routes/{self.what.model}").content["revision"])
 
     def _admin(self, method: str, path: str, body: object = None, revision: int | None = None) -> Reply:
-        headers = {"authorization": f"Bearer {(self._state_dir / 'admin.token').read_text().strip()}"}
+        headers = {"authorization": f"Bearer {(self.home / 'state' / 'admin.token').read_text().strip()}"}
         if revision is not None:
             headers["if-match"] = f'"{revision}"'
-        return call(self._admin_url, method, f"/admin/v1/{path}", body, headers)
+        return call(self.side_url, method, f"/admin/v1/{path}", body, headers)
 
 
 def _settings(what: Begin) -> list[str]:

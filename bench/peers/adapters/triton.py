@@ -19,20 +19,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bench.peers import environment, oip
-from bench.peers.asking import post
 from bench.peers.environment import Environment
-from bench.peers.onnx_file import is_batchable, ones, signature_of
+from bench.peers.onnx_file import is_batchable
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
-from bench.peers.processes import Tree, free_port
+from bench.peers.served_process import APPS, Served
 from loaders.signature import Signature, TensorSpec
 
 NAME = "triton"
-MODEL_CODE = Path(__file__).resolve().parent.parent / "served" / "triton_model.py"
+_BACKENDS = "backends"
 _DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
 MAX_BATCH_ROWS = 64
 TRACES_A_FILE = 50
 """As in the example of the trace page: so many requests are written at once."""
-_LOAD_S = 120.0
 
 
 class Triton:
@@ -71,16 +69,7 @@ class Triton:
 
     def begin(self, what: Begin) -> Running:
         """Start the server with one model; returns once it answers a prediction."""
-        installed = environment.made(NAME, lambda _: None)
-        served = _Served(what, installed)
-        try:
-            signature = signature_of(served.source(served.first()))
-            served.write_config(signature)
-        except (OSError, ValueError, KeyError, RuntimeError) as exc:
-            raise Unavailable(NAME, f"the model {what.model} cannot be described to it: {exc}") from exc
-        served.place(served.first())
-        served.start(self.message(what.model, ones(signature), "json"))
-        return served
+        return _Served(self, what)
 
     def message(self, model: str, feeds: Arrays, form: Form) -> Message:
         """The protocol's own."""
@@ -91,74 +80,43 @@ class Triton:
         return oip.infer_outputs(headers, body)
 
 
-class _Served:
-    """A started server."""
+class _Served(Served):
+    lock = NAME
 
-    def __init__(self, what: Begin, installed: Environment) -> None:
-        self._what = what
-        self.home = what.home
-        self._installed = installed
-        self._models = what.home / "models"
-        self._tree: Tree | None = None
-        self._port, self._metrics_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+    def lay_out(self) -> None:
+        """Its repository with the first version, and its backend."""
+        self.metrics_url = f"{self.side_url}/metrics"
+        self._place(self.version)
+        config = config_text(self.what.model, self.signature, self.what.setting)
+        (self.models / self.what.model / "config.pbtxt").write_text(config)
+        if not (self.home / _BACKENDS).exists():
+            _lay_backend(_distribution(self.installed), self.home / _BACKENDS)
 
-    def first(self) -> str:
-        """The lowest version of the given repository: what it starts with."""
-        found = [path.parent.name for path in (self._what.repository / self._what.model).glob("*/model.onnx")]
-        if not found:
-            raise Unavailable(NAME, f"the repository has no version of {self._what.model}")
-        return min(found, key=int)
+    def environ(self) -> dict[str, str]:
+        """Its libraries, and the interpreter's."""
+        distribution = _distribution(self.installed)
+        libraries = [
+            distribution.parent.parent / "nvidia_pytriton.libs", distribution / "lib", _python_library().parent,
+        ]  # fmt: skip
+        return {**super().environ(), "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}
 
-    def source(self, version: str) -> Path:
-        """A version's file in the given repository."""
-        return self._what.repository / self._what.model / version / "model.onnx"
-
-    def place(self, version: str) -> None:
-        """Put a version into Triton's repository."""
-        directory = self._models / self._what.model / version
-        directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.source(version), directory / "model.onnx")
-        shutil.copyfile(MODEL_CODE, directory / "model.py")
-
-    def write_config(self, signature: Signature) -> None:
-        """Write config.pbtxt."""
-        directory = self._models / self._what.model
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.pbtxt").write_text(config_text(self._what.model, signature, self._what.setting))
-
-    def start(self, first: Message) -> None:
-        """Start the tree and wait for an answer."""
-        distribution = _distribution(self._installed)
-        backends = self._what.home / "backends"
-        if not backends.exists():
-            _lay_backend(distribution, backends)
-        libraries = [distribution.parent.parent / "nvidia_pytriton.libs", distribution / "lib"]
-        environ = {
-            **self._installed.environ,
-            "LD_LIBRARY_PATH": os.pathsep.join(map(str, (*libraries, _python_library().parent))),
-        }
-        self._tree = Tree(NAME, self._command(distribution, backends), home=self._what.home,
-                          environ=environ, cpus=self._what.cpus)  # fmt: skip
-        self._tree.await_answer(lambda: post(self.url, first, 5).status == 200)
-
-    def _command(self, distribution: Path, backends: Path) -> list[str]:
+    def command(self) -> list[str]:
+        """The server over its repository."""
         command = [
-            str(distribution / "bin" / "tritonserver"),
-            f"--model-repository={self._models}", f"--backend-directory={backends}",
-            "--model-control-mode=explicit", f"--load-model={self._what.model}",
+            str(_distribution(self.installed) / "bin" / "tritonserver"),
+            f"--model-repository={self.models}", f"--backend-directory={self.home / _BACKENDS}",
+            "--model-control-mode=explicit", f"--load-model={self.what.model}",
             "--disable-auto-complete-config", "--log-info=false", "--log-verbose=0",
-            "--http-address=127.0.0.1", f"--http-port={self._port}", "--allow-grpc=false",
-            "--metrics-address=127.0.0.1", f"--metrics-port={self._metrics_port}", "--allow-gpu-metrics=false",
+            "--http-address=127.0.0.1", f"--http-port={self.port}", "--allow-grpc=false",
+            "--metrics-address=127.0.0.1", f"--metrics-port={self.side_port}", "--allow-gpu-metrics=false",
             "--pinned-memory-pool-byte-size=0",
             # Regions in /dev/shm are found by their prefix: two servers must not share one.
-            f"--backend-config=python,shm-region-prefix-name=tidegate-{self._port}-",
+            f"--backend-config=python,shm-region-prefix-name=tidegate-{self.port}-",
         ]  # fmt: skip
-        if threads := self._what.setting.extra.get("http_threads"):
+        if threads := self.what.setting.extra.get("http_threads"):
             command.append(f"--http-thread-count={threads}")
-        if self._what.audit:
-            traces = self._what.home / "traces"
+        if self.what.audit:
+            traces = self.home / "traces"
             traces.mkdir(exist_ok=True)
             settings = (
                 f"triton,file={traces / 'trace'}", f"triton,log-frequency={TRACES_A_FILE}", "rate=1",
@@ -167,27 +125,16 @@ class _Served:
             command += [f"--trace-config={setting}" for setting in settings]
         return command
 
-    def pids(self) -> list[int]:
-        """The whole tree."""
-        return [] if self._tree is None else self._tree.pids()
-
-    def said(self) -> str:
-        """The end of its output."""
-        return "" if self._tree is None else self._tree.said()
-
     def new_version(self, version: str) -> None:
         """By the load API; the old version answers until the new one is up (version policy: the latest)."""
-        self.place(version)
-        asked = Message(f"/v2/repository/models/{self._what.model}/load", (), b"{}")
-        answer = post(self.url, asked, _LOAD_S)
-        if answer.status != 200:
-            why = f"version {version} of {self._what.model} was not loaded ({answer.status})"
-            raise Unavailable(NAME, why, answer.body.decode(errors="replace")[-2000:])
+        self._place(version)
+        self.ask_to_load(version, Message(f"/v2/repository/models/{self.what.model}/load", (), b"{}"))
 
-    def stop(self) -> None:
-        """End it all."""
-        if self._tree is not None:
-            self._tree.stop()
+    def _place(self, version: str) -> None:
+        directory = self.models / self.what.model / version
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.model_file(version), directory / "model.onnx")
+        shutil.copyfile(APPS / "triton_model.py", directory / "model.py")
 
 
 def config_text(model: str, signature: Signature, setting: Setting) -> str:
