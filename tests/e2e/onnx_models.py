@@ -5,17 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-
-def _save(root: Path, name: str, version: str, graph: onnx.GraphProto) -> None:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    onnx.checker.check_model(model)
-    directory = root / name / version
-    directory.mkdir(parents=True)
-    (directory / "model.onnx").write_bytes(model.SerializeToString())
+from bench.peers.probes.small_models import save, write_slow
 
 
 def linear_weights(scale: float) -> np.ndarray:
@@ -32,7 +24,7 @@ def write_linear(root: Path, name: str = "linear", version: str = "1", scale: fl
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 3])],
         [numpy_helper.from_array(linear_weights(scale), "W")],
     )
-    _save(root, name, version, graph)
+    save(root, name, version, graph)
 
 
 def write_two_outputs(root: Path, name: str = "twin", version: str = "1") -> None:
@@ -50,48 +42,15 @@ def write_two_outputs(root: Path, name: str = "twin", version: str = "1") -> Non
         ],
         [numpy_helper.from_array(linear_weights(0.5), "W")],
     )
-    _save(root, name, version, graph)
+    save(root, name, version, graph)
 
 
-def write_turns(root: Path, name: str = "turns", version: str = "1", side: int = 512) -> None:
-    """X[1,4] -> Y[1,4] = X, after as many `side` x `side` products as X's largest value says.
+def write_turns(root: Path) -> None:
+    """X[1,4] -> Y[1,4] = X, after as many products of matrices as X's largest value says.
 
     One product takes a few milliseconds: the request chooses how long it runs.
     """
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["going"], ["going_on"]),
-            helper.make_node("MatMul", ["m", "eye"], ["m_next"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("m", TensorProto.FLOAT, [side, side]),
-        ],
-        [
-            helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("m_next", TensorProto.FLOAT, [side, side]),
-        ],
-    )
-    graph = helper.make_graph(
-        [
-            helper.make_node("ReduceMax", ["X"], ["most"], keepdims=0),
-            helper.make_node("Cast", ["most"], ["trips"], to=TensorProto.INT64),
-            helper.make_node("Loop", ["trips", "yes", "ones"], ["m_last"], body=body),
-            helper.make_node("ReduceMax", ["m_last"], ["one"], keepdims=0),
-            helper.make_node("Mul", ["X", "one"], ["Y"]),
-        ],
-        name,
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, 4])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [1, 4])],
-        [
-            numpy_helper.from_array(np.array(True), "yes"),
-            numpy_helper.from_array(np.ones((side, side), np.float32), "ones"),
-            numpy_helper.from_array(np.eye(side, dtype=np.float32), "eye"),
-        ],
-    )
-    _save(root, name, version, graph)
+    write_slow(root, "turns", rows=1, side=512)
 
 
 IDENTITIES = {
@@ -111,7 +70,7 @@ def write_identity(root: Path, kind: str, shape: tuple[object, ...] = ("N", "M")
         [helper.make_tensor_value_info("INPUT0", IDENTITIES[kind], shape)],
         [helper.make_tensor_value_info("OUTPUT0", IDENTITIES[kind], shape)],
     )
-    _save(root, name, "1", graph)
+    save(root, name, "1", graph)
     if shape[0] == "N":
         (root / name / "config.pbtxt").write_text("max_batch_size: 8\n")
 
@@ -128,7 +87,7 @@ def write_simple(root: Path, name: str = "simple") -> None:
         [helper.make_tensor_value_info(f"INPUT{i}", *ints) for i in (0, 1)],
         [helper.make_tensor_value_info(f"OUTPUT{i}", *ints) for i in (0, 1)],
     )
-    _save(root, name, "1", graph)
+    save(root, name, "1", graph)
 
 
 def write_not_finite(root: Path, name: str = "nan") -> None:
@@ -145,7 +104,7 @@ def write_not_finite(root: Path, name: str = "nan") -> None:
         [helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", 5])],
         [numpy_helper.from_array(row, "row"), numpy_helper.from_array(np.array([5], np.int64), "five")],
     )
-    _save(root, name, "1", graph)
+    save(root, name, "1", graph)
 
 
 def write_protocol_models(root: Path) -> None:
@@ -166,7 +125,7 @@ def write_roots(root: Path, name: str = "linear", version: str = "2", scale: flo
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 3])],
         [numpy_helper.from_array(linear_weights(scale), "W")],
     )
-    _save(root, name, version, graph)
+    save(root, name, version, graph)
 
 
 def write_deaf(root: Path, name: str = "deaf", version: str = "1") -> None:
@@ -199,4 +158,4 @@ def write_deaf(root: Path, name: str = "deaf", version: str = "1") -> None:
             numpy_helper.from_array(np.array(0, np.float32), "nothing"),
         ],
     )
-    _save(root, name, version, graph)
+    save(root, name, version, graph)

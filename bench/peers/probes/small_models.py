@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, checker, helper, numpy_helper
 
 import loaders  # noqa: F401  (turns ONNX Runtime's telemetry off before it is imported)
 
@@ -37,7 +37,7 @@ def write_scale(repository: Path, version: int = 1, name: str = "scale") -> Path
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 4])],
         [numpy_helper.from_array(np.array(scale_of(version), np.float32), "factor")],
     )  # fmt: skip
-    return _save(repository, name, version, graph)
+    return save(repository, name, version, graph)
 
 
 def write_not_finite(repository: Path, version: int = 3) -> Path:
@@ -47,7 +47,7 @@ def write_not_finite(repository: Path, version: int = 3) -> Path:
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", 4])],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 4])],
     )  # fmt: skip
-    return _save(repository, "scale", version, graph)
+    return save(repository, "scale", version, graph)
 
 
 def write_broken(repository: Path, version: int, name: str = "scale") -> Path:
@@ -66,12 +66,17 @@ def write_identity(repository: Path, kind: str) -> Path:
         [helper.make_tensor_value_info("INPUT0", datatype, ["N", "M"])],
         [helper.make_tensor_value_info("OUTPUT0", datatype, ["N", "M"])],
     )  # fmt: skip
-    return _save(repository, f"id_{kind}", 1, graph)
+    return save(repository, f"id_{kind}", 1, graph)
 
 
-def write_slow(repository: Path) -> Path:
-    """`slow`; returns its file."""
-    square = ["side", "side"]
+def write_slow(repository: Path, name: str = "slow", *, rows: int | str = "N", side: int = _SIDE) -> Path:
+    """`slow`; returns its file.
+
+    Args:
+        rows: how many it takes; a letter: any.
+        side: of the square matrices, a product of which takes the longer the larger it is.
+    """
+    square = [side, side]
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["going_on"]),
@@ -96,16 +101,16 @@ def write_slow(repository: Path) -> Path:
             helper.make_node("ReduceMax", ["m_last"], ["one"], keepdims=0),
             helper.make_node("Mul", ["X", "one"], ["Y"]),
         ],
-        "slow",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", 4])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", 4])],
+        name,
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [rows, 4])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [rows, 4])],
         [
             numpy_helper.from_array(np.array(True), "yes"),
-            numpy_helper.from_array(np.ones((_SIDE, _SIDE), np.float32), "ones"),
-            numpy_helper.from_array(np.eye(_SIDE, dtype=np.float32), "eye"),
+            numpy_helper.from_array(np.ones(square, np.float32), "ones"),
+            numpy_helper.from_array(np.eye(side, dtype=np.float32), "eye"),
         ],
     )
-    return _save(repository, "slow", 1, graph)
+    return save(repository, name, 1, graph)
 
 
 def trips_of(slow_file: Path, seconds: float) -> NDArray[np.float32]:
@@ -124,8 +129,10 @@ def trips_of(slow_file: Path, seconds: float) -> NDArray[np.float32]:
     return np.full((1, 4), max(1, round(trips * seconds / took_s)), np.float32)
 
 
-def _save(repository: Path, name: str, version: int, graph: Any) -> Path:
+def save(repository: Path, name: str, version: int | str, graph: Any) -> Path:
+    """A graph as a version of a model; returns its file."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model)
     path = repository / name / str(version) / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
