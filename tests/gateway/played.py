@@ -8,7 +8,7 @@ import pytest
 
 from gateway import fleet as words_of
 from gateway import rolling as module
-from gateway.children import Child, Proc, worker_of
+from gateway.children import Child, Proc, child_of, worker_of
 from gateway.fleet import Fleet
 from gateway.rolling import Rolling
 
@@ -40,6 +40,14 @@ class Stage:
         child.process = Played(self.pids)
         child.lives += 1
 
+    def join(self, role: str) -> Child:
+        """One of another role, which has lived for a while."""
+        child = child_of(role, f"played.{role}")
+        self.children.append(child)
+        self.start(child)
+        self.now_s += 10
+        return child
+
     def serve(self, child: Child) -> None:
         """The worker says that it serves."""
         assert child.index is not None
@@ -64,6 +72,17 @@ class Stage:
         for _ in range(3):
             self.now_s += seconds / 3
             self.rolling.advance(self.children, self.now_s)
+
+    def followed(self) -> Child:
+        """A rolling restart is asked for and has begun; returns the first successor."""
+        self.rolling.ask(self.children)
+        self.advance()
+        return self.successor()
+
+    def again(self, child: Child) -> None:
+        """It ends, and is started again."""
+        self.die(child)
+        self.start(child)
 
     def successor(self) -> Child:
         """The one that is to take another's place."""

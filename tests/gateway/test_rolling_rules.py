@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from gateway import fleet as words_of
-from gateway.children import child_of
 from gateway.rolling import SUCCESSOR_S, UP_S, UPGRADE_ROLES
 from tests.gateway.played import Stage, signals
 from tests.gateway.played import roomy as roomy  # a fixture
@@ -49,9 +48,7 @@ def test_every_worker_is_followed_before_it_leaves(stage: Stage) -> None:
 @pytest.mark.parametrize("missing", ["state", "pid"])
 def test_who_only_seems_to_serve_is_waited_for(stage: Stage, missing: str) -> None:
     """What the block says of a process before it, or of its own start, takes nobody's place."""
-    stage.rolling.ask(stage.children)
-    stage.advance()
-    new = stage.successor()
+    new = stage.followed()
     stage.serve(new)
     words = stage.fleet.worker(new.index or 0)
     words[words_of.STATE if missing == "state" else words_of.PID] = words_of.STARTING
@@ -64,9 +61,7 @@ def test_who_only_seems_to_serve_is_waited_for(stage: Stage, missing: str) -> No
 
 def test_a_successor_that_dies_leaves_the_worker(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody is told to leave; those not yet replaced stay, and it is said why."""
-    stage.rolling.ask(stage.children)
-    stage.advance()
-    new = stage.successor()
+    new = stage.followed()
     new.stack_fd = fd = os.memfd_create("stacks")
     stage.die(new, 2)
     stage.advance()
@@ -82,9 +77,7 @@ def test_a_successor_that_dies_leaves_the_worker(stage: Stage, caplog: pytest.Lo
 
 def test_a_successor_that_does_not_come_is_given_up(stage: Stage) -> None:
     """After 300 s it is killed, and the block is free again."""
-    stage.rolling.ask(stage.children)
-    stage.advance()
-    new = stage.successor()
+    new = stage.followed()
     stage.advance(SUCCESSOR_S - 2)
     assert stage.rolling.runs
     stage.advance(3)
@@ -93,9 +86,7 @@ def test_a_successor_that_does_not_come_is_given_up(stage: Stage) -> None:
     stage.die(new, -9)
     assert stage.names() == ["worker-0", "worker-1"]
     # The next one starts anew.
-    stage.rolling.ask(stage.children)
-    stage.advance()
-    assert stage.successor().index == 2
+    assert stage.followed().index == 2
 
 
 def test_a_successor_that_cannot_be_started_is_given_up(stage: Stage) -> None:
@@ -110,10 +101,8 @@ def test_a_successor_that_cannot_be_started_is_given_up(stage: Stage) -> None:
 def test_a_worker_that_crashes_meanwhile_changes_nothing(stage: Stage) -> None:
     """The successor takes its place all the same; one that waits for its turn is new already."""
     first, second = stage.children
-    stage.rolling.ask(stage.children)
-    stage.advance()
+    new = stage.followed()
     stage.die(second, -9)
-    new = stage.successor()
     stage.serve(new)
     stage.advance()
     stage.die(first)
@@ -143,10 +132,7 @@ def test_another_that_is_asked_for_meanwhile_follows(stage: Stage) -> None:
 def test_one_that_nobody_wants_any_more_is_not_waited_for(tmp_path: Path) -> None:
     """The last shadow went as the mirror was being replaced: the next one's turn comes."""
     stage = Stage(tmp_path / "fleet", 1)
-    mirror = child_of("mirror", "played.mirror")
-    stage.children.append(mirror)
-    stage.start(mirror)
-    stage.now_s += 10
+    mirror = stage.join("mirror")
     stage.rolling.ask(stage.children, "upgrade", ("mirror", "worker"))
     stage.advance()
     assert signals(mirror) == [signal.SIGTERM]
@@ -166,10 +152,7 @@ def test_an_upgrade_replaces_all_in_order(tmp_path: Path) -> None:
     """The recorder before who appends, control before the workers; each is up before the next goes."""
     stage = Stage(tmp_path / "fleet", 1)
     for role in ("recorder", "control", "forwarder", "sidecar"):
-        child = child_of(role, f"played.{role}")
-        stage.children.append(child)
-        stage.start(child)
-    stage.now_s += 10
+        stage.join(role)
     stage.rolling.ask(stage.children, "upgrade", UPGRADE_ROLES)
     order: list[str] = []
     for _ in range(5):
@@ -186,8 +169,7 @@ def test_an_upgrade_replaces_all_in_order(tmp_path: Path) -> None:
             stage.die(old)
         else:
             assert signals(child) == [signal.SIGTERM]
-            stage.die(child)
-            stage.start(child)
+            stage.again(child)
             stage.rolling.advance(stage.children, stage.now_s + UP_S / 2)
             assert stage.rolling.facts()["at"] == child.name
     stage.advance(2 * UP_S)
@@ -219,18 +201,13 @@ def test_a_restart_that_is_asked_for_in_an_upgrade_comes_after_its_end(tmp_path:
 def test_who_dies_once_it_was_replaced_is_no_success(tmp_path: Path, lived_s: float, state: str) -> None:
     """A process that counted as up and has ended since; not one that lives well again."""
     stage = Stage(tmp_path / "fleet", 1)
-    control = child_of("control", "played.control")
-    stage.children.append(control)
-    stage.start(control)
-    stage.now_s += 10
+    control = stage.join("control")
     stage.rolling.ask(stage.children, "upgrade", ("control", "worker"))
     stage.advance()
-    stage.die(control)
-    stage.start(control)
+    stage.again(control)
     stage.advance(2 * UP_S)
     control.last_exit = 1
-    stage.die(control)
-    stage.start(control)
+    stage.again(control)
     worker = stage.children[0]
     stage.advance(2 * UP_S)
     stage.serve(stage.successor())
@@ -248,14 +225,10 @@ def test_who_dies_once_it_was_replaced_is_no_success(tmp_path: Path, lived_s: fl
 def test_who_is_gone_at_the_end_is_no_success(tmp_path: Path) -> None:
     """It counted as up once it was replaced, and did not come back."""
     stage = Stage(tmp_path / "fleet", 1)
-    control = child_of("control", "played.control")
-    stage.children.append(control)
-    stage.start(control)
-    stage.now_s += 10
+    control = stage.join("control")
     stage.rolling.ask(stage.children, "upgrade", ("control",))
     stage.advance()
-    stage.die(control)
-    stage.start(control)
+    stage.again(control)
     stage.rolling.advance(stage.children, control.started_s + UP_S + 0.1)
     control.last_exit, control.process = 1, None
     stage.now_s = control.started_s + 60
