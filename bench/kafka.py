@@ -37,6 +37,8 @@ HEAP = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 START_TIMEOUT_S = 60.0
 _TERMINATED = 128 + signal.SIGTERM
 """How a JVM ends that was told to."""
+_given: set[int] = set()
+"""Ports that this process has given."""
 
 
 class KafkaAbsent(Exception):
@@ -77,10 +79,14 @@ def jars(version: str = KAFKA_VERSION) -> Path:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that was free a moment ago; no two calls give the same one, so that listeners of a broker differ."""
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def cluster_id() -> str:

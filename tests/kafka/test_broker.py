@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +33,15 @@ def test_only_a_broker_of_the_directory_counts(tmp_path: Path):
     assert running(tmp_path) is None
     (tmp_path / "kafka.pid").write_text(str(os.getpid()))
     assert running(tmp_path) is None
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch):
+    """What the kernel says is free it may say again a moment later: the listeners of a broker differ all the same."""
+    said = iter([4001, 4001, 4001, 4002])
+    sock = SimpleNamespace(bind=lambda _: None, getsockname=lambda: ("127.0.0.1", next(said)))
+    monkeypatch.setattr(kafka, "socket", SimpleNamespace(socket=lambda: nullcontext(sock)))
+    monkeypatch.setattr(kafka, "_given", set())
+    assert [kafka.free_port() for _ in range(2)] == [4001, 4002]
 
 
 def test_a_port_in_use_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
