@@ -42,17 +42,17 @@ def test_a_busy_machine_gives_no_figure() -> None:
 
 def test_processor_time_goes_to_who_took_it() -> None:
     """A watched child's time is its role's; children that ended and this process are nobody else."""
-    burn = "import time\nt = time.process_time()\nwhile time.process_time() - t < 0.2: pass\n"
+    burn = "import time\nt = time.process_time()\nwhile time.process_time() - t < {}: pass\n"
     watched = subprocess.Popen(
-        [sys.executable, "-c", burn + "print('x', flush=True)\ninput()"],
+        [sys.executable, "-c", burn.format(0.2) + "print('x', flush=True)\ninput()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     watch = Watch({"server": [watched.pid]})
     assert watched.stdout.readline() == b"x\n"
-    subprocess.run([sys.executable, "-c", burn], check=True)
+    subprocess.run([sys.executable, "-c", burn.format(0.8)], check=True)
     spent, foreign, wall_s = watch.stop()
     watched.communicate(b"\n")
-    assert 0.15 <= spent["server"] <= 0.5
+    assert 0.15 <= spent["server"] <= 0.8, "its own, and the start of a Python"
     assert foreign * wall_s >= 0
     assert wall_s <= time.monotonic()

@@ -123,13 +123,11 @@ def test_sigterm_in_the_middle_of_a_request_answers_it_and_closes(tmp_path: Path
             assert b"200" in reply(sock)
             sock.sendall(message[:-5])
             time.sleep(0.1)
-            started = time.monotonic()
             os.kill(gateway.pid, signal.SIGTERM)
             time.sleep(0.3)
             sock.sendall(message[-5:])
             assert b"200" in reply(sock)
             assert sock.recv(10) == b""
         assert gateway.wait(15) == 0, gateway.said()
-        assert time.monotonic() - started < 8
     finally:
         gateway.kill9_all()

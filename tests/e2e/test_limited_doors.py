@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.serving import Gateway
+from gateway.admission import HOLD_BACK_S
 from tests.e2e.onnx_models import write_linear
 from tests.e2e.wire import RawReply, Wire, infer
 
@@ -60,9 +62,12 @@ def test_both_doors_refuse_with_equal_bytes(doors: dict[str, Gateway]) -> None:
 @pytest.mark.parametrize("door", ["fast", "starlette"])
 def test_a_proxys_connection_does_not_rest(doors: dict[str, Gateway], door: str) -> None:
     """One client's refusals do not hold up those who share the proxy's connection."""
+    client = f"203.0.113.{'3' if door == 'fast' else '4'}"
+    took_s: list[float] = []
     with Wire(doors[door].data_url) as wire:
-        began = time.monotonic()
         for _ in range(22):
-            wire.exchange(infer("linear", ROW, x_forwarded_for=f"203.0.113.{'3' if door == 'fast' else '4'}"))
-        # Twenty rests would be two seconds.
-        assert time.monotonic() - began < 1.5
+            began = time.monotonic()
+            wire.exchange(infer("linear", ROW, x_forwarded_for=client))
+            took_s.append(time.monotonic() - began)
+    # Each of the last twenty would rest, whatever else the machine does.
+    assert statistics.median(took_s) < HOLD_BACK_S, took_s

@@ -40,13 +40,19 @@ def test_a_token_is_its_principal_until_it_is_revoked(gateway: Gateway) -> None:
     assert made.status in (200, 201), made
     mine = infer("linear", ROW, authorization=f"Bearer {made.content['token']}")
     with Wire(gateway.data_url) as wire:
-        deadline = time.monotonic() + REVOKED_WITHIN_S
-        while wire.exchange(mine).status != 200:
-            assert time.monotonic() < deadline, "the token was not known in time"
+        made_s = time.monotonic()
+        while True:
+            sent_s = time.monotonic()
+            if wire.exchange(mine).status == 200:
+                break
+            assert sent_s < made_s + REVOKED_WITHIN_S, "the token was not known in time"
         assert [wire.exchange(mine).status for _ in range(50)] == [200] * 50
         gone = gateway.admin("DELETE", f"tokens/{made.content['id']}", {"reason": "test"})
         assert gone.status in (200, 204), gone
-        deadline = time.monotonic() + REVOKED_WITHIN_S
-        while wire.exchange(mine).status == 200:
-            assert time.monotonic() < deadline, "the revoked token was taken for too long"
+        gone_s = time.monotonic()
+        while True:
+            sent_s = time.monotonic()
+            if wire.exchange(mine).status != 200:
+                break
+            assert sent_s < gone_s + REVOKED_WITHIN_S, "the revoked token was taken for too long"
         assert wire.exchange(mine).status == 429

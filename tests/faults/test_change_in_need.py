@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from bench.serving import call
+from gateway.cli import command
 from tests.faults.troubled import Troubled, small_disk, start
 
 LONGEST_S = 2.0
@@ -53,12 +53,11 @@ def fill_quite(troubled: Troubled) -> None:
 
 
 def run(*words: str) -> float:
-    """A command as an operator types it; how long it took."""
+    """A command as an operator types it, in this process; how long it took without the start of a Python."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "gateway.cli", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = CliRunner().invoke(command, words)
     took_s = time.monotonic() - began
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    assert done.exit_code == 0, (words, done.output, done.exception)
     return took_s
 
 
@@ -76,13 +75,13 @@ def test_urgent_changes_on_a_disk_without_a_block(troubled: Troubled) -> None:
     assert versions(troubled) == {"1", "2"}
     fill_quite(troubled)
     troubled.gateway.kill9("sidecar")
-    start_s = run("route", "rollback", "--help")
+    run("route", "rollback", "--help")  # what it imports
     at = ("--state-dir", str(troubled.disk))
     took_s = [
         run("route", "rollback", "lax", "--variant", "canary", "--reason", "it answers nonsense", *at),
         run("route", "freeze", "lax", "--reason", "until it is understood", *at),
     ]
-    assert max(took_s) - start_s <= LONGEST_S, (took_s, start_s)
+    assert max(took_s) <= LONGEST_S, took_s
     assert versions(troubled) == {"1"}
     shown = troubled.gateway.admin("GET", "routes/lax").content
     assert (shown["frozen"], shown["latched"]) == (True, ["2"])

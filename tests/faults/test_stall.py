@@ -21,6 +21,8 @@ from tests.e2e.wire import Wire, infer
 ROOT = Path(__file__).resolve().parents[2]
 ASK = infer("linear", [[1.0, 2.0, 3.0, 4.0]])
 KILLED_WITHIN_S = 5.0
+NOTICED_S = 3.0
+"""Until this test has seen it, on a machine that does other things as well."""
 STALLER = '''
 """In a worker: when a file comes, the event loop does what the file says, and never comes back."""
 import os, sys
@@ -112,7 +114,7 @@ def test_a_stalled_worker_is_killed_and_its_stack_logged(gateway: Gateway, how: 
     finally:
         stop.set()
         asking.join(10)
-    assert took_s <= KILLED_WITHIN_S
+    assert took_s <= KILLED_WITHIN_S + NOTICED_S
     assert failures == []
     (told,) = stalls(gateway)[before:]
     assert told["child"] in {"worker-0", "worker-1"}
@@ -127,7 +129,8 @@ def test_a_worker_that_cannot_say_where_it_stands_is_killed_in_the_same_time(gat
     started = time.monotonic()
     os.kill(workers[0], signal.SIGSTOP)
     until(lambda: gone(gateway, workers) == workers[0], gateway)
-    assert time.monotonic() - started <= KILLED_WITHIN_S
+    assert time.monotonic() - started <= KILLED_WITHIN_S + NOTICED_S
     until(lambda: states(gateway) == ["serving"] * 2, gateway)
     (told,) = stalls(gateway)[before:]
+    assert told["for_s"] < KILLED_WITHIN_S
     assert not told.get("stack")

@@ -19,6 +19,8 @@ ASK = infer("linear", [[1.0, 2.0, 3.0, 4.0]])
 CLIENTS = 16
 """With each of two think times: 32 connections, half of them in use at any moment."""
 KILLS = 3
+NOTICED_S = 5.0
+"""From a kill until its clients have entered it, on a machine that does other things as well."""
 
 
 def _logged(state_dir: Path) -> set[str]:
@@ -64,7 +66,7 @@ def test_only_what_the_killed_worker_has_in_flight_fails(tmp_path: Path) -> None
     until_s = [at_s - 0.05 for _, at_s in killed[1:]] + [float("inf")]
     seen = 0
     for (source, at_s), next_s in zip(killed, until_s, strict=True):
-        hit = [f for f in report.first_failures if at_s - 0.05 <= f.at_s < min(at_s + 1.0, next_s)]
+        hit = [f for f in report.first_failures if at_s - 0.05 <= f.at_s < min(at_s + NOTICED_S, next_s)]
         assert len(hit) <= 2 * CLIENTS
         # Of a new connection nobody knows yet whose it is; these were all used before.
         assert {f.last_id.split("-")[0] for f in hit} <= {source}, (source, hit)
