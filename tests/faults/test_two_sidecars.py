@@ -25,8 +25,8 @@ from tests.faults.watched import admin, events_of, until
 
 ROOT = Path(__file__).parents[2]
 PATIENT, STRICT = "patient", "strict"
-STALENESS_S = {PATIENT: 60, STRICT: 2}
-"""By model."""
+STALENESS_S = {PATIENT: 60, STRICT: 5}
+"""By model; the one that is awake must act within it on a busy machine, too."""
 SETTINGS = (
     "sidecar.enabled=false",
     "sidecar.tick_s=0.1",
@@ -183,7 +183,7 @@ def _asleep(
     if not _weight_bp(gateway, model):
         _person_goes_on(gateway, model)
     setattr(proxy, way, Weather(is_held=True))
-    first = begin(f"http://{proxy.address}")
+    first = begin(f"http://{proxy.address}", "tests.faults.sidecar_patient")
     _ask_until(gateway, model, lambda: proxy.held)
     return first, _pause(first)
 
@@ -218,7 +218,7 @@ def test_evidence_that_grew_old_in_its_sleep_is_refused(
     assert b"HTTP/1.1 409 " in proxy.answered
     assert b'"evidence_stale"' in proxy.answered
     (line,) = _said(tmp_path / "sidecar0.log", "rollback_not_done")
-    assert "expected at most 2 s old (policy max_staleness_s)" in line["says"]
+    assert f"expected at most {STALENESS_S[STRICT]} s old (policy max_staleness_s)" in line["says"]
     until("the alarm is in the log", lambda: _alarms(gateway, STRICT))
     (alarm,) = _alarms(gateway, STRICT)
     assert (alarm.body["what"], alarm.body["outcome"], alarm.body["says"]) == ("act", "refused", line["says"])
