@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -21,15 +22,16 @@ from tests.e2e.wire import Wire, infer
 from tests.faults.watched import admin, events_of, pid_of, until
 
 AUTO, MANUAL = "linear", "byhand"
-LEASE_S = 3
+LEASE_S = 5
 GRACE_S = 1.0
 """A worker takes 100 ms at most; these tests share their processors."""
 VARIANTS = [
     {"name": "primary", "version": "1", "role": "primary", "weight_bp": 5_000},
     {"name": "canary", "version": "2", "role": "canary", "weight_bp": 5_000},
 ]
-SHARE_MIN, ANSWERS_MIN = 0.25, 20
-"""Of the canary in as many answers as that and more; it has a half."""
+ANSWERS_MIN = 20
+DEVIATIONS = 5.5
+"""A fair coin is farther from a half than so many standard deviations once in twenty million times."""
 
 
 class Seen(NamedTuple):
@@ -41,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class Asker:
-    """Asks one model again and again, on a thread, some 50 times a second."""
+    """Asks one model again and again, on a thread, some 80 times a second."""
 
     def __init__(self, url: str, model: str) -> None:
         self.seen: list[Seen] = []
@@ -61,7 +63,7 @@ class Asker:
         self._wire.close()
 
     def _ask(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._over.wait(0.01):
             asked_s = time.time()
             reply = self._wire.exchange(self._request)
             version = json.loads(reply.body)["model_version"] if reply.status == 200 else None
@@ -114,9 +116,10 @@ def _declared(route: dict[str, Any]) -> tuple[int, list[int]]:
 
 
 def _assert_half(answers: Counter[str | None]) -> None:
+    count = answers.total()
     assert set(answers) == {"1", "2"}
-    assert answers.total() >= ANSWERS_MIN
-    assert answers["2"] > SHARE_MIN * answers.total()
+    assert count >= ANSWERS_MIN
+    assert abs(answers["2"] - count / 2) <= DEVIATIONS * math.sqrt(count) / 2
 
 
 def test_a_dead_monitor_costs_an_automatic_canary_its_traffic_and_no_one_else(gateway: Gateway) -> None:
@@ -130,15 +133,15 @@ def test_a_dead_monitor_costs_an_automatic_canary_its_traffic_and_no_one_else(ga
     try:
         os.kill(sidecar, signal.SIGSTOP)
         stopped_s = time.time()
-        time.sleep(0.3)  # a renewal that was on its way
+        time.sleep(GRACE_S)  # a renewal that was on its way
         end_s = _lease_end_s(gateway)
-        assert end_s - stopped_s <= LEASE_S + 0.3
+        assert end_s - stopped_s <= LEASE_S + GRACE_S
         time.sleep(max(0.0, end_s + GRACE_S + 1.5 - time.time()))
         assert _lease_end_s(gateway) == end_s
         assert _declared(_route(gateway)) == before == (before[0], [5_000, 5_000])
+        resumed_s = time.time()
     finally:
         os.kill(sidecar, signal.SIGCONT)
-    resumed_s = time.time()
     until("the lease is renewed", lambda: _lease_end_s(gateway) > resumed_s)
     renewed_s = time.time()
     time.sleep(GRACE_S + 1.5)
