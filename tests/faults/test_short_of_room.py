@@ -58,7 +58,7 @@ def test_a_full_disk(troubled: Troubled) -> None:
     )
     assert back.status == 200, back
     assert troubled.controls()[-1] == "rollback", "on disk before it was answered, not owed"
-    (line,) = troubled.said("disk_full")
+    line = troubled.said_once("disk_full")
     assert line["level"] == "error"
     assert "nothing needs a restart" in line["do"]
     troubled.await_true(lambda: troubled.metric("tidegate_recorder_waiting") == 1)
@@ -71,7 +71,7 @@ def test_a_full_disk(troubled: Troubled) -> None:
     troubled.empty()
     troubled.all_is_well()
     troubled.await_true(lambda: troubled.metric("tidegate_recorder_reserve_bytes") > 0)
-    assert len(troubled.said("disk_has_room")) == 1
+    troubled.said_once("disk_has_room")
     troubled.adds_up()
 
 
@@ -123,10 +123,9 @@ def test_a_disk_that_is_read_only(troubled: Troubled) -> None:
     """EROFS as soon as a new segment is needed; over once it can be written to."""
     with troubled.read_only():
         troubled.both_policies_apply()
-        (line,) = troubled.said("records_cannot_be_written")
-        assert line["errno"] == "EROFS"
+        assert troubled.said_once("records_cannot_be_written")["errno"] == "EROFS"
     troubled.all_is_well()
-    assert troubled.said("records_written_again")
+    troubled.await_true(lambda: bool(troubled.said("records_written_again")))
     troubled.adds_up()
 
 
@@ -141,8 +140,7 @@ def test_limits_of_the_recorder(troubled: Troubled, limit: int, value: int, erro
         # Neither status nor log can be written to then: the worker's word is in memory.
         troubled.await_true(lambda: troubled.metric("tidegate_worker_log_unavailable") == 1)
     troubled.all_is_well()
-    (line,) = troubled.said("records_written_again")
-    assert line["was"] == os.strerror(error)
+    assert troubled.said_once("records_written_again")["was"] == os.strerror(error)
     troubled.adds_up()
 
 
@@ -155,7 +153,7 @@ def test_a_recorder_that_stands_still(troubled: Troubled) -> None:
         assert said[-1].ms > 45, "the first one waited for its room"
         quick = [troubled.ask("lax") for _ in range(40)]
         assert {(answer.status, answer.audit) for answer in quick} <= {(200, "none"), (200, "spool")}
-        assert statistics.median(answer.ms for answer in quick) < well_ms + 25, "a wait would take 50 ms"
+        assert statistics.median(answer.ms for answer in quick) < well_ms + 45, "a wait would take 50 ms more"
         assert troubled.ask("strict").code == "audit_unavailable"
     finally:
         os.kill(troubled.recorder, signal.SIGCONT)
@@ -178,12 +176,13 @@ def test_a_spool_that_was_removed(troubled: Troubled) -> None:
 
 def test_a_spool_at_its_limit(troubled: Troubled) -> None:
     """Kafka takes nothing: nothing that it has not is removed, control's changes are made, and it ends by itself."""
-    said = troubled.ask_until("lax", lambda answer: answer.audit == "none", 60)
-    assert {answer.status for answer in said} == {200}
+    at_limit = troubled.ask_until(
+        "lax", lambda answer: answer.audit == "none" and bool(troubled.said("spool_at_limit")), 60
+    )
+    assert {answer.status for answer in at_limit} == {200}
     assert troubled.ask("strict").code == "audit_unavailable"
     assert SPOOL_BYTES - 65_536 < troubled.spool_bytes() < SPOOL_BYTES + 2 * RING_BYTES
-    (line,) = troubled.said("spool_at_limit")
-    assert "audit.max_bytes" in line["do"]
+    assert "audit.max_bytes" in troubled.said_once("spool_at_limit")["do"]
     troubled.await_true(lambda: any(line["percent"] == 95 for line in troubled.said("spool_filling")))
     percents = [line["percent"] for line in troubled.said("spool_filling")]
     assert percents == sorted(set(percents)), "each once"
@@ -194,6 +193,6 @@ def test_a_spool_at_its_limit(troubled: Troubled) -> None:
     assert troubled.controls()[-1] == "freeze"
     troubled.forward_all()
     troubled.all_is_well()
-    assert len(troubled.said("spool_below_limit")) == 1
+    troubled.said_once("spool_below_limit")
     assert len(troubled.said("spool_at_limit")) == 1, "it does not swing"
     troubled.await_true(lambda: troubled.metric("tidegate_recorder_trimmed_segments") > 0)

@@ -110,7 +110,7 @@ class Troubled:
         self.answers.append(answer)
         return answer
 
-    def ask_until(self, model: str, wanted: Callable[[Answer], bool], wait_s: float = 15) -> list[Answer]:
+    def ask_until(self, model: str, wanted: Callable[[Answer], bool], wait_s: float = 60) -> list[Answer]:
         """Requests until one is answered as wanted; all of them."""
         deadline, said = time.monotonic() + wait_s, []
         while not said or not wanted(said[-1]):
@@ -120,7 +120,7 @@ class Troubled:
                 said.append(self.ask(model))
         return said
 
-    def await_true(self, condition: Callable[[], bool], wait_s: float = 15) -> None:
+    def await_true(self, condition: Callable[[], bool], wait_s: float = 60) -> None:
         """Poll."""
         deadline = time.monotonic() + wait_s
         while not condition():
@@ -140,6 +140,12 @@ class Troubled:
     def said(self, event: str) -> list[dict[str, Any]]:
         """Its lines of one event."""
         return [line for line in self.lines() if line["event"] == event]
+
+    def said_once(self, event: str) -> dict[str, Any]:
+        """Its one line of an event, which may come a moment after what it tells."""
+        self.await_true(lambda: bool(self.said(event)))
+        (line,) = self.said(event)
+        return line
 
     def begin(self) -> None:
         """What was said before does not count."""
@@ -162,11 +168,13 @@ class Troubled:
         """`lax` answers and says that nothing is kept; `strict` refuses, before it runs. Returns lax's answers."""
         said = self.ask_until("lax", lambda answer: answer.audit == "none")
         assert {answer.status for answer in said} == {200}
-        refused = self.ask("strict")
+        # A recorder that had no processor for a moment makes no room for long: what is answered till then is kept.
+        *kept, refused = self.ask_until("strict", lambda answer: answer.status != 200)
+        assert {answer.audit for answer in kept} <= {"spool"}
         assert (refused.status, refused.code, refused.id) == (503, "audit_unavailable", None)
         return said
 
-    def all_is_well(self, wait_s: float = 20) -> None:
+    def all_is_well(self, wait_s: float = 60) -> None:
         """Both answer and are logged again, without a restart of anything."""
         before = {role: self.gateway.pids(role) for role in ("worker", "recorder", "control")}
         for model in ("lax", "strict"):
@@ -174,17 +182,26 @@ class Troubled:
         assert {role: self.gateway.pids(role) for role in before} == before
 
     def adds_up(self) -> None:
-        """Every answer that was said to be logged is in the spool, every other number is told by a gap."""
+        """Every answer that was said to be logged is in the spool, every other number is told by a gap; of a process
+        that was killed, once the recorder has come to its end."""
         self.await_true(lambda: self._unsynced() == 0)
+        self.await_true(lambda: not self._wrongly_told())
         report = verify(self.spool)
         assert report.ok, [epoch for epoch in report.epochs if not epoch.ok]
+
+    def _wrongly_told(self) -> list[tuple[str, str]]:
+        """Answers whose level is not what the spool has of them."""
+        report = verify(self.spool)
         gaps = {
             f"{epoch.source}-{epoch.epoch:08x}": [(a, b) for a, b, _ in epoch.gaps] for epoch in report.epochs
         }
+        wrong = []
         for identity, audit in self.answered.items():
             key, _, seq = identity.rpartition("-")
             told = any(a <= int(seq, 16) <= (2**63 if b is None else b) for a, b in gaps.get(key, []))
-            assert told == (audit == "none"), (identity, audit)
+            if told != (audit == "none"):
+                wrong.append((identity, audit))
+        return wrong
 
     @property
     def rings(self) -> Path:
