@@ -202,9 +202,9 @@ def test_killed_at_random_points(gateway: Gateway) -> None:
             assert lives.said() == "dead"
     sidecar = gateway.child("-m", "shadow.sidecar")
     ends = traffic.ends
-    until(lambda: all(committed(gateway).get(key, 0) >= end for key, end in ends.items()), 20)
+    until(lambda: all(committed(gateway).get(key, 0) >= end for key, end in ends.items()), 90)
     sidecar.send_signal(signal.SIGTERM)
-    assert sidecar.wait(10) == 0, gateway.output(sidecar)
+    assert sidecar.wait(30) == 0, gateway.output(sidecar)
     traffic.close()
 
     verdicts = spool_verdicts(gateway.spool, sources_of(GATEWAY_ID, "sidecar"), {})
