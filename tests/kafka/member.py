@@ -16,7 +16,8 @@ from pathlib import Path
 from gateway.audit import kafka_feed
 from gateway.audit.kafka_feed import KafkaFeed
 
-SESSION_MS = 700
+SESSION_MS = 1500
+"""Long beside what a busy machine keeps a member waiting for a processor."""
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -267,7 +267,7 @@ def test_a_frozen_broker_is_left_and_found_again(tmp_path: Path, kafka_broker: B
 
     try:
         run_with(forwarder, drive)
-        assert time.monotonic() - stopped_s < 4
+        assert time.monotonic() - stopped_s < 15
         kafka_broker.thaw()
         one.forward()
         messages = read_topic(kafka_broker.bootstrap, one.kafka.topic)
@@ -361,7 +361,7 @@ def test_the_last_positions_of_a_burst_are_saved_while_idle(tmp_path: Path, kafk
     async def drive() -> None:
         task = asyncio.create_task(forwarder.run())
         await until(lambda: one.behind(forwarder) == 0)
-        await until(lambda: one.behind(one.forwarder()) == 0, wait_s=5)
+        await until(lambda: one.behind(one.forwarder()) == 0)
         forwarder.stop()
         await task
 

@@ -26,7 +26,7 @@ from gateway.audit.kafka_feed import KafkaFeed
 from gateway.audit.kafka_group import METADATA_BYTES, GroupReader, marks_of, marks_text
 from gateway.audit.topic_reader import Wanted
 from gateway.cli import command as tidegate
-from tests.gateway.audit.sim import label
+from tests.gateway.audit.sim import label, until
 from tests.kafka.member import SESSION_MS, Member
 
 
@@ -181,6 +181,7 @@ def test_partitions_are_handed_over_whole(shared: Shared):
         with closing(shared.feed()) as two:
             two.read(1, 300)
             assert one.commit()
+            until(lambda: [len(feed._reader.owned) for feed in (one, two)] == [1, 1])
             second = shared.say(10)
             got: list[list[Event]] = [[], []]
             deadline = time.monotonic() + 20
@@ -210,9 +211,9 @@ def test_what_a_slow_member_read_comes_again(shared: Shared, monkeypatch: pytest
         held = read(one, 1) or read(two, 1)
         slow, other = (one, two) if one.positions else (two, one)
         with caplog.at_level(logging.WARNING, "tidegate.feed"):
-            shared.say(0)
-            third = shared.feed()
-            third.close()
+            before = slow._reader.assignment
+            with closing(shared.feed()):
+                until(lambda: slow._reader.assignment != before)
             assert slow.commit() is False
         assert any(r.getMessage() == "read_and_not_committed" for r in caplog.records)
         rest = read(slow, 1) + read(other, 1)

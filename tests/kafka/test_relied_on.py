@@ -143,7 +143,7 @@ def test_abandoning_leaves_nothing(brokers: MockCluster, caplog: pytest.LogCaptu
                 await sending
         brokers.round_trip(0)
         brokers.up()
-        for _ in range(100):
+        for _ in range(1000):
             left = len(asyncio.all_tasks()) - 1
             if not left:
                 break
@@ -152,7 +152,7 @@ def test_abandoning_leaves_nothing(brokers: MockCluster, caplog: pytest.LogCaptu
 
     for kind in ("idle", "in flight", "away"):
         took_s, left = asyncio.run(abandoned(kind))
-        assert (took_s < 2.5, left) == (True, 0), kind
+        assert (took_s < 4, left) == (True, 0), kind
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 

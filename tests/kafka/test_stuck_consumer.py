@@ -125,7 +125,7 @@ def test_one_that_never_starts_again_is_tried_again(
         with caplog.at_level(logging.WARNING, "tidegate.feed"):
             started_s = time.monotonic()
             feed.read(10, 100)
-            assert time.monotonic() - started_s < 2
+            assert time.monotonic() - started_s < 5
             read_to(feed, 4, got)
         assert broken < 0
     said = [record.getMessage() for record in caplog.records if record.name == "tidegate.feed"]
