@@ -25,7 +25,8 @@ from tests.e2e.wire import RawReply, Wire, infer
 ASK = infer("linear", [[1.0, 2.0, 3.0, 4.0]])
 WRONG = infer("linear", [[1.0]])
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: h\r\n\r\n"
-LAME_S = 1.5
+LAME_S = 3.0
+"""Long beside what a busy machine takes to open some connections, or to wake a client."""
 
 
 def serve(directory: Path, lame_duck_s: float, *, workers: int = 1, door: str = "fast") -> Gateway:
@@ -169,7 +170,7 @@ def test_idle_connections_are_closed_when_the_time_is_over(pair: Gateway, held: 
         with pytest.raises(ConnectionError):
             wire.reply()
     took_s = time.monotonic() - started
-    assert LAME_S - 0.1 <= took_s < LAME_S + 3
+    assert LAME_S - 0.1 <= took_s < LAME_S + 10
     assert ended(pair, pid) == 0
     assert lame_connections(pair) - before == 3
 
