@@ -171,7 +171,7 @@ class Path_:
         self.core.close()
 
 
-async def until(condition: Any, timeout_s: float = 5.0) -> None:
+async def until(condition: Any, timeout_s: float = 60.0) -> None:
     """Turn the loop until a condition holds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s

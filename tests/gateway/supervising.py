@@ -19,7 +19,7 @@ from gateway.process import Context
 from gateway.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2]
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 
 
 def until(what: str, holds: Callable[[], bool], within_s: float = WITHIN_S) -> None:
@@ -84,6 +84,13 @@ def run_until(supervisor: Supervisor, holds: Callable[[], bool]) -> int:
         watcher.join()
     assert held[-1], f"not within {WITHIN_S:g} s"
     return code
+
+
+def is_deaf(child: Child) -> bool:
+    """Whether it runs and ignores SIGTERM."""
+    process = child.process
+    ignored = 0 if process is None else int(proc_status(process.pid, "SigIgn"), 16)
+    return bool(ignored & 1 << (signal.SIGTERM - 1))
 
 
 def proc_status(pid: int, name: str) -> str:

@@ -19,7 +19,7 @@ from gateway import fleet as words_of
 from gateway import supervisor as module
 from gateway.children import Child, backoff_s, is_installed, jittered_s, plan
 from gateway.supervisor import Supervisor
-from tests.gateway.supervising import ROOT, SLEEP, proc_status, run_until, stub, until
+from tests.gateway.supervising import ROOT, SLEEP, is_deaf, run_until, stub, until
 from tests.gateway.supervising import supervisor as supervisor  # a fixture
 
 EXAMPLES = ROOT / "examples" / "models"
@@ -206,7 +206,7 @@ def test_mirror_that_does_not_end_is_killed(supervisor: Supervisor) -> None:
     supervisor._start_due()
     process = deaf.process
     assert process is not None
-    until("deaf", lambda: int(proc_status(process.pid, "SigIgn"), 16) & 1 << (signal.SIGTERM - 1) != 0)
+    until("deaf", lambda: is_deaf(deaf))
     supervisor._fleet.publish_shadows(0)
     supervisor._follow_wanted()
     supervisor._follow_wanted()
@@ -299,7 +299,7 @@ def test_second_signal_kills(supervisor: Supervisor) -> None:
     started = time.monotonic()
 
     def stopping() -> bool:
-        if deaf.process is not None and time.monotonic() - started > 0.5:
+        if is_deaf(deaf):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
             return True
@@ -337,7 +337,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """The whole tree over the example models."""
     served = Gateway(EXAMPLES, tmp_path_factory.mktemp("real") / "state")
     try:
-        served.start(30)
+        served.start()
         yield served
         assert served.stop() == 0, served.said()
         assert not (served.state_dir / "endpoints.json").exists()
@@ -358,7 +358,7 @@ def test_second_gateway_exits_2(real: Gateway) -> None:
 def test_killed_child_has_a_successor(real: Gateway, role: str) -> None:
     """kill -9 of any role: the same supervisor has a new one within seconds."""
     killed = real.kill9(role)
-    real.await_successor(role, killed, 10)
+    real.await_successor(role, killed)
     until("ready again", real._ready)
 
 
@@ -366,7 +366,7 @@ def test_stopped_worker_is_replaced(real: Gateway) -> None:
     """A worker whose loop stands still is killed within five seconds and replaced."""
     stopped = real.pids("worker")[0]
     os.kill(stopped, signal.SIGSTOP)
-    real.await_successor("worker", stopped, 15)
+    real.await_successor("worker", stopped)
     until("ready again", real._ready)
     assert "worker_stalled" in real.log.read_text()
 
@@ -378,5 +378,5 @@ def test_killed_supervisor_leaves_no_orphans(real: Gateway) -> None:
     os.kill(real.pid, signal.SIGKILL)
     until("children gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     real.kill9_all()
-    real.start(30)
+    real.start()
     assert real.stop() == 0, real.said()

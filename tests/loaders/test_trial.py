@@ -20,7 +20,8 @@ from loaders.session import Session, load
 from loaders.verdicts import Request, Trials
 from tests.loaders import graphs, hostile
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
+"""A trial gives way to whoever else wants the processor."""
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def stop(recorder: Recorder) -> None:
     recorder.close()
 
 
-def until(condition: Callable[[], bool], wait_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], wait_s: float = 60.0) -> None:
     """Wait for a real process."""
     deadline = time.monotonic() + wait_s
     while not condition():

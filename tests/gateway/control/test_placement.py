@@ -50,7 +50,7 @@ async def following(plane: Plane, models: Path) -> AsyncIterator[Placement]:
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for placement."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.002)
