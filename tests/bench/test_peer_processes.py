@@ -21,9 +21,10 @@ if os.fork() == 0:
         time.sleep(600)
     os._exit(0)
 os.wait()
+print("left", flush=True)
 time.sleep(600)
 """
-BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
+BURN = "import time\nwhile time.process_time() < 0.4: pass\n"
 
 
 def run(tmp_path: Path, code: str) -> Tree:
@@ -33,7 +34,7 @@ def run(tmp_path: Path, code: str) -> Tree:
 
 def said(tree: Tree, word: str) -> str:
     """Wait for a line of its output."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for line in tree.said().splitlines():
             if word in line:
@@ -46,7 +47,7 @@ def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -55,6 +56,7 @@ def test_a_daemon_that_left_session_and_parent_is_of_the_tree(tmp_path: Path) ->
     tree = run(tmp_path, DAEMON)
     try:
         daemon = int(said(tree, "daemon").split()[1])
+        said(tree, "left")
         assert set(tree.pids()) == {tree.pid, daemon}
     finally:
         tree.stop()

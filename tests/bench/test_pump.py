@@ -140,7 +140,7 @@ def test_connections_are_ready_before_the_start() -> None:
         where = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
         pump = Pump(where, [(request(b"x"),)], connections=8, ready=3)
         now = time.perf_counter_ns()
-        pump.run(loop, now + 300_000_000, now + 400_000_000)
+        pump.run(loop, now + 300_000_000, now + 1_500_000_000)
         listener.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -51,7 +51,7 @@ def served(script: Script) -> Iterator[str]:
 
 def asked(script: Script, **plan: Any) -> SteadyReport:
     """One client's report."""
-    made: dict[str, Any] = {"requests": 6, "thinks_s": (0.0,), "clients": 1, "timeout_s": 5.0, **plan}
+    made: dict[str, Any] = {"requests": 6, "thinks_s": (0.0,), "clients": 1, "timeout_s": 30.0, **plan}
     with served(script) as url:
         report = run(url, SteadyPlan(path="/v2/models/m/infer", body=b"{}", **made))
     assert report.sent == report.answered + report.failed + report.idle_resets
@@ -109,7 +109,7 @@ def test_a_failure_has_its_kind_and_is_not_asked_again(first: Callable[[Any], ob
         else:
             transport.write(OK)
 
-    report = asked(script, timeout_s=0.3)
+    report = asked(script, timeout_s=1.0 if kind == "timeout" else 30.0)
     if kind == "reset" and "closed" in report.failures_by_kind:
         # A socket with nothing unread is closed in order, whatever the server meant.
         kind = "closed"
