@@ -181,7 +181,7 @@ def at_once(gateway: Gateway, model: str, version: str, requests: Sequence[Array
     return [binary_answer(reply.fields, reply.body) for reply in replies]
 
 
-def logged(gateway: Gateway, ids: Sequence[str], timeout_s: float = 10) -> dict[str, Prediction]:
+def logged(gateway: Gateway, ids: Sequence[str], timeout_s: float = 60) -> dict[str, Prediction]:
     """The events of these predictions, once all of them stand in the log."""
     feed = SpoolFeed(gateway.state_dir / "spool")
     wanted, found = set(ids), {}

@@ -13,7 +13,7 @@ from bench.serving import Gateway
 from tests.e2e.onnx_models import write_linear, write_turns, write_two_outputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
-READY_WITHIN_S = 30
+READY_WITHIN_S = 60
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def events(gateway: Gateway, wanted: int, at: int) -> tuple[list[Prediction], li
     feed = SpoolFeed(gateway.state_dir / "spool")
     predictions: list[Prediction] = []
     breakers: list[Control] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     try:
         while len(predictions) < wanted or not breakers:
             assert time.monotonic() < deadline, (len(predictions), breakers)

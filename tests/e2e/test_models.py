@@ -22,7 +22,7 @@ def test_a_failed_version_is_tried_again_when_asked(tmp_path: Path) -> None:
         return version["state"], version["reason"]
 
     def wait_for(wanted: str) -> str | None:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while (found := state())[0] != wanted:
             assert time.monotonic() < deadline, found
             time.sleep(0.05)
@@ -78,7 +78,7 @@ def test_models_come_and_go_over_the_data_listener(tmp_path: Path) -> None:
         assert change("late", "load").status == 200
         assert statuses() == [200] * 30
         # Each worker adds up what it counted with its next tick.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while answered() < 30:
             assert time.monotonic() < deadline, answered()
             time.sleep(0.02)

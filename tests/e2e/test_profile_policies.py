@@ -96,7 +96,7 @@ def test_refused_requests_say_why(gateway: Gateway) -> None:
     reply = ask(gateway, ROW, ODD, version="2")
     assert (reply.status, reply.content["code"]) == (400, "input_out_of_profile")
     assert reply.content["error"].startswith("input 'X' row 1, feature '")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (refused := [e for e in events(gateway, Prediction) if e.code == "input_out_of_profile"]):
         assert time.monotonic() < deadline, "the refusal is not in the log"
         time.sleep(0.1)
@@ -107,7 +107,8 @@ def test_refused_requests_say_why(gateway: Gateway) -> None:
 def test_readers_of_the_log_go_on(gateway: Gateway) -> None:
     """The mirror answers flagged requests beside, the sidecar closes ticks over them; the log adds up."""
     odd = ask(gateway, ODD)
-    deadline = time.monotonic() + 60
+    # The mirror runs only when no one else does.
+    deadline = time.monotonic() + 180
     while not any(e.derived_from == odd.headers["x-prediction-id"] for e in events(gateway, Shadow)):
         assert time.monotonic() < deadline, gateway.said()
         time.sleep(0.2)
@@ -135,7 +136,7 @@ def test_they_are_counted_by_kind(gateway: Gateway) -> None:
     before = counted()
     ask(gateway, ODD, ODD)
     ask(gateway, ODD, version="2")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     for kind in ("range", "missing", "unknown_category"):
         for version, policy in (("1", "flag"), ("2", "reject")):
             while counted()[version, kind, policy] != before[version, kind, policy] + 1:
@@ -154,7 +155,7 @@ def test_what_a_live_worker_says(gateway: Gateway) -> None:
     for _ in range(asked):
         assert ask(gateway, ROW).status == 200
     ask(gateway, ODD, version="2")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (found := scraped(gateway))["tidegate_errors_total", "input_out_of_profile"] < 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -79,7 +79,7 @@ def test_weight_0_holds_for_a_worker_that_starts_meanwhile(gateway: Gateway) -> 
     neither the one that was there nor the successor answers with that version."""
     assert shift(gateway, 5_000).status == 200
     killed = gateway.kill9("worker")
-    within(lambda: shift(gateway, 0).status == 200, 30)
+    within(lambda: shift(gateway, 0).status == 200)
     wires: list[Wire] = []
     seen: Counter[tuple[str, str]] = Counter()
     processes: set[str] = set()
@@ -95,7 +95,7 @@ def test_weight_0_holds_for_a_worker_that_starts_meanwhile(gateway: Gateway) -> 
         return len(processes) == 2
 
     try:
-        within(both_answered, 30)
+        within(both_answered)
         assert killed not in gateway.pids("worker")
         assert {version for _, version in seen} == {"2"}
     finally:
@@ -144,7 +144,7 @@ def _kill_during_shift(gateway: Gateway, weight_bp: int, delay_s: float) -> Repl
     return reply
 
 
-def _await_route(gateway: Gateway, timeout_s: float = 20) -> dict:
+def _await_route(gateway: Gateway, timeout_s: float = 60) -> dict:
     """The route, once the successor of a killed control answers."""
     deadline = time.monotonic() + timeout_s
     while True:

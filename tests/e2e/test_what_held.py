@@ -73,7 +73,7 @@ def test_a_stop(gateway: Gateway) -> None:
         except (OSError, AssertionError):
             return False
 
-    within(still, 30)
+    within(still)
     reply = call(gateway.data_url, "POST", INFER, BODY)
     assert (reply.status, reply.content["code"]) == (503, "model_stopped")
     assert change(gateway, "POST", "models/linear/resume", {}).status == 200

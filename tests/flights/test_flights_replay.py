@@ -248,7 +248,7 @@ def test_no_reply_in_time_is_unknown(few_flights: Flights) -> None:
                     writer.close()
 
             server.serve = silent  # type: ignore[method-assign]
-            plan = Plan(server.url, connections=2, timeout_s=0.05)
+            plan = Plan(server.url, connections=2, timeout_s=0.3)
             counters = await Replay(first(few_flights, 4), plan).run()
             assert (counters.sent, counters.unknown) == (4, 4)
 

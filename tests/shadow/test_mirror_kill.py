@@ -20,6 +20,8 @@ from tests.gateway.audit.sim import Log, forget_owner, until
 from tests.shadow.mirrored import array_of, context_of, prediction, route_event
 
 KILLS = 5
+WITHIN_S = 120.0
+"""A mirror runs only when no one else does."""
 EVENTS = 100
 """Between two kills: the first half one by one, the rest in a burst."""
 
@@ -39,7 +41,7 @@ class MirroredLog(Log):
     def real_mirror(self) -> subprocess.Popen[bytes]:
         """The mirror's own process, once it follows."""
         child = self.child("-m", "shadow.mirror")
-        until(lambda: "mirroring" in self.output(child), 30)
+        until(lambda: "mirroring" in self.output(child), WITHIN_S)
         return child
 
     def answers(self) -> list[Shadow]:
@@ -79,9 +81,9 @@ def test_each_prediction_is_answered_once_however_often_the_mirror_dies(log: Mir
             mirror.send_signal(signal.SIGKILL)
             mirror.wait()
             mirror = log.real_mirror()
-    until(lambda: len({answer.derived_from for answer in log.answers()}) == len(asked), 30)
+    until(lambda: len({answer.derived_from for answer in log.answers()}) == len(asked), WITHIN_S)
     mirror.send_signal(signal.SIGTERM)
-    assert mirror.wait(20) == 0, log.output(mirror)
+    assert mirror.wait(WITHIN_S) == 0, log.output(mirror)
     answers = log.answers()
     assert Counter(answer.derived_from for answer in answers) == Counter(list(asked))
     assert len({answer.id[:25] for answer in answers}) > 2
