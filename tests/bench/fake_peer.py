@@ -29,6 +29,12 @@ class Ways:
     status_of_bad: int = 400
     mixes: bool = False
     """Every seventh request is given the answer before its own."""
+    mixes_batches: bool = False
+    """That, but not with batching off."""
+    counts_refusals: bool = False
+    """In its metrics, with a sample of their own."""
+    exposes: str = ""
+    """A further sample of its metrics."""
     gap_s: float = 0.0
     """Without answers while it takes up a version."""
     lies: bool = False
@@ -102,7 +108,7 @@ class FakeRunning:
     def __init__(self, peer: FakePeer, what: Begin) -> None:
         self.peer, self.what, self.ways = peer, what, peer.ways
         self.version = 1
-        self.served = self.logged = 0
+        self.served = self.asked = self.logged = 0
         self.last: list[float] = [0.0]
         self.is_gone = False
         self.guard = threading.Lock()
@@ -138,6 +144,16 @@ class FakeRunning:
             self.is_gone = False
         if self.ways.takes_up:
             self.version = int(version)
+
+    def metrics(self) -> str:
+        """Its page of them."""
+        refused = self.asked - self.served
+        lines = [
+            f'served_total{{model="scale"}} {self.served}',
+            f"asked_total {self.asked}",
+            self.ways.exposes,
+        ]
+        return "\n".join([*lines, *([f"refused_total {refused}"] if self.ways.counts_refusals else []), ""])
 
     def stop(self) -> None:
         """See `Running`."""
@@ -186,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/v2/health/ready":
             self._reply(503 if running.is_gone and not running.ways.lies else 200, b"{}")
         elif self.path == "/metrics" and running.ways.metrics:
-            self._reply(200, f'served_total{{model="scale"}} {running.served}\n'.encode(), "text/plain")
+            self._reply(200, running.metrics().encode(), "text/plain")
         else:
             self._reply(404, b"{}")
 
@@ -200,6 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
         if running.is_gone:
             self._reply(503, b"{}")
             return
+        with running.guard:
+            running.asked += 1
         try:
             tensor = json.loads(body)["inputs"][0]
             dtype = {"FP32": np.float32, "INT64": np.int64}[tensor["datatype"]]
@@ -221,7 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
             running.log(values.tolist())
         scale = running.version + 2 if running.what.model == "scale" else 1
         answer = (values * scale).tolist()
-        if running.ways.mixes and number % 7 == 0:
+        mixes = running.ways.mixes or (running.ways.mixes_batches and running.what.setting.batching)
+        if mixes and number % 7 == 0:
             answer = running.last
         running.last = answer
         datatype = "INT64" if x.dtype == np.int64 else "FP32"

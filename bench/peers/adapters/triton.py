@@ -31,6 +31,8 @@ _DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide
 MAX_BATCH_ROWS = 64
 TRACES_A_FILE = 50
 """As in the example of the trace page: so many requests are written at once."""
+_TIMEOUT_US = 30_000_000
+"""In the queue; a request's own timeout counts only where it is shorter than this one."""
 
 
 class Triton:
@@ -39,7 +41,7 @@ class Triton:
     name = NAME
     title = "Triton 2.51, Python backend"
     forms: frozenset[Form] = frozenset(("json", "binary"))
-    audit = "trace of tensors to files, every request (--trace-config level=TENSORS, rate=1)"
+    audit = f"trace of tensors to files, every request, {TRACES_A_FILE} a file (--trace-config level=TENSORS, rate=1)"
     receiver_kind = ""
     sources: tuple[Source, ...] = (
         Source("the dynamic batcher, without a delay, is what gains most; then instances of the model",
@@ -155,7 +157,8 @@ def config_text(model: str, signature: Signature, setting: Setting) -> str:
         delay = setting.extra.get("max_queue_delay_us", "0")
         lines.append(
             f"dynamic_batching {{ max_queue_delay_microseconds: {delay}"
-            " default_queue_policy { timeout_action: REJECT allow_timeout_override: true } }"
+            f" default_queue_policy {{ timeout_action: REJECT default_timeout_microseconds: {_TIMEOUT_US}"
+            " allow_timeout_override: true } }"
         )
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from bench.peers.probes.line import Reply
-from bench.peers.probes.started import Probe, Started
+from bench.peers.probes.started import Probe, Started, in_batches_or_not
 from bench.peers.probes.table import Seen
 
 GROUP = "Answers"
@@ -71,7 +71,8 @@ PROBES = (
     Probe(GROUP, "raw tensors", "a row is answered right in the product's own binary form", in_binary),
     Probe(GROUP, "64 rows", "a request of 64 rows is answered right", many_rows),
     Probe(GROUP, "each its own answer", f"{_AT_ONCE} distinct requests over 32 connections are all answered right",
-          its_own),
+          in_batches_or_not(its_own)),
     Probe(GROUP, "unlike shapes side by side", f"{_AT_ONCE} requests of five widths and one or two rows over 32"
-          " connections are all answered right", its_own_shape, "id_fp32"),
+          " connections are all answered right; partly: with batching off alone", in_batches_or_not(its_own_shape),
+          "id_fp32"),
 )  # fmt: skip

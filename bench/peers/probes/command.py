@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def loss(
     with _progress() as (say, _):
         peers = chosen(names, onnxruntime_server)
         found = loss_.measure_all(peers, say, requests=requests, outage_s=outage_seconds)
-    made = f"{requests:,} requests, the receiver killed for {outage_seconds:g} s; {report.machine().text()}"
+    when = time.strftime("%Y-%m-%d", time.gmtime())
+    made = f"{when}: {requests:,} requests, the receiver killed for {outage_seconds:g} s; {report.machine().text()}"
     _publish(
         f"{made}\n\n{loss_.markdown(found)}",
         report.to_json(loss_.Losses(tuple(found))),

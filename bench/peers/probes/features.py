@@ -21,7 +21,7 @@ from bench import report
 from bench.peers.peer import Begin, Peer, Say, Setting, Unavailable
 from bench.peers.probes import answers, loss, new_version, operation, protocol, recorded, refusals, traffic
 from bench.peers.probes import small_models as models
-from bench.peers.probes.offered import not_offered
+from bench.peers.probes.offered import known_of, not_offered
 from bench.peers.probes.started import Probe, Started
 from bench.peers.probes.table import Column, Row, Seen, Table, without_paths
 
@@ -164,11 +164,15 @@ def _settled(peer: Peer, probe: Probe, seen: Seen | None) -> Seen:
     """A probe's answer, or that the product does not offer it."""
     if seen is not None:
         seen = Seen(seen.answer, without_paths(seen.seen), seen.source)
-    if seen is not None and seen.answer not in ("no", "not seen"):
+    if seen is not None and seen.answer == "partly":
+        return Seen(seen.answer, seen.seen, known_of(peer.name, probe.name))
+    if seen is not None and seen.answer == "yes":
         return seen
     source = not_offered(peer.name, probe.group, probe.name)
     if source is None:
-        return seen if seen is not None else Seen("not seen", "there is no way of asking it")
+        if seen is None:
+            return Seen("not seen", "there is no way of asking it")
+        return Seen(seen.answer, seen.seen, known_of(peer.name, probe.name))
     said = source.says if seen is None or not seen.seen else f"{source.says}; seen: {seen.seen}"
     return Seen("not offered", said, source)
 

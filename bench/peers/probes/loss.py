@@ -244,25 +244,27 @@ def text(loss: Loss) -> str:
 def markdown(losses: Sequence[Loss]) -> str:
     """The counts as a page has them."""
     lines = [
-        "| | its log | goes to | answered | in the log | **lost** | twice | requests failed | slowest answer |",
+        "| | its log | goes to | answered | in the log | **lost** | twice | requests failed |"
+        " slowest answer meanwhile |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
     for loss in losses:
+        title = f"{loss.title} {loss.version}".rstrip()
         if loss.unavailable:
             lines.append(f"| {loss.title} | could not be measured |" + " |" * 7)
             notes.append(
                 f"* **{loss.title}** could not be measured: {loss.unavailable}".replace("\n", "\n  > ")
             )
         elif not loss.log:
-            lines.append(f"| {loss.title} | – |" + " |" * 7)
+            lines.append(f"| {title} | – |" + " |" * 7)
             if loss.source is not None:
                 page = f"[{loss.source.title}]({loss.source.address})"
                 notes.append(f"* **{loss.title}** offers none: {loss.source.says} ({page})")
         else:
             killed = "" if loss.was_killed else " (nothing to kill)"
             lines.append(
-                f"| {loss.title} | {loss.log} | {loss.receiver}{killed} | {loss.answered:,} | {loss.arrived:,} |"
+                f"| {title} | {loss.log} | {loss.receiver}{killed} | {loss.answered:,} | {loss.arrived:,} |"
                 f" **{loss.lost:,}** | {loss.repeated:,} | {loss.sent - loss.answered:,} | {loss.slowest_ms:,.0f} ms |"
             )
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"

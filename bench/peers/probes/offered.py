@@ -1,7 +1,8 @@
 """Offered: what a product has no way of doing, and the page that shows what it has instead.
 
 A probe that nobody can ask a product (or whose answer was no) is looked up here: with an entry the cell says "not
-offered" and names the page, without one it stays what it is. An entry never hides a yes.
+offered" and names the page, without one it stays what it is. An entry never hides a yes. What is known of another no
+stands beside it, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _JSON_ONLY = Source(
 _LITSERVER = Source(
     "a timeout is the server's, for all requests", "LitServer", f"{_LITSERVE}/api-reference/litserver"
 )
+_LOGGER = Source("what is counted, and how it is shown, is a Logger of the author's", "Logging and monitoring",
+                 f"{_LITSERVE}/features/logger")  # fmt: skip
 _SERVICES = Source("a timeout is the service's, for all requests", "Services",
                    f"{_BENTO}/build-with-bentoml/services.html")  # fmt: skip
 _RAY_TIMEOUT = Source("a timeout is the server's, for all requests", "Best practices in production",
@@ -57,6 +60,8 @@ _ENTRIES: dict[str, dict[str, Source]] = {
                      "LitServe", "https://github.com/Lightning-AI/LitServe"),
         "deadline while waiting": _LITSERVER,
         "deadline while running": _LITSERVER,
+        "metrics count answers": _LOGGER,
+        "metrics count refusals": _LOGGER,
         "latency by version": Source("a server has one API of one version", "LitServer",
                                      f"{_LITSERVE}/api-reference/litserver"),
     },
@@ -94,6 +99,38 @@ _ENTRIES: dict[str, dict[str, Source]] = {
         "latency by version": _NO_METRICS,
     },
 }  # fmt: skip
+
+
+_RESTART = Source("a server has one version, and another one is a restart", "Services",
+                  f"{_BENTO}/build-with-bentoml/services.html")  # fmt: skip
+_LITRESTART = Source("a server has one version, and another one is a restart", "LitServer",
+                     f"{_LITSERVE}/api-reference/litserver")  # fmt: skip
+
+_KNOWN: dict[str, dict[str, Source]] = {
+    "tidegate": {
+        "deadline while waiting": Source("what runs take is learnt from runs: behind the first one that is so long, a"
+                                         " request is refused when that one ends", "Status", "status.md"),
+    },
+    "triton": {
+        "a killed worker comes back": Source("that its Python backend does so was taken out", "issue 8604",
+                                             "https://github.com/triton-inference-server/server/issues/8604"),
+        "deadline while waiting": Source("a queue's timeout is looked at when an instance is free", "Batchers",
+                                         f"{_TRITON}/user_guide/batcher.html"),
+    },
+    "ray-serve": {
+        "outlives a broken version": Source("an update beside what runs, to which traffic goes once it is healthy, is"
+                                            " KubeRay's", "RayService Zero-Downtime Incremental Upgrades",
+                                            "https://docs.ray.io/en/latest/cluster/kubernetes/user-guides/"
+                                            "rayservice-incremental-upgrade.html"),
+    },
+    "litserve": {"taken up without a failed request": _LITRESTART, "outlives a broken version": _LITRESTART},
+    "bentoml": {"taken up without a failed request": _RESTART, "outlives a broken version": _RESTART},
+}  # fmt: skip
+
+
+def known_of(peer: str, name: str) -> Source | None:
+    """What is known of a product's no, or half of a yes, in a row."""
+    return _KNOWN.get(peer, {}).get(name)
 
 
 def not_offered(peer: str, group: str, name: str) -> Source | None:

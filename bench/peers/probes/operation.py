@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,60 +17,83 @@ from bench.peers.peer import Message
 from bench.peers.probes.exposition import rose_by, samples
 from bench.peers.probes.line import Line, Reply
 from bench.peers.probes.small_models import trips_of
-from bench.peers.probes.started import Probe, Started
+from bench.peers.probes.started import Probe, Started, another
 from bench.peers.probes.table import Seen
 
 GROUP = "In operation"
-_COUNTED = 17
+_COUNTED = (17, 29)
+_RIGHT = 5
 _BACK_S = 30.0
 _SLOW_S = 1.5
 _DEADLINE_MS = 200
-_SETTLE_S = 3.0
+_SETTLE_S = (1.5, 15.0)
+"""Some products write their page each second, some each 10 s."""
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_LABEL_CHARACTERS = 24
+_TIMES = re.compile(r"seconds|duration|latency|_[mu]s(_|$)")
+_NO_PAGE = "no port of it answers /metrics in Prometheus's text form"
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def counts(started: Started) -> Seen:
     """Metrics that count what was answered."""
-    before = _samples(started)
-    if not before:
-        return Seen("no", "no port of it answers /metrics in Prometheus's text form")
+    if not _samples(started):
+        return Seen("no", _NO_PAGE)
     x = np.ones((1, 4), np.float32)
-    answered = sum(started.is_right(x) for _ in range(_COUNTED))
-    rose = _await(lambda: rose_by(before, _samples(started), answered))
-    said = f"after {answered} answers: {', '.join(sorted(rose, key=len)[:2])} rose by {answered}"
-    return Seen("yes", said) if rose else Seen("no", f"of {len(before)} samples none rose by {answered}")
+
+    def ask(count: int) -> int:
+        return sum(started.is_right(x) for _ in range(count))
+
+    counting = _counting(started, ask)
+    if not counting:
+        return Seen("no", f"of {len(_samples(started))} samples none counts answers")
+    return Seen("yes", _shown(counting))
+
+
+def counts_refusals(started: Started) -> Seen:
+    """Metrics that count what was refused, and not what was answered."""
+    if not _samples(started):
+        return Seen("no", _NO_PAGE)
+    x = np.ones((1, 4), np.float32)
+    bad = started.message(np.ones((1, 5), np.float32))
+    statuses: list[int] = []
+
+    def ask(count: int) -> int:
+        with Line(started.url) as line:
+            statuses.extend(line.send(bad).status for _ in range(count))
+        for _ in range(_RIGHT):
+            started.is_right(x)
+        return count
+
+    counting = _counting(started, ask)
+    said = f"requests that are too wide were answered {statuses[0]}"
+    if not counting:
+        return Seen("no", f"{said}: of {len(_samples(started))} samples none counts them alone")
+    return Seen("yes", f"{said}: {_shown(counting)}")
 
 
 def by_version(started: Started) -> Seen:
     """A histogram of latency that names the version."""
-    started.is_right(np.ones((1, 4), np.float32))
+    message = started.message(np.ones((1, 4), np.float32))
+    # Some count by the version that a client named.
+    path = message.path.replace(
+        f"/v2/models/{started.what.model}/", f"/v2/models/{started.what.model}/versions/1/"
+    )
+    with Line(started.url) as line:
+        line.send(message._replace(path=path))
     found = _samples(started)
     if not found:
-        return Seen("no", "no port of it answers /metrics in Prometheus's text form")
-    buckets = [name for name in found if "_bucket{" in name]
-    labelled = [
-        name for name in buckets if re.search(r'version\w*="1"', name) and f'"{started.what.model}"' in name
+        return Seen("no", _NO_PAGE)
+    times = [name for name in found if _TIMES.search(name.partition("{")[0])]
+    named = [
+        name for name in times if re.search(r'version\w*="1"', name) and f'"{started.what.model}"' in name
     ]
-    if labelled:
-        return Seen("yes", min(labelled, key=len))
-    return Seen("no", f"of {len(buckets)} buckets none names model and version")
-
-
-def counts_refusals(started: Started) -> Seen:
-    """Metrics that count what was refused."""
-    before = _samples(started)
-    if not before:
-        return Seen("no", "no port of it answers /metrics in Prometheus's text form")
-    bad = started.message(np.ones((1, 5), np.float32))
-    with Line(started.url) as line:
-        statuses = [line.send(bad).status for _ in range(_COUNTED)]
-    rose = _await(lambda: rose_by(before, _samples(started), _COUNTED))
-    said = f"{_COUNTED} requests were answered {statuses[0]}"
-    return (
-        Seen("yes", f"{said}: {min(rose, key=len)} rose by it")
-        if rose
-        else Seen("no", f"{said}: no sample rose by it")
-    )
+    spread = [name for name in named if "_bucket{" in name or 'quantile="' in name]
+    if spread:
+        return Seen("yes", _shown(set(spread)))
+    if named:
+        return Seen("partly", f"sums alone, {_shown(set(named))}")
+    return Seen("no", f"of {len(times)} samples of times none names model and version")
 
 
 def _samples(started: Started) -> dict[str, float]:
@@ -77,43 +101,94 @@ def _samples(started: Started) -> dict[str, float]:
     return samples(started.url, running.pids(), str(getattr(running, "metrics_url", "")))
 
 
-def _await(look: object) -> list[str]:
-    deadline = time.monotonic() + _SETTLE_S
-    while not (found := look()) and time.monotonic() < deadline:  # type: ignore[operator]
-        time.sleep(0.2)
-    return list(found)
+def _shown(names: set[str]) -> str:
+    """The one that looks most like a counter, with its labels of few words."""
+    name, _, labels = min(names, key=_likeness).partition("{")
+    short = [
+        f'{key}="{value}"' for key, value in _LABEL.findall(labels) if 0 < len(value) <= _LABEL_CHARACTERS
+    ]
+    return f"{name}{{{','.join(short)}}}" if short else name
+
+
+def _likeness(sample: str) -> tuple[bool, bool, int, str]:
+    name = sample.partition("{")[0]
+    return not name.endswith("_total"), "request" not in name, len(sample), sample
+
+
+def _counting(started: Started, ask: Callable[[int], int]) -> set[str]:
+    """Samples that count: each of two rounds of `ask` made them as much higher as it says.
+
+    What others asked before may come to the page late: it is waited for first, and longer where nothing counted.
+    """
+    for settle_s in _SETTLE_S:
+        time.sleep(settle_s)
+        before, names = _samples(started), set[str]()
+        for count in _COUNTED:
+            done = ask(count)
+            time.sleep(settle_s)
+            after = _samples(started)
+            rose = set(rose_by(before, after, done))
+            names, before = rose & names if names else rose, after
+            if not names:
+                break
+        if names:
+            return names
+    return set()
 
 
 def comes_back(started: Started) -> Seen:
-    """The busiest process is killed; does the service come back, and what did clients see?"""
+    """The busiest worker is killed; where no service comes back, one of another kind of a second server, too."""
+    kinds = {kind_of(pid) for pid in _workers(started, "")}
+    seen, kind = _killed(started, "")
+    if seen.answer == "yes" or kinds == {kind}:
+        return seen
+    with another(started, started.what.setting) as other:
+        second, _ = _killed(other, kind)
+    return Seen("partly" if second.answer == "yes" else "no", f"{seen.seen}; {second.seen}")
+
+
+def _workers(started: Started, but: str) -> list[int]:
+    """All processes but the one that was born first: it is the service itself, for its starter to start again.
+
+    Args:
+        but: those of that kind are left out.
+    """
+    pids = sorted(started.running.pids(), key=_born_ticks)
+    return [pid for pid in pids[1:] or pids if kind_of(pid) != but]
+
+
+def _killed(started: Started, but: str) -> tuple[Seen, str]:
+    """What came of killing the busiest, and what it was."""
     x = np.ones((1, 4), np.float32)
     spent = _spent_s(started)
     for _ in range(200):
         started.is_right(x)
     after = _spent_s(started)
-    victim = max(after, key=lambda pid: after[pid] - spent.get(pid, 0.0))
-    name = (
-        Path(f"/proc/{victim}/cmdline")
-        .read_bytes()
-        .replace(b"\0", b" ")
-        .decode(errors="replace")
-        .strip()[:80]
-    )
+    victim = max(_workers(started, but), key=lambda pid: after.get(pid, 0.0) - spent.get(pid, 0.0))
+    kind = kind_of(victim)
     os.kill(victim, signal.SIGKILL)
     killed_s = time.monotonic()
-    failed, right_in_a_row, first_s = 0, 0, 0.0
+    failed, right, right_in_a_row, first_s = 0, 0, 0, 0.0
     while time.monotonic() - killed_s < _BACK_S and right_in_a_row < 50:
         if _answers_soon(started, x):
-            right_in_a_row += 1
+            right, right_in_a_row = right + 1, right_in_a_row + 1
             first_s = first_s or time.monotonic() - killed_s
         else:
             failed, right_in_a_row, first_s = failed + 1, 0, 0.0
             time.sleep(0.05)
-    said = f"kill -9 of `{name}`, one of {len(after)} processes: "
+    said = f"kill -9 of `{kind}`, one of {len(after)} processes: "
     if right_in_a_row < 50:
         left = len(started.running.pids())
-        return Seen("no", f"{said}no service within {_BACK_S:g} s; {left} processes left")
-    return Seen("yes", f"{said}answers again after {first_s:.1f} s; {failed} requests failed")
+        share = f"{right} of {right + failed} requests were answered in {_BACK_S:g} s"
+        return Seen("no", f"{said}{share}, {left} processes are left"), kind
+    return Seen("yes", f"{said}answers again after {first_s:.1f} s, {failed} requests failed"), kind
+
+
+def kind_of(pid: int) -> str:
+    """A process by what tells it apart."""
+    with contextlib.suppress(OSError):
+        return called(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return "?"
 
 
 def called(command: bytes) -> str:
@@ -147,6 +222,12 @@ def _spent_s(started: Started) -> dict[int, float]:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             spent[pid] = (int(fields[11]) + int(fields[12])) * _TICK_S
     return spent
+
+
+def _born_ticks(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return 0
 
 
 class _Beside:
@@ -237,17 +318,19 @@ def with_deadline(started: Started, x: np.ndarray) -> Message | None:
 
 
 PROBES = (
-    Probe(GROUP, "metrics count answers", f"after {_COUNTED} answers a sample of a /metrics page is {_COUNTED} higher;"
-          " every port that its processes listen on is asked", counts),
-    Probe(GROUP, "metrics count refusals", f"after {_COUNTED} requests that are too wide a sample is {_COUNTED} higher",
-          counts_refusals),
-    Probe(GROUP, "latency by version", "a histogram's buckets name the model and its version", by_version),
+    Probe(GROUP, "metrics count answers", f"{_COUNTED[0]} answers, then {_COUNTED[1]}: one and the same sample of a"
+          " /metrics page is that much higher each time; every port that its processes listen on is asked", counts),
+    Probe(GROUP, "metrics count refusals", f"{_COUNTED[0]} requests that are too wide, then {_COUNTED[1]}, and"
+          f" {_RIGHT} right ones with each: a sample counts the wrong ones alone", counts_refusals),
+    Probe(GROUP, "latency by version", "a histogram or quantiles of a time name the model and its version; partly: only"
+          " sums do", by_version),
     Probe(GROUP, "deadline while waiting", f"a request of {_DEADLINE_MS} ms (OIP `timeout`) behind a slow one is"
           f" refused within {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_waiting, "slow"),
     Probe(GROUP, "deadline while running", f"a run that takes longer than its {_DEADLINE_MS} ms is refused within"
           f" {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_running, "slow"),
     Probe(GROUP, "ends in order", "told to end while it works on a request, it answers that one first", ends_in_order,
           "slow", alone=True),
-    Probe(GROUP, "a killed worker comes back", "its busiest process is killed with -9 (two workers); yes is 50 right"
-          f" answers in a row within {_BACK_S:g} s", comes_back, workers=2, alone=True),
+    Probe(GROUP, "a killed worker comes back", "the busiest process but the first one is killed with -9 (two workers);"
+          f" yes is 50 right answers in a row within {_BACK_S:g} s; partly: not so, but after one of another kind",
+          comes_back, workers=2, alone=True),
 )  # fmt: skip

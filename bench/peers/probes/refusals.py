@@ -1,7 +1,7 @@
 """Refusals: what a product makes of requests that are wrong, in its own form.
 
-Each is sent; yes is a 4xx, and a right answer to a right request after it. What is wrong is made from the product's
-own right message, so that nobody is asked in a foreign form.
+Each is sent; yes is a 4xx, partly a 5xx, and a right answer to a right request after it. What is wrong is made from the
+product's own right message, so that nobody is asked in a foreign form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.peers.peer import Message
 from bench.peers.probes.line import Line, status_of, throw
-from bench.peers.probes.started import Probe, Started
+from bench.peers.probes.started import Probe, Started, in_batches_or_not
 from bench.peers.probes.table import Answer, Seen
 
 GROUP = "What it makes of wrong requests"
@@ -41,10 +41,14 @@ def _refuses(make: Callable[[Started], Message | None]) -> Callable[[Started], S
 
 
 def _judged(started: Started, status: int, said: str) -> Seen:
-    answer: Answer = "yes" if 400 <= status < 500 else "no"
     if not started.is_right(np.ones((1, 4), np.float32)):
         return Seen("no", f"{said}; after it a right request was not answered")
-    return Seen(answer, said)
+    return Seen(refused_as(status), said)
+
+
+def refused_as(status: int) -> Answer:
+    """What a refusal by this status is: with a 5xx a client is told that it may ask again."""
+    return "yes" if 400 <= status < 500 else "partly" if 500 <= status < 600 else "no"
 
 
 def _with_body(change: Callable[[bytes], bytes]) -> Callable[[Started], Message | None]:
@@ -82,7 +86,7 @@ def huge(started: Started) -> Seen:
     )
     if not started.is_right(np.ones((1, 4), np.float32)):
         return Seen("no", f"{said}; a right request beside it was not answered")
-    return Seen("yes" if 400 <= status < 500 else "no", said)
+    return Seen(refused_as(status), said)
 
 
 def half_head(started: Started) -> Seen:
@@ -119,7 +123,9 @@ def bad_company(started: Started) -> Seen:
 
 
 def _probe(name: str, asks: str, make: Callable[[Started], Message | None]) -> Probe:
-    return Probe(GROUP, name, f"{asks}; yes is a 4xx and a server that goes on", _refuses(make))
+    return Probe(
+        GROUP, name, f"{asks}; yes is a 4xx, partly a 5xx, and a server that goes on", _refuses(make)
+    )
 
 
 PROBES = (
@@ -132,5 +138,5 @@ PROBES = (
     Probe(GROUP, "a body of 8 GiB announced", f"yes is a 4xx before it is sent, within {WAIT_S:g} s", huge),
     Probe(GROUP, "half a head, then nothing", f"yes is a connection that is closed within {IDLE_S:g} s", half_head),
     Probe(GROUP, "broken requests beside right ones", "32 connections, every tenth request is too wide; yes is that"
-          " every right one is answered right", bad_company),
+          " every right one is answered right, partly that with batching off", in_batches_or_not(bad_company)),
 )  # fmt: skip

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body of a reply are two writes: the second would wait for the client's delayed acknowledgement.
+    disable_nagle_algorithm = True
     descriptor = -1
 
     def do_POST(self) -> None:  # noqa: N802 (the name that the server looks for)

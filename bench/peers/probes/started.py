@@ -7,15 +7,17 @@ looks like is the adapter's; whether an answer is right is told by the models of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.peers.peer import Begin, Form, Message, Peer, Running
+from bench.peers.peer import Begin, Form, Message, Peer, Running, Setting
 from bench.peers.probes.line import ANSWER_S, Line, Reply
 from bench.peers.probes.small_models import scale_of
 from bench.peers.probes.table import Seen
@@ -118,6 +120,37 @@ class Started:
     def model_file(self) -> Path:
         """Version 1 of the served model."""
         return self.what.repository / self.what.model / "1" / "model.onnx"
+
+
+@contextlib.contextmanager
+def another(started: Started, setting: Setting) -> Iterator[Started]:
+    """A second server of the same product over the same repository, ended with the context.
+
+    Raises:
+        Unavailable: it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="tidegate-another-", ignore_cleanup_errors=True) as scratch:
+        what = msgspec.structs.replace(started.what, home=Path(scratch), setting=setting)
+        other = Started(started.peer, what, started.peer.begin(what))
+        try:
+            yield other
+        finally:
+            other.running.stop()
+
+
+def in_batches_or_not(ask: Callable[[Started], Seen]) -> Callable[[Started], Seen]:
+    """A probe that a server without batching is asked, too, where one with it does not pass."""
+
+    def run(started: Started) -> Seen:
+        seen = ask(started)
+        if seen.answer != "no" or not started.what.setting.batching:
+            return seen
+        with another(started, Setting(started.what.setting.workers, batching=False)) as other:
+            alone = ask(other)
+        said = f"without batching {alone.seen}; with it {seen.seen}"
+        return Seen("partly" if alone.answer == "yes" else alone.answer, said)
+
+    return run
 
 
 Asked = Callable[[Started], Seen | None]

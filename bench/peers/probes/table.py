@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ def without_paths(text: str) -> str:
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One cell: an answer, what was observed, and the page that says that it is not offered."""
+    """One cell: an answer, what was observed, and the page that says that it is not offered, or why it is so."""
 
     answer: Answer
     seen: str = ""
@@ -46,7 +47,10 @@ class Seen(msgspec.Struct, frozen=True):
         said = " ".join(self.seen.split())
         if len(said) > _SEEN_CHARACTERS:
             said = said[: _SEEN_CHARACTERS - 1] + "…"
-        page = f" ([{self.source.title}]({self.source.address}))" if self.source is not None else ""
+        page = ""
+        if self.source is not None:
+            says = "" if said.startswith(self.source.says) else f"{self.source.says}: "
+            page = f" ({says}[{self.source.title}]({self.source.address}))"
         return f"{self.answer}{': ' + said if said else ''}{page}"
 
 
@@ -98,33 +102,52 @@ def _absent(table: Table, peer: str) -> Seen:
 
 def markdown(table: Table) -> str:
     """The table as a page has it: answers by group, below each what was seen."""
-    groups = list(dict.fromkeys(row.group for row in table.rows))
-    parts = []
-    for group in groups:
-        rows = [row for row in table.rows if row.group == group]
-        titles = " | ".join(column.title for column in table.columns)
-        lines = [f"### {group}", "", f"| | {titles} |", f"|---|{'---|' * len(table.columns)}"]
-        for row in rows:
-            cells = (SIGNS[table.answer(column.name, row.name).answer] for column in table.columns)
-            lines.append(f"| {row.name} | {' | '.join(cells)} |")
-        lines += ["", "<details><summary>What was asked, and what was seen</summary>", ""]
-        for row in rows:
-            lines.append(f"* **{row.name}**: {row.asks}")
-            lines += [
-                f"  * {column.title}: {table.answer(column.name, row.name).text()}"
-                for column in table.columns
-                if not column.unavailable
-            ]
-        parts.append("\n".join([*lines, "", "</details>"]))
+    asked = [column for column in table.columns if not column.unavailable]
+    versions = ", ".join(f"{column.title} {column.version}" for column in asked)
     absent = [
         f"* **{column.title}** could not be asked: {column.unavailable}".replace("\n", "\n  > ")
         for column in table.columns
         if column.unavailable
     ]
     legend = (
-        "`–`: not offered, by the page that is named. `?`: could not be asked here. Every other cell is one probe of"
-        " this run."
+        "`–`: not offered, by the page that is named. `?`: could not be asked here. What partly means stands beside a"
+        " row's question. Every other cell is one probe of this run. Servers have one worker unless a row says"
+        " otherwise, and batching where they have it."
     )
-    return "\n\n".join(
-        part for part in (table.made, legend, "\n".join(absent), *parts) if part
-    ) + "\n"  # fmt: skip
+    groups = dict.fromkeys(row.group for row in table.rows)
+    parts = [table.made, versions, legend, "\n".join(absent), *(_group(table, group) for group in groups)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _group(table: Table, group: str) -> str:
+    rows = [row for row in table.rows if row.group == group]
+    titles = " | ".join(column.title for column in table.columns)
+    lines = [f"### {group}", "", f"| | {titles} |", f"|---|{'---|' * len(table.columns)}"]
+    for row in rows:
+        cells = (SIGNS[table.answer(column.name, row.name).answer] for column in table.columns)
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    lines += ["", "<details><summary>What was asked, and what was seen</summary>", ""]
+    told: dict[str, Source] = {}
+    for column in table.columns:
+        if not column.unavailable and (source := _told_once(table, column, rows)) is not None:
+            told[column.name] = source
+            page = f"[{source.title}]({source.address})"
+            lines.append(
+                f"* {column.title}, where it is not named below: not offered: {source.says} ({page})"
+            )
+    for row in rows:
+        lines.append(f"* **{row.name}**: {row.asks}")
+        for column in table.columns:
+            cell = table.answer(column.name, row.name)
+            is_told = cell.answer == "not offered" and cell.source == told.get(column.name)
+            if not column.unavailable and not is_told:
+                lines.append(f"  * {column.title}: {cell.text()}")
+    return "\n".join([*lines, "", "</details>"])
+
+
+def _told_once(table: Table, column: Column, rows: list[Row]) -> Source | None:
+    """The page by which a product does not offer several rows of a group."""
+    cells = [table.answer(column.name, row.name) for row in rows]
+    sources = Counter(cell.source for cell in cells if cell.answer == "not offered" and cell.source)
+    source, times = sources.most_common(1)[0] if sources else (None, 0)
+    return source if times > 1 else None

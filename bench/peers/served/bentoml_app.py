@@ -20,6 +20,7 @@ import orjson
 from bentoml.exceptions import InvalidArgument
 from bentoml.validators import ContentType, DType
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from pydantic import AfterValidator
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
@@ -43,11 +44,24 @@ SESSION = loaded()
 INPUTS = {one.name: DTYPES[one.type] for one in SESSION.get_inputs()}
 OUTPUTS = [one.name for one in SESSION.get_outputs()]
 ONLY_INPUT, DTYPE = next(iter(INPUTS.items()))
+SHAPE = SESSION.get_inputs()[0].shape
 BATCHING = {
     "batchable": True, "max_batch_size": OPTIONS["max_batch_size"], "max_latency_ms": OPTIONS["max_latency_ms"],
 } if OPTIONS["batching"] else {}  # fmt: skip
+
+
+def fitting(x):
+    """The only input, before it shares a batch with others, which it would fail. BentoML's Shape would reshape it."""
+    fits = len(SHAPE) == x.ndim and all(
+        not isinstance(size, int) or size == found for size, found in zip(SHAPE, x.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"input {ONLY_INPUT} has shape {list(x.shape)}, expected {SHAPE}")
+    return x
+
+
 # With the content type written down BentoML need not derive it from the schema at each reply.
-Rows = Annotated[np.ndarray, DType(DTYPE)]
+Rows = Annotated[np.ndarray, DType(DTYPE), AfterValidator(fitting)]
 Reply = Annotated[np.ndarray if len(OUTPUTS) == 1 else list[dict[str, Any]], ContentType("application/json")]
 
 

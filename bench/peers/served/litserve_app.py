@@ -1,19 +1,21 @@
 """An ONNX model behind LitServe, as its documentation builds such a server. Runs in LitServe's own environment.
 
 One LitAPI: JSON bodies {"inputs": {NAME: rows}} and multipart forms of raw little-endian tensors come to the same
-endpoint. Requests of one batch are concatenated row-wise and split again; a model of fixed size runs one by one.
+endpoint. Requests of one batch are concatenated row-wise and split again; a model of fixed size, and requests of unlike
+shapes, run one by one. What is wrong with a request is said with HTTPException, as its documentation has it.
 """
 
 import argparse
 import http.client
 import json
+import time
 from urllib.parse import urlsplit
 
 import litserve
 import numpy as np
 import onnxruntime as ort
 import orjson
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.responses import Response
 
 TYPES = {
@@ -53,7 +55,7 @@ class FileLogger(litserve.Logger):
 
 
 class HttpLogger(litserve.Logger):
-    """Predictions posted to a receiver, one by one. What cannot be sent raises, and LitServe says so and goes on."""
+    """Predictions posted to a receiver, one by one, each until it is taken; the next ones wait in LitServe's queue."""
 
     def __init__(self, url):
         super().__init__()
@@ -62,11 +64,20 @@ class HttpLogger(litserve.Logger):
 
     def process(self, key, value):
         """One prediction."""
+        body = line(value)
+        while True:
+            try:
+                return self.send(body)
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.1)
+
+    def send(self, body):
+        """Once."""
         if self.connection is None:
             parts = urlsplit(self.url)
             self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
         try:
-            self.connection.request("POST", "/", line(value), {"content-type": "application/json"})
+            self.connection.request("POST", "/", body, {"content-type": "application/json"})
             self.connection.getresponse().read()
         except Exception:
             self.connection.close()
@@ -91,11 +102,21 @@ class OnnxApi(litserve.LitAPI):
         )
         self.inputs = {one.name: TYPES[one.type] for one in self.session.get_inputs()}
         self.outputs = [one.name for one in self.session.get_outputs()]
-        shapes = [one.shape for one in (*self.session.get_inputs(), *self.session.get_outputs())]
+        self.shapes = {one.name: one.shape for one in self.session.get_inputs()}
+        shapes = [*self.shapes.values(), *(one.shape for one in self.session.get_outputs())]
         self.is_fixed = any(not shape or isinstance(shape[0], int) for shape in shapes)
 
     def decode_request(self, request: Request):
         """Tensors by name, and whether the answer is to be binary."""
+        try:
+            arrays, binary = self.tensors(request)
+            demand_shapes(arrays, self.shapes)
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise HTTPException(400, str(exc)) from exc
+        return arrays, binary
+
+    def tensors(self, request):
+        """What a request holds."""
         if "inputs" in request:
             asked = request["inputs"]
             return {name: np.asarray(asked[name], dtype) for name, dtype in self.inputs.items()}, False
@@ -117,7 +138,7 @@ class OnnxApi(litserve.LitAPI):
     def predict(self, x):
         """One run for a whole batch, or one for each where rows cannot be stacked."""
         many = x if isinstance(x, list) else [x]
-        if self.is_fixed or len(many) == 1:
+        if self.is_fixed or len(many) == 1 or unlike([arrays for arrays, _ in many]):
             answers = [(self.session.run(self.outputs, arrays), binary) for arrays, binary in many]
         else:
             stacked = {name: np.concatenate([arrays[name] for arrays, _ in many]) for name in self.inputs}
@@ -146,6 +167,23 @@ class OnnxApi(litserve.LitAPI):
         )  # fmt: skip
 
 
+def demand_shapes(feeds, shapes):
+    """Raise ValueError unless every input has a shape that the model takes."""
+    for name, array in feeds.items():
+        declared = shapes[name]
+        fits = len(declared) == array.ndim and all(
+            not isinstance(size, int) or size == found
+            for size, found in zip(declared, array.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"input {name} has shape {list(array.shape)}, expected {declared}")
+
+
+def unlike(many):
+    """Whether rows of these requests cannot be stacked."""
+    return len({tuple(array.shape[1:] for array in feeds.values()) for feeds in many}) > 1
+
+
 def main():
     """Serve until ended."""
     parser = argparse.ArgumentParser()
@@ -164,7 +202,7 @@ def main():
         )
     server = litserve.LitServer(
         OnnxApi(options), accelerator="cpu", devices=1, workers_per_device=options.workers, fast_queue=True,
-        loggers=loggers,
+        loggers=loggers, restart_workers=True,
     )  # fmt: skip
     server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
 

@@ -53,9 +53,9 @@ class OnnxModel:
 
     @serve.batch
     async def run_batch(self, many):
-        """One run for a whole batch, split again by each request's rows."""
-        if len(many) == 1:
-            return [self.session.run(self.outputs, many[0])]
+        """One run for a whole batch, split again by each request's rows; one each where they are of unlike shapes."""
+        if len(many) == 1 or unlike(many):
+            return [self.session.run(self.outputs, feeds) for feeds in many]
         stacked = {name: np.concatenate([feeds[name] for feeds in many]) for name in many[0]}
         ran, answers, at = self.session.run(self.outputs, stacked), [], 0
         for feeds in many:
@@ -132,6 +132,11 @@ def demand_shapes(feeds, shapes):
             raise ValueError(f"input {name} has shape {list(array.shape)}, expected {declared}")
 
 
+def unlike(many):
+    """Whether rows of these requests cannot be stacked."""
+    return len({tuple(array.shape[1:] for array in feeds.values()) for feeds in many}) > 1
+
+
 def listable(arrays):
     """What orjson can write."""
     return {
@@ -166,6 +171,8 @@ def main():
         _get_global_client().deploy_apps(config)
         if signal.sigwait(awaited) != signal.SIGUSR1:
             break
+    # Shut down at once, its proxies would go before what they wait for.
+    serve.delete(options["serve"]["applications"][0]["name"])
     serve.shutdown()
     ray.shutdown()
 
