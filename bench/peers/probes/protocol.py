@@ -19,10 +19,9 @@ import numpy as np
 from bench.peers import oip
 from bench.peers.peer import Message
 from bench.peers.probes.line import Line, Reply
-from bench.peers.probes.refusals import refused_as
 from bench.peers.probes.small_models import scale_of, write_scale
 from bench.peers.probes.started import Probe, Started
-from bench.peers.probes.table import Seen
+from bench.peers.probes.table import Seen, refused_as
 
 GROUP = "Open Inference Protocol"
 _TAKEN_UP_S = 5.0

@@ -15,7 +15,7 @@ import numpy as np
 from bench.peers.peer import Message
 from bench.peers.probes.line import Line, status_of, throw
 from bench.peers.probes.started import Probe, Started, in_batches_or_not
-from bench.peers.probes.table import Answer, Seen
+from bench.peers.probes.table import Seen, refused_as
 
 GROUP = "What it makes of wrong requests"
 WAIT_S = 5.0
@@ -44,11 +44,6 @@ def _judged(started: Started, status: int, said: str) -> Seen:
     if not started.is_right(np.ones((1, 4), np.float32)):
         return Seen("no", f"{said}; after it a right request was not answered")
     return Seen(refused_as(status), said)
-
-
-def refused_as(status: int) -> Answer:
-    """What a refusal by this status is: with a 5xx a client is told that it may ask again."""
-    return "yes" if 400 <= status < 500 else "partly" if 500 <= status < 600 else "no"
 
 
 def _with_body(change: Callable[[bytes], bytes]) -> Callable[[Started], Message | None]:

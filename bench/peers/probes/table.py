@@ -27,6 +27,11 @@ SIGNS: dict[str, str] = {
 _SEEN_CHARACTERS = 240
 
 
+def refused_as(status: int) -> Answer:
+    """What a refusal by this status is: with a 5xx a client is told that it may ask again."""
+    return "yes" if 400 <= status < 500 else "partly" if 500 <= status < 600 else "no"
+
+
 def without_paths(text: str) -> str:
     """A product's words without this machine's directories: of a path below them the last name is left."""
     places = "|".join(
