@@ -32,7 +32,7 @@ class Watch:
         answers: by the version that gave it; 0: nobody's right answer.
         failures: by what was said.
         last: the version that answered last, by any client.
-        lies: times that the server said that it was ready and did not answer right after.
+        lies: times that the server said that it was ready, did not answer right after, and said so again.
         asked_ready: times that it said so.
     """
 
@@ -72,16 +72,19 @@ class Watch:
         message = self._started.message(x)
         while not self._ends.wait(2 * _PAUSE_S):
             with Line(self._started.url, 10) as line:
-                try:
-                    if line.request("GET", self._started.ready_path()).status != 200:
-                        continue
-                except OSError:
+                if not self._says_ready(line):
                     continue
                 self.asked_ready += 1
                 try:
                     self._started.value(line.send(message))
                 except (OSError, ValueError):
-                    self.lies += 1
+                    # It may have ended meanwhile: then it does not say so again.
+                    self.lies += self._says_ready(line)
+
+    def _says_ready(self, line: Line) -> bool:
+        with contextlib.suppress(OSError):
+            return line.request("GET", self._started.ready_path()).status == 200
+        return False
 
     def until(self, version: int, seconds: float) -> float:
         """Wait until a version answers; the seconds that took, or inf."""
@@ -137,8 +140,8 @@ def tells_the_truth(started: Started) -> Seen | None:
     watch: Watch | None = started.kept.get("taking up")
     if not started.ready_path() or watch is None:
         return None
-    said = f"{started.ready_path()} said {watch.asked_ready} times that it is ready; {watch.lies} times the prediction"
-    return Seen("no" if watch.lies or not watch.asked_ready else "yes", f"{said} right after it failed")
+    said = f"{started.ready_path()} said {watch.asked_ready} times that it is ready; {watch.lies} times it said so on"
+    return Seen("no" if watch.lies or not watch.asked_ready else "yes", f"{said} both sides of a failure")
 
 
 def survives_a_broken_one(started: Started) -> Seen:
@@ -182,8 +185,8 @@ PROBES = (
     Probe(GROUP, "says that it is ready", "one of the usual addresses for it answers 200", says_ready),
     Probe(GROUP, "taken up without a failed request", "two clients ask all the time while version 2 is taken up by the"
           f" product's own way; yes: none fails, and version 2 answers within {_TAKES_S:g} s", takes_it_up),
-    Probe(GROUP, "readiness is true", "whenever it said meanwhile that it is ready, the next request was answered",
-          tells_the_truth),
+    Probe(GROUP, "readiness is true", "whenever it said meanwhile that it is ready, the next request was answered, or"
+          " it did not say so again", tells_the_truth),
     Probe(GROUP, "outlives a broken version", "a version whose file is no model is taken up; yes: no request fails and"
           " the version before it answers on", survives_a_broken_one, alone=True),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from bench.peers.probes.line import Line, status_of, throw
 from bench.peers.probes.started import Probe, Started, in_batches_or_not
 from bench.peers.probes.table import Seen, refused_as
 
-GROUP = "What it makes of wrong requests"
+GROUP = "Withstands wrong requests"
 WAIT_S = 5.0
 IDLE_S = 20.0
 _DEEP = 100_000
