@@ -25,7 +25,8 @@ from gateway.memory import memory_plan
 from tests.e2e.onnx_models import write_linear
 
 ROOT = Path(__file__).parents[2]
-LAME_DUCK_S = 1.0
+LAME_DUCK_S = 2.0
+"""Clients that think for half of it have the other half to wake on a busy machine."""
 PLAN = SteadyPlan(
     path="/v2/models/linear/infer",
     body=json.dumps(
