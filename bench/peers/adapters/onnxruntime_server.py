@@ -5,7 +5,8 @@ TIDEGATE_ONNXRUNTIME_SERVER (the bench's option --onnxruntime-server sets it) na
 README says. Without one the tables say so. It speaks a JSON of its own, batches nothing and logs no predictions.
 
 Its clients name the version of a model in the address; here all ask for the version `current`, a copy of the one that
-was asked for, and `new_version` puts another file there and makes its session anew, which is how it takes up a file.
+was asked for, and `new_version` puts another file there and makes its session anew, which is how it takes up a file,
+once a session under the version's own name has shown that it can be loaded.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ class OnnxruntimeServer:
 class _Served(Served):
     def lay_out(self) -> None:
         """The version that it is to serve, under the name that is asked for."""
-        file = self.models / self.what.model / CURRENT / "model.onnx"
+        self._place(CURRENT)
+
+    def _place(self, name: str) -> None:
+        file = self.models / self.what.model / name / "model.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.model_file(), file)
 
@@ -106,22 +110,28 @@ class _Served(Served):
         """Makes the session where there is none."""
         if super().answers():
             return True
-        post(self.url, self._creation(), _LOAD_S)
+        post(self.url, self._creation(CURRENT), _LOAD_S)
         return False
 
-    def _creation(self) -> Message:
+    def _creation(self, name: str) -> Message:
         options: dict[str, Any] = {}
         if threads := self.what.setting.extra.get("intra_op_threads"):
             options["session_options"] = {"intra_op_num_threads": int(threads)}
-        content = {"model": self.what.model, "version": CURRENT, "option": options}
+        content = {"model": self.what.model, "version": name, "option": options}
         return Message("/api/sessions", (("content-type", "application/json"),), orjson.dumps(content))
 
     def new_version(self, version: str) -> None:
-        """Put the file in place, end the session and make it again: it has no way that leaves no gap."""
+        """Load it under its own name, then anew under the one that is asked for: there it has no way without a gap.
+
+        A file that cannot be loaded ends nothing.
+        """
         self.version = version
-        self.lay_out()
+        self._place(version)
+        self.ask_to_load(version, self._creation(version))
+        _delete(self.url, f"/api/sessions/{self.what.model}/{version}")
         _delete(self.url, f"/api/sessions/{self.what.model}/{CURRENT}")
-        self.ask_to_load(version, self._creation())
+        self._place(CURRENT)
+        self.ask_to_load(version, self._creation(CURRENT))
 
 
 def _binary() -> str:

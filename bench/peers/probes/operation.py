@@ -138,6 +138,8 @@ def _counting(started: Started, ask: Callable[[int], int]) -> set[str]:
 
 def comes_back(started: Started) -> Seen:
     """The busiest worker is killed; where no service comes back, one of another kind of a second server, too."""
+    if len(started.running.pids()) == 1:
+        return Seen("no", "it is one process, and nothing of it would start another one")
     kinds = {kind_of(pid) for pid in _workers(started, "")}
     seen, kind = _killed(started, "")
     if seen.answer == "yes" or kinds == {kind}:
