@@ -20,7 +20,7 @@ from bench.kafka import KafkaAbsent
 from bench.peers.peer import Begin, Peer, Say, Setting, Source, Unavailable
 from bench.peers.probes.line import Line
 from bench.peers.probes.marks import MARKS, marked
-from bench.peers.probes.offered import not_offered
+from bench.peers.probes.offered import known_of, not_offered
 from bench.peers.probes.receivers import FileReceiver, HttpReceiver, KafkaReceiver, Receiver
 from bench.peers.probes.small_models import write_scale
 from bench.peers.probes.started import Probe, Started
@@ -37,6 +37,7 @@ ARRIVE_S = 180.0
 SENDERS = 8
 SHORT_REQUESTS, SHORT_OUTAGE_S = 600, 4.0
 """Of the feature table's row."""
+ROW = "outlives its receiver"
 _KINDS: dict[str, Callable[[Path], Receiver]] = {
     "kafka": KafkaReceiver,
     "http": HttpReceiver,
@@ -267,6 +268,9 @@ def markdown(losses: Sequence[Loss]) -> str:
                 f"| {title} | {loss.log} | {loss.receiver}{killed} | {loss.answered:,} | {loss.arrived:,} |"
                 f" **{loss.lost:,}** | {loss.repeated:,} | {loss.sent - loss.answered:,} | {loss.slowest_ms:,.0f} ms |"
             )
+            source = known_of(loss.peer, ROW) if loss.lost else None
+            if source is not None:
+                notes.append(f"* **{loss.title}**: {source.says} ([{source.title}]({source.address}))")
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
@@ -288,7 +292,7 @@ def outlives_its_receiver(started: Started) -> Seen:
 
 PROBES = (
     Probe(
-        "The log of predictions", "outlives its receiver", f"{SHORT_REQUESTS} marked requests, its receiver killed with"
+        "The log of predictions", ROW, f"{SHORT_REQUESTS} marked requests, its receiver killed with"
         f" -9 for {SHORT_OUTAGE_S:g} s meanwhile; yes: no answered prediction is missing; partly: it writes files, and"
         " has no receiver", outlives_its_receiver,
     ),

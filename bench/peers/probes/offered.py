@@ -124,7 +124,14 @@ _KNOWN: dict[str, dict[str, Source]] = {
                                             "rayservice-incremental-upgrade.html"),
     },
     "litserve": {"taken up without a failed request": _LITRESTART, "outlives a broken version": _LITRESTART},
-    "bentoml": {"taken up without a failed request": _RESTART, "outlives a broken version": _RESTART},
+    "bentoml": {
+        "taken up without a failed request": _RESTART,
+        "outlives a broken version": _RESTART,
+        "outlives its receiver": Source("OpenTelemetry's processor, which it sends with, holds 2,048 records by default"
+                                        " and drops the others", "Environment Variable Specification",
+                                        "https://opentelemetry.io/docs/specs/otel/configuration/"
+                                        "sdk-environment-variables/"),
+    },
 }  # fmt: skip
 
 
