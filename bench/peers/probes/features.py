@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import report
-from bench.peers.peer import Begin, Peer, Say, Setting, Unavailable
+from bench.peers.peer import Begin, Peer, Say, Unavailable
 from bench.peers.probes import answers, loss, new_version, operation, protocol, recorded, refusals, traffic
 from bench.peers.probes import small_models as models
 from bench.peers.probes.offered import known_of, not_offered
-from bench.peers.probes.started import Probe, Started
+from bench.peers.probes.started import Probe, Started, setting_of
 from bench.peers.probes.table import Column, Row, Seen, Table, without_paths
 
 PROBES: tuple[Probe, ...] = (
@@ -135,10 +135,9 @@ class _Server:
         repository, home = place / "models", place / "home"
         home.mkdir(parents=True)
         write_models(repository, self._needs.model, self._needs.versions)
-        batching = any(setting.batching for setting in self._peer.choices)
         what = Begin(
             repository=repository, model=self._needs.model, home=home, audit=self._needs.audit,
-            setting=Setting(workers=self._needs.workers, batching=batching),
+            setting=setting_of(self._peer, self._needs.workers),
         )  # fmt: skip
         try:
             self._started = Started(self._peer, what, self._peer.begin(what))

@@ -17,13 +17,13 @@ from pathlib import Path
 import msgspec
 
 from bench.kafka import KafkaAbsent
-from bench.peers.peer import Begin, Peer, Say, Setting, Source, Unavailable
+from bench.peers.peer import Begin, Peer, Say, Source, Unavailable
 from bench.peers.probes.line import Line
 from bench.peers.probes.marks import MARKS, marked
 from bench.peers.probes.offered import known_of, not_offered
 from bench.peers.probes.receivers import FileReceiver, HttpReceiver, KafkaReceiver, Receiver
 from bench.peers.probes.small_models import write_scale
-from bench.peers.probes.started import Probe, Started
+from bench.peers.probes.started import Probe, Started, setting_of
 from bench.peers.probes.table import Seen, without_paths
 
 REQUESTS = MARKS
@@ -141,7 +141,7 @@ def measure(peer: Peer, known: Loss, say: Say, *, requests: int, outage_s: float
         try:
             what = Begin(
                 repository=repository, model="scale", home=home, audit=True, receiver=receiver.address,
-                setting=Setting(batching=any(setting.batching for setting in peer.choices)),
+                setting=setting_of(peer),
             )  # fmt: skip
             started = Started(peer, what, peer.begin(what))
             try:

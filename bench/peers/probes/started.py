@@ -122,6 +122,13 @@ class Started:
         return self.what.repository / self.what.model / "1" / "model.onnx"
 
 
+def setting_of(peer: Peer, workers: int = 1, batching: bool = True) -> Setting:
+    """What a product is run with: the first choice of its calibration that is so; batching where it has it."""
+    batching = batching and any(choice.batching for choice in peer.choices)
+    so = (choice for choice in peer.choices if (choice.workers, choice.batching) == (workers, batching))
+    return next(so, Setting(workers, batching))
+
+
 @contextlib.contextmanager
 def another(started: Started, setting: Setting) -> Iterator[Started]:
     """A second server of the same product over the same repository, ended with the context.
@@ -145,7 +152,8 @@ def in_batches_or_not(ask: Callable[[Started], Seen]) -> Callable[[Started], See
         seen = ask(started)
         if seen.answer != "no" or not started.what.setting.batching:
             return seen
-        with another(started, Setting(started.what.setting.workers, batching=False)) as other:
+        setting = setting_of(started.peer, started.what.setting.workers, batching=False)
+        with another(started, setting) as other:
             alone = ask(other)
         said = f"without batching {alone.seen}; with it {seen.seen}"
         return Seen("partly" if alone.answer == "yes" else alone.answer, said)

@@ -117,7 +117,7 @@ def markdown(table: Table) -> str:
     legend = (
         "`–`: not offered, by the page that is named. `?`: could not be asked here. What partly means stands beside a"
         " row's question. Every other cell is one probe of this run. Servers have one worker unless a row says"
-        " otherwise, and batching where they have it."
+        " otherwise, and batching where they have it; the rest is what a calibration tries first."
     )
     groups = dict.fromkeys(row.group for row in table.rows)
     parts = [table.made, versions, legend, "\n".join(absent), *(_group(table, group) for group in groups)]
