@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from bench.peers.oip import infer_message, infer_outputs
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
 
+_MOST_READ_BYTES = 1 << 24
+
 
 @dataclass
 class Ways:
@@ -49,6 +51,8 @@ class Ways:
     unavailable: str = ""
     does_not_start_with: str = ""
     hangs_up_s: float = 0.0
+    most_bytes: int = 0
+    """It hangs up on a larger body; 0: it waits for the end of any."""
 
 
 @dataclass
@@ -208,7 +212,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         running = self.running
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        announced_bytes = int(self.headers.get("content-length", 0))
+        if 0 < running.ways.most_bytes < announced_bytes:
+            self.close_connection = True
+            return
+        body = self.rfile.read(min(announced_bytes, _MOST_READ_BYTES))
         own = f"/v2/models/{running.what.model}/infer" if running.ways.speaks else "/predict"
         if self.path != own:
             self._reply(404, b"{}")

@@ -31,6 +31,7 @@ def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(new_version, "_AFTER_S", 0.2)
     monkeypatch.setattr(operation, "_SETTLE_S", (0.0, 0.05))
     monkeypatch.setattr(refusals, "IDLE_S", 1.0)
+    monkeypatch.setattr(refusals, "WAIT_S", 1.0)
 
 
 def asked(ways: Ways, *names: str) -> dict[str, Seen]:
@@ -81,6 +82,14 @@ def test_a_refusal_as_the_servers_own_fault_is_half_of_one() -> None:
         "no JSON": "partly",
         "refuses broken JSON": "partly",
     }
+
+
+def test_who_hangs_up_on_a_huge_body_is_not_said_to_wait_for_it() -> None:
+    """Hanging up without a word is half of a refusal; waiting for the rest is none."""
+    name = "a body of 8 GiB announced"
+    hung_up, waited = (asked(ways, name)[name] for ways in (Ways(most_bytes=1 << 20), Ways()))
+    assert (hung_up.answer, waited.answer) == ("partly", "no")
+    assert "hung up" in hung_up.seen and "waits" in waited.seen
 
 
 def test_what_batching_breaks_is_asked_without_it() -> None:

@@ -5,17 +5,19 @@ TIDEGATE_ONNXRUNTIME_SERVER (the bench's option --onnxruntime-server sets it) na
 README says. Without one the tables say so. It speaks a JSON of its own, batches nothing and logs no predictions.
 
 Its clients name the version of a model in the address; here all ask for the version `current`, a copy of the one that
-was asked for, and `new_version` puts another file there and makes its session anew, which is how it takes up a file,
-once a session under the version's own name has shown that it can be loaded.
+was asked for. A session cannot be replaced: `new_version` tries the other file at an address of its own, which leaves
+alone what is served, then ends the session and makes it anew. Its access log cannot be switched off: /dev/null gets it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ import orjson
 from numpy.typing import NDArray
 
 from bench.peers.peer import Arrays, Begin, Form, Message, Running, Say, Setting, Source, Unavailable
-from bench.peers.posting import post
+from bench.peers.processes import Tree, free_port
 from bench.peers.served_process import Served
 
 NAME = "onnxruntime-server"
@@ -35,6 +37,7 @@ VARIABLE = "TIDEGATE_ONNXRUNTIME_SERVER"
 CURRENT = "current"
 _README = "https://github.com/kibae/onnxruntime-server/blob/main/README.md"
 _LOAD_S = 60.0
+_START_S = 20.0
 
 
 class OnnxruntimeServer:
@@ -49,6 +52,7 @@ class OnnxruntimeServer:
         Source("--workers is the pool of threads that run models", "README, Options", f"{_README}#options"),
         Source("session_options of a session are ONNX Runtime's own, threads within a run among them",
                "README, Session-level options", f"{_README}#session-level-options"),
+        Source("--prepare-model makes sessions before it listens", "README, Options", f"{_README}#options"),
         Source("how it is built", "README, Compile and Install", f"{_README}#compile-and-install"),
     )  # fmt: skip
     choices: tuple[Setting, ...] = (
@@ -57,7 +61,7 @@ class OnnxruntimeServer:
     )
 
     def prepare(self, say: Say) -> str:
-        """Find the binary; returns what it says of itself."""
+        """Find the binary; returns the version of the ONNX Runtime in it, as it says itself, and whose build it is."""
         binary = _binary()
         try:
             done = subprocess.run(  # noqa: S603
@@ -69,7 +73,8 @@ class OnnxruntimeServer:
         if "--model-dir" not in done.stdout + done.stderr:
             raise Unavailable(NAME, f"{binary} is something else", (done.stdout + done.stderr)[-2000:])
         say(f"{NAME}: {binary}")
-        return "as built"
+        digest = hashlib.sha256(Path(binary).read_bytes()).hexdigest()[:8]
+        return f"with ONNX Runtime {_version(binary)} (build {digest})"
 
     def begin(self, what: Begin) -> Running:
         """Start it and make the model's session; returns once it answers a prediction."""
@@ -92,26 +97,21 @@ class OnnxruntimeServer:
 class _Served(Served):
     def lay_out(self) -> None:
         """The version that it is to serve, under the name that is asked for."""
-        self._place(CURRENT)
+        self._put(CURRENT, self.version)
 
-    def _place(self, name: str) -> None:
+    def _put(self, name: str, version: str) -> None:
         file = self.models / self.what.model / name / "model.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.model_file(), file)
+        shutil.copyfile(self.model_file(version), file)
 
     def command(self) -> list[str]:
-        """The server, without a session yet."""
+        """The server, which makes the session before it listens."""
+        threads = self.what.setting.extra.get("intra_op_threads")
+        options = f"(session_options.intra_op_num_threads={threads})" if threads else ""
         return [
-            _binary(), f"--model-dir={self.models}", f"--http-port={self.port}",
-            f"--workers={self.what.setting.workers}", "--log-level=warn", "--access-log-file=/dev/null",
+            *_command(_binary(), self.models, self.port), f"--workers={self.what.setting.workers}",
+            f"--prepare-model={self.what.model}:{CURRENT}{options}",
         ]  # fmt: skip
-
-    def answers(self) -> bool:
-        """Makes the session where there is none."""
-        if super().answers():
-            return True
-        post(self.url, self._creation(CURRENT), _LOAD_S)
-        return False
 
     def _creation(self, name: str) -> Message:
         options: dict[str, Any] = {}
@@ -121,17 +121,16 @@ class _Served(Served):
         return Message("/api/sessions", (("content-type", "application/json"),), orjson.dumps(content))
 
     def new_version(self, version: str) -> None:
-        """Load it under its own name, then anew under the one that is asked for: there it has no way without a gap.
-
-        A file that cannot be loaded ends nothing.
-        """
-        self.version = version
-        self._place(version)
+        """Try the file beside, then end the session and make it again with it: it has no way that leaves no gap."""
+        self._put(version, version)
         self.ask_to_load(version, self._creation(version))
-        _delete(self.url, f"/api/sessions/{self.what.model}/{version}")
-        _delete(self.url, f"/api/sessions/{self.what.model}/{CURRENT}")
-        self._place(CURRENT)
+        self.lay_out()
+        self._end_session(CURRENT)
         self.ask_to_load(version, self._creation(CURRENT))
+        self._end_session(version)
+
+    def _end_session(self, name: str) -> None:
+        _said(self.url, "DELETE", f"/api/sessions/{self.what.model}/{name}")
 
 
 def _binary() -> str:
@@ -145,9 +144,32 @@ def _binary() -> str:
     return str(Path(found).resolve())
 
 
-def _delete(url: str, path: str) -> None:
+def _command(binary: str, models: Path, port: int) -> list[str]:
+    return [
+        binary, f"--model-dir={models}", f"--http-port={port}", "--log-level=warn", "--access-log-file=/dev/null"
+    ]  # fmt: skip
+
+
+def _version(binary: str) -> str:
+    """Of the ONNX Runtime that it runs models with: only a server that runs says so."""
+    with tempfile.TemporaryDirectory() as directory:
+        home, port, said = Path(directory), free_port(), ""
+
+        def is_there() -> bool:
+            nonlocal said
+            said = _said(f"http://127.0.0.1:{port}", "GET", "/api/version").decode()
+            return True
+
+        tree = Tree(NAME, _command(binary, home, port), home=home)
+        tree.await_answer(is_there, _START_S)
+        tree.stop()
+        return said
+
+
+def _said(url: str, method: str, path: str) -> bytes:
+    """What it says to a request without a body; OSError when nothing answers."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_LOAD_S)
     with contextlib.closing(connection):
-        connection.request("DELETE", path)
-        connection.getresponse().read()
+        connection.request(method, path)
+        return connection.getresponse().read()

@@ -123,6 +123,11 @@ _KNOWN: dict[str, dict[str, Source]] = {
                                             "https://docs.ray.io/en/latest/cluster/kubernetes/user-guides/"
                                             "rayservice-incremental-upgrade.html"),
     },
+    "onnxruntime-server": {
+        "taken up without a failed request": Source("a session's address names its version: clients move to another"
+                                                    " one, or it is ended and made again", "README, Run the server",
+                                                    f"{_ORTS}#run-the-server"),
+    },
     "litserve": {"taken up without a failed request": _LITRESTART, "outlives a broken version": _LITRESTART},
     "bentoml": {
         "taken up without a failed request": _RESTART,

@@ -72,16 +72,17 @@ def huge(started: Started) -> Seen:
     message = _right(started)
     head = message.whole().partition(b"\r\n\r\n")[0]
     head = re.sub(rb"content-length: \d+", f"content-length: {_HUGE_BYTES}".encode(), head)
+    began_s = time.monotonic()
     came = throw(started.url, head + b"\r\n\r\n" + message.body, WAIT_S)
-    status = status_of(came)
-    said = (
-        came[:80].decode(errors="replace")
-        if came
-        else f"no answer within {WAIT_S:g} s: it waits for the rest"
-    )
+    took_s = time.monotonic() - began_s
+    answer, said = refused_as(status_of(came)), came[:80].decode(errors="replace")
+    if not came and took_s < WAIT_S - 0.5:
+        answer, said = "partly", f"it hung up after {took_s:.1f} s, without a word"
+    elif not came:
+        said = f"no answer within {WAIT_S:g} s: it waits for the rest"
     if not started.is_right(np.ones((1, 4), np.float32)):
         return Seen("no", f"{said}; a right request beside it was not answered")
-    return Seen(refused_as(status), said)
+    return Seen(answer, said)
 
 
 def half_head(started: Started) -> Seen:
@@ -130,7 +131,8 @@ PROBES = (
     _probe("a text for a number", "one value replaced by words", _text_for_number),
     _probe("too many values", "five columns for an input of four", too_wide),
     _probe("100,000 brackets", "JSON nested that deep", _with_body(lambda _: b"[" * _DEEP)),
-    Probe(GROUP, "a body of 8 GiB announced", f"yes is a 4xx before it is sent, within {WAIT_S:g} s", huge),
+    Probe(GROUP, "a body of 8 GiB announced", f"yes is a 4xx before it is sent, within {WAIT_S:g} s;"
+          " partly: it hangs up", huge),
     Probe(GROUP, "half a head, then nothing", f"yes is a connection that is closed within {IDLE_S:g} s", half_head),
     Probe(GROUP, "broken requests beside right ones", "32 connections, every tenth request is too wide; yes is that"
           " every right one is answered right, partly that with batching off", in_batches_or_not(bad_company)),
