@@ -24,6 +24,9 @@ from bench.peers.served_process import APPS, Served
 NAME = "bentoml"
 _APP = APPS / "bentoml_app.py"
 _DOCS = "https://docs.bentoml.com/en/latest"
+_EXPORT_S = 120
+_QUEUED = 20_000
+"""So long an export is tried, and so many records wait; by default 10 s and 2,048: too little for an outage of 30 s."""
 _SYNC = {"api": "sync"}
 _ASYNC = {"api": "async"}
 _ASGI = {"api": "asgi"}
@@ -38,6 +41,7 @@ class BentoML:
     forms: frozenset[Form] = frozenset(("json", "binary"))
     audit = (
         "bentoml.monitor: user code logs columns of a prediction as JSON lines, or over OTLP to a collector"
+        f" (timeout={_EXPORT_S}, OTEL_BLRP_MAX_QUEUE_SIZE={_QUEUED})"
     )
     receiver_kind = "otlp"
     sources: tuple[Source, ...] = (
@@ -149,7 +153,7 @@ class _Served(Served):
         return {
             **super().environ(),
             "BENTOML_HOME": str(self.home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True",
-            "BENCH_OPTIONS": json.dumps(options),
+            "OTEL_BLRP_MAX_QUEUE_SIZE": str(_QUEUED), "BENCH_OPTIONS": json.dumps(options),
         }  # fmt: skip
 
 
@@ -159,4 +163,5 @@ def _monitoring(what: Begin) -> dict[str, Any]:
         return {"enabled": False}
     if what.receiver is None:
         return {"enabled": True, "type": "default", "options": {"log_path": str(what.home / "monitoring")}}
-    return {"enabled": True, "type": "otlp", "options": {"endpoint": what.receiver, "insecure": True}}
+    options = {"endpoint": what.receiver, "insecure": True, "timeout": _EXPORT_S}
+    return {"enabled": True, "type": "otlp", "options": options}
