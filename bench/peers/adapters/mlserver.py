@@ -55,7 +55,7 @@ class MLServer:
         ),
         Source(
             "debug=false turns access logs off; gzip_enabled=false leaves the compressing middleware out",
-            "MLServer Settings - MLServer", f"{_DOCS}/reference/settings",
+            "MLServer Settings - MLServer", f"{_DOCS}/api-reference/settings",
         ),
     )  # fmt: skip
     choices: tuple[Setting, ...] = (

@@ -36,7 +36,8 @@ class Tidegate:
     receiver_kind = "kafka"
     sources: tuple[Source, ...] = (
         Source(
-            "defaults are the production settings; only ports, workers and the state directory are given",
+            "defaults are the production settings; given are ports, workers, the state directory and a deadline of 30 s"
+            " (data.request_timeout_ms); without the log also audit.level=none and sidecar.enabled=false",
             "Configuration", _DOCS,
         ),
     )  # fmt: skip

@@ -41,7 +41,10 @@ class Triton:
     name = NAME
     title = "Triton 2.51, Python backend"
     forms: frozenset[Form] = frozenset(("json", "binary"))
-    audit = f"trace of tensors to files, every request, {TRACES_A_FILE} a file (--trace-config level=TENSORS, rate=1)"
+    audit = (
+        f"trace of tensors and times to files, every request, {TRACES_A_FILE} a file (--trace-config level=TIMESTAMPS,"
+        " level=TENSORS, rate=1)"
+    )
     receiver_kind = ""
     sources: tuple[Source, ...] = (
         Source("the dynamic batcher, without a delay, is what gains most; then instances of the model",

@@ -23,12 +23,17 @@ _JSON_ONLY = Source(
 _LITSERVER = Source(
     "a timeout is the server's, for all requests", "LitServer", f"{_LITSERVE}/api-reference/litserver"
 )
-_LOGGER = Source("what is counted, and how it is shown, is a Logger of the author's", "Logging and monitoring",
-                 f"{_LITSERVE}/features/logger")  # fmt: skip
+_LOGGER = Source("it counts nothing by itself; a Logger of the author's can, and can mount its page",
+                 "Logging and monitoring", f"{_LITSERVE}/features/logger")  # fmt: skip
 _SERVICES = Source("a timeout is the service's, for all requests", "Services",
                    f"{_BENTO}/build-with-bentoml/services.html")  # fmt: skip
 _RAY_TIMEOUT = Source("a timeout is the server's, for all requests", "Best practices in production",
                       f"{_RAY}/production-guide/best-practices.html")  # fmt: skip
+_MULTIPLE = Source("a server has several APIs, of several versions, too, each at an address of its own, and no shares"
+                   " of traffic between them", "Multiple API endpoints on one port",
+                   f"{_LITSERVE}/features/multiple-apis-single-port")  # fmt: skip
+_NO_DEADLINE = Source("a request's timeout is of the extension schedule_policy; it has the extensions of its author",
+                      "MLServer Settings", f"{_MLSERVER}/api-reference/settings")  # fmt: skip
 _NO_METRICS = Source("its options have no metrics", "README, Options", f"{_ORTS}#options")
 _NO_TIMEOUT = Source("its options have no timeout", "README, Options", f"{_ORTS}#options")
 
@@ -46,24 +51,25 @@ _ENTRIES: dict[str, dict[str, Source]] = {
     "mlserver": {
         _TWO: Source("shares and mirrors are experiments of Seldon Core 2, a product around it for Kubernetes",
                      "Experiments", f"{_SELDON}/user-guide/experiment"),
-        _LOG: Source("its settings have metrics, traces of calls and Kafka as a way in, and no log of predictions",
-                     "MLServer Settings", f"{_MLSERVER}/reference/settings"),
+        _LOG: Source("its settings have metrics, traces of calls, and Kafka for requests that come by it and their"
+                     " answers; no log of predictions",
+                     "MLServer Settings", f"{_MLSERVER}/api-reference/settings"),
         "binary tensors": _JSON_ONLY,
         "raw tensors": _JSON_ONLY,
         "raw binary request": _JSON_ONLY,
         "v1 :predict": Source("it speaks the V2 protocol", "MLServer", f"{_MLSERVER}"),
+        "deadline while waiting": _NO_DEADLINE,
+        "deadline while running": _NO_DEADLINE,
     },
     "litserve": {
         _OIP: Source("its form of requests is the author's own; specifications it has are OpenAI's",
                      "LitAPI", f"{_LITSERVE}/api-reference/litapi"),
-        _TWO: Source("a server has one API of one version; versions and rollbacks are its platform's",
-                     "LitServe", "https://github.com/Lightning-AI/LitServe"),
+        _TWO: _MULTIPLE,
         "deadline while waiting": _LITSERVER,
         "deadline while running": _LITSERVER,
         "metrics count answers": _LOGGER,
         "metrics count refusals": _LOGGER,
-        "latency by version": Source("a server has one API of one version", "LitServer",
-                                     f"{_LITSERVE}/api-reference/litserver"),
+        "latency by version": _LOGGER,
     },
     "bentoml": {
         _OIP: Source("its endpoints are the service's own, made from its signatures", "Services",
@@ -103,7 +109,7 @@ _ENTRIES: dict[str, dict[str, Source]] = {
 
 _RESTART = Source("a server has one version, and another one is a restart", "Services",
                   f"{_BENTO}/build-with-bentoml/services.html")  # fmt: skip
-_LITRESTART = Source("a server has one version, and another one is a restart", "LitServer",
+_LITRESTART = Source("its APIs are those that it was started with, and another version is a restart", "LitServer",
                      f"{_LITSERVE}/api-reference/litserver")  # fmt: skip
 
 _KNOWN: dict[str, dict[str, Source]] = {
@@ -128,7 +134,12 @@ _KNOWN: dict[str, dict[str, Source]] = {
                                                     " one, or it is ended and made again", "README, Run the server",
                                                     f"{_ORTS}#run-the-server"),
     },
-    "litserve": {"taken up without a failed request": _LITRESTART, "outlives a broken version": _LITRESTART},
+    "litserve": {
+        "taken up without a failed request": _LITRESTART,
+        "outlives a broken version": _LITRESTART,
+        "a body of 8 GiB announced": Source("max_payload_size, off unless it is set, counts what has come", "LitServer",
+                                            f"{_LITSERVE}/api-reference/litserver"),
+    },
     "bentoml": {
         "taken up without a failed request": _RESTART,
         "outlives a broken version": _RESTART,

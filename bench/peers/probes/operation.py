@@ -310,7 +310,7 @@ def _in_time(said: str, reply: Reply) -> Seen:
 
 
 def with_deadline(started: Started, x: np.ndarray) -> Message | None:
-    """A request that says how long it may take, where the product's form has a place for it (OIP's `timeout`)."""
+    """A request that says how long it may take, where the product's form has a place for it (Triton's `timeout`)."""
     message = started.message(x, "json") if "json" in started.peer.forms else None
     if message is None or not message.path.startswith("/v2/models/"):
         return None
@@ -326,8 +326,8 @@ PROBES = (
           f" {_RIGHT} right ones with each: a sample counts the wrong ones alone", counts_refusals),
     Probe(GROUP, "latency by version", "a histogram or quantiles of a time name the model and its version; partly: only"
           " sums do", by_version),
-    Probe(GROUP, "deadline while waiting", f"a request of {_DEADLINE_MS} ms (OIP `timeout`) behind a slow one is"
-          f" refused within {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_waiting, "slow"),
+    Probe(GROUP, "deadline while waiting", f"a request of {_DEADLINE_MS} ms (`timeout` of Triton's schedule policy)"
+          f" behind a slow one is refused within {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_waiting, "slow"),
     Probe(GROUP, "deadline while running", f"a run that takes longer than its {_DEADLINE_MS} ms is refused within"
           f" {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_running, "slow"),
     Probe(GROUP, "ends in order", "told to end while it works on a request, it answers that one first", ends_in_order,
