@@ -2,9 +2,9 @@
 
 1, 2 and 4 workers, batching on and off, and what else an adapter offers: each is started, warmed up and saturated
 three times with the cell that its model is known by; once where that is less than half of the best so far. The best
-is the one whose whole tree answers most requests per processor second without an error. `settings.json` beside this
-module holds what was found, by class of machine: a run takes its settings from there, and whoever doubts one changes
-it and runs again.
+is the one whose whole tree answers most requests per processor second without an error; of those that come near to it,
+the one with the fewest workers. `settings.json` beside this module holds what was found, by class of machine: a run
+takes its settings from there, and whoever doubts one changes it and runs again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from gateway.errors import ConfigInvalid
 DISTINCT = 1_000
 LOADS = 3
 """Of each setting; their median counts."""
+NEAR = 0.95
+"""What comes so near to the most is as good as it: then the fewest workers are taken, which memory and latency bear."""
+AWAKE = 0.5
+"""What answers less than this share of another's requests a second waits where it could work, and is not taken."""
 COMMITTED = Path(__file__).resolve().parent / "settings.json"
 
 
@@ -113,7 +117,12 @@ def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> C
 
 def chosen(tried: Sequence[Tried]) -> Chosen:
     """The best of what was tried, with its reason in figures. At least one must have worked."""
-    best = max((one for one in tried if not one.why_not), key=lambda one: one.per_cpu_s)
+    able = [one for one in tried if not one.why_not]
+    quickest = max(one.per_second for one in able)
+    awake = [one for one in able if one.per_second >= AWAKE * quickest]
+    most = max(one.per_cpu_s for one in awake)
+    near = [one for one in awake if one.per_cpu_s >= NEAR * most]
+    best = min(near, key=lambda one: (one.setting.workers, -one.per_cpu_s))
     rest = [
         f"{one.setting.text()}: {one.why_not or format(one.per_cpu_s, ',.0f')}"
         for one in tried
