@@ -70,6 +70,11 @@ class Round(msgspec.Struct, frozen=True):
         return self.requests / (self.duration_us / 1e6)
 
 
+def whole_seconds(seconds: float) -> int:
+    """How long wrk loads where so much is asked for: it counts whole seconds."""
+    return max(1, round(seconds))
+
+
 class Wrk:
     """wrk over one file of requests.
 
@@ -98,7 +103,7 @@ class Wrk:
             ConnectionError: when wrk could not connect at all.
         """
         done = subprocess.run(  # noqa: S603
-            [*self._prefix, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s",
+            [*self._prefix, "wrk", "-t1", f"-c{connections}", f"-d{whole_seconds(seconds)}s",
              "--timeout", "10s", "-s", str(self._script), url, "--", str(self._requests_file)],
             capture_output=True, text=True, check=False, timeout=seconds + 60,
         )  # fmt: skip

@@ -35,6 +35,8 @@ VERSIONED = frozenset(("mlp", "trees"))
 """Models of which there is a version whose answers differ."""
 POLL_S = 0.01
 VERSION_S = 180.0
+COUNTED_AS = 2
+"""Higher whenever a load counts something in another way: what was kept before is not mixed with it."""
 Passed = Callable[[int, int], None]
 """Told how many of how many rounds are done."""
 
@@ -114,9 +116,8 @@ class Comparison:
     def _key(self, pair: Pair, *more: Any) -> str:
         job = self._job
         versions = (job.versions.get(pair.peer, ""), job.versions.get(job.ours.name, ""))
-        return digest(
-            pair.peer, pair.theirs.setting, pair.ours.setting, versions, self._machine, job.how, *more
-        )
+        what = (pair.peer, pair.theirs.setting, pair.ours.setting, versions)
+        return digest(COUNTED_AS, *what, self._machine, job.how, *more)
 
     def _group(self, peer: Peer, pair: Pair, cells: Sequence[Cell]) -> None:
         """All cells that one start of both servers serves."""
@@ -216,7 +217,7 @@ def _round(
         raise ValueError(f"a side answered nothing: {msg}")
     lasts_s = min(max(seconds, OPEN_REQUESTS / rate), OPEN_TIMES_MAX * seconds)
     for name in names if has_open else ():
-        opened[name] = sides[name].open(rate, lasts_s)
+        opened[name] = sides[name].open(rate, lasts_s, number + 1)
     return {
         name: Measured(closed=closed[name], open=opened[name], memory_bytes=memory[name]) for name in names
     }

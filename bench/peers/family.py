@@ -36,6 +36,8 @@ class Seen(NamedTuple):
     born_ticks: int
     spent_ticks: int
     """Own, and of children that ended and were waited for."""
+    ended_ticks: int
+    """Of those children alone."""
     is_zombie: bool
 
 
@@ -45,8 +47,12 @@ def seen(pid: int) -> Seen | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    spent_ticks = sum(map(int, fields[11:15]))
-    return Seen(pid, int(fields[1]), int(fields[3]), int(fields[19]), spent_ticks, fields[0] == "Z")
+    user, system, ended_user, ended_system = map(int, fields[11:15])
+    ended_ticks = ended_user + ended_system
+    spent_ticks = user + system + ended_ticks
+    return Seen(
+        pid, int(fields[1]), int(fields[3]), int(fields[19]), spent_ticks, ended_ticks, fields[0] == "Z"
+    )
 
 
 class Family:

@@ -19,18 +19,21 @@ from bench.outcome import outcome, took_ns
 from bench.paired import CHECKED_SEED, MORE, SETTLE_S, Beside, Checked
 from bench.peers.asking import Asked
 from bench.peers.figures import Closed, How, Open
+from bench.peers.memory import tree_bytes
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Peer, Running, Setting
-from bench.peers.processes import cpu_s, pss_bytes
+from bench.peers.processes import Counted, counted, spent_s
 from bench.requests import Target
 from bench.serving import busy_s
-from bench.wrk import Wrk
+from bench.wrk import Wrk, whole_seconds
 
 CONNECTIONS = 32
 CONNECTIONS_HEAVY = 4
 """For a model that runs one image at a time: more would only wait longer."""
 HEAVY = frozenset(("squeezenet",))
 CHECKED_DISTINCT = 100
+CHECKED_MIN = 2
+"""Of each closed loop, however slow its side is."""
 OPEN_CONNECTIONS_MAX = 256
 SLOWEST_SHARE = 0.01
 
@@ -96,10 +99,10 @@ class Side:
 
     def memory_bytes(self) -> int:
         """Of the whole tree, now."""
-        return pss_bytes(self._running.pids())
+        return tree_bytes(self._running.pids())
 
     def closed(self, seconds: float, others: Callable[[], Sequence[int]] = lambda: ()) -> Closed:
-        """Saturate it.
+        """Saturate it, for whole seconds.
 
         Args:
             others: pids of servers that are no strangers (the other side's).
@@ -108,43 +111,50 @@ class Side:
             ValueError: an answer was wrong.
             ConnectionError: it could not be reached at all.
         """
-        checked = Checked(self._running.url, self._small)
-        trickle = Beside(checked, self._per_second * CHECKED_SHARE * MORE, seconds)
+        checked, whole_s = Checked(self._running.url, self._small), whole_seconds(seconds)
+        share = max(self._per_second * CHECKED_SHARE * MORE, CHECKED_MIN / whole_s)
+        trickle = Beside(checked, share, whole_s)
         watch = _Watch(self._running.pids, others)
-        refused, seen = 0, None
+        was_clean, seen = True, None
         with pinned_to(self._generator_cpu):
             try:
                 with trickle:
-                    seen = self._wrk.run(self._running.url, connections=self.connections, seconds=seconds)
+                    seen = self._wrk.run(self._running.url, connections=self.connections, seconds=whole_s)
             except ValueError:
-                # Some of the checked ones were refused; they count as one error beside what wrk saw.
-                refused = 1
+                # Some of the checked ones were refused, or had no answer: what was not told counts as one error.
+                was_clean = False
         if seen is None:
             msg = f"{self.peer.name} could not be loaded at all"
             raise ConnectionError(msg)
-        time.sleep(SETTLE_S)
+        if self._cell.audit:
+            # For the log alone: what nobody waits for any more costs a slow side most, and is answered by none.
+            time.sleep(SETTLE_S)
         spent, foreign = watch.stop()
         self._per_second = seen.per_second
-        right = self._small.check(kept for kept in checked.kept if _is_ok(kept.head))
+        answered = [kept for kept in checked.kept if _is_ok(kept.head)]
+        refused = 0 if was_clean else max(1, len(checked.kept) - len(answered))
         return Closed(
-            requests=seen.requests - seen.status_errors + len(checked.kept),
+            requests=seen.requests - seen.status_errors + len(answered),
             errors=seen.status_errors + seen.socket_errors + refused,
             cpu_s=spent,
             per_second=(seen.requests - seen.status_errors) / (seen.duration_us / 1e6),
             p50_ms=seen.p50_us / 1e3,
             foreign_cpus=foreign,
-            checked=right,
+            checked=self._small.check(answered),
         )
 
-    def open(self, per_second: float, seconds: float) -> Open:
+    def open(self, per_second: float, seconds: float, seed: int = 1) -> Open:
         """Offer so many a second, whatever comes back.
+
+        Args:
+            seed: of the times at which requests are due.
 
         Raises:
             ValueError: an answer was wrong.
         """
         plan = Plan(
             url=self._running.url, target=Target(self._cell.model, ()), seconds=seconds, per_second=per_second,
-            connections=OPEN_CONNECTIONS_MAX, model_file="checked", grace_s=10.0,
+            connections=OPEN_CONNECTIONS_MAX, model_file="checked", grace_s=10.0, seed=seed,
         )  # fmt: skip
         with pinned_to(self._generator_cpu):
             part = generate(plan, self._asked)
@@ -181,11 +191,12 @@ class _Watch:
 
     def stop(self) -> tuple[float, float]:
         wall_s = time.monotonic() - self._started
-        spent, others, busy = (now - then for now, then in zip(self._now(), self._before, strict=True))
-        return spent, max(0.0, (busy - spent - others) / wall_s)
+        (mine, others, taken_s), (mine_then, others_then, taken_then_s) = self._now(), self._before
+        spent, beside = spent_s(mine_then, mine), spent_s(others_then, others)
+        return spent, max(0.0, (taken_s - taken_then_s - spent - beside) / wall_s)
 
-    def _now(self) -> tuple[float, float, float]:
-        """Of the tree, of the others, of all but this process and what it waited for."""
+    def _now(self) -> tuple[Counted, Counted, float]:
+        """The tree, the others, and seconds of all but this process and what it waited for."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         ours = time.process_time() + ended.ru_utime + ended.ru_stime
-        return cpu_s(self._mine()), cpu_s(self._others()), busy_s() - ours
+        return counted(self._mine()), counted(self._others()), busy_s() - ours

@@ -15,6 +15,7 @@ from bench import plot, report
 from bench.peers import catalog, summary
 from bench.peers.figures import Result
 from bench.peers.summary import Line, StartLine, Verdict
+from bench.wrk import whole_seconds
 from gateway.errors import ConfigInvalid
 
 MARKS = {
@@ -104,7 +105,7 @@ def _ahead(result: Result, found: Sequence[Line]) -> str:
         ours = next((one for key, one in cold.items() if key[:2] == (peer, model) and key[2] != peer), None)
         if side == peer and ours is not None and theirs.cold_s < ours.cold_s:
             won.append(
-                f"* {_title(result, peer)}, {model}: cold start, {theirs.cold_s:.1f} s against our {ours.cold_s:.1f} s"
+                f"* {_title(result, peer)}, {model}: cold start, {theirs.cold_s:.2f} s against our {ours.cold_s:.2f} s"
             )
         if (
             side == peer
@@ -115,14 +116,17 @@ def _ahead(result: Result, found: Sequence[Line]) -> str:
         ):
             won.append(
                 f"* {_title(result, peer)}, {model}: a new version's first prediction,"
-                f" {theirs.version_s:.1f} s against our {ours.version_s:.1f} s"
+                f" {theirs.version_s:.2f} s against our {ours.version_s:.2f} s"
             )
     body = "\n".join(won) if won else "In nothing that this run measured."
     return f"### Where a peer is ahead\n\n{body}"
 
 
 def goals(result: Result) -> list[report.Row]:
-    """What our requests per CPU second are to be over each peer's; undecided where a run cannot tell."""
+    """What our requests per CPU second are to be over each peer's.
+
+    Undecided where a run cannot tell, or where the interval of a median that meets it begins below it.
+    """
     rows = []
     for line in summary.lines(result.found):
         goal = catalog.GOALS.get(line.peer)
@@ -131,7 +135,7 @@ def goals(result: Result) -> list[report.Row]:
         row = report.at_least(
             f"{_title(result, line.peer)}, {line.cell.text()}", line.per_cpu_s, goal, digits=1
         )
-        if line.verdict in ("busy", "cannot tell"):
+        if line.verdict in ("busy", "cannot tell") or line.per_cpu_s.low < goal <= line.per_cpu_s.median:
             row = msgspec.structs.replace(row, met=None)
         rows.append(row)
     return rows
@@ -165,10 +169,17 @@ def _order(cell: catalog.Cell) -> tuple[int, bool, bool, int]:
 def _per_cpu_s(result: Result, found: Sequence[Line]) -> str:
     if not found:
         return ""
+
+    def shown(line: Line) -> str:
+        both = f"{line.ours_per_cpu_s:,.0f} / {line.theirs_per_cpu_s:,.0f}"
+        return f"{_times(line.per_cpu_s, line.verdict)}; {both}"
+
+    bold = " Bold cells had more rounds." if len({line.rounds for line in found}) > 1 else ""
     return (
         "### Requests per CPU second, ours / theirs\n\n"
-        "Closed loop; processor time of all of a product's processes. Bold cells had more rounds.\n\n"
-        + _matrix(result, found, lambda line: _times(line.per_cpu_s, line.verdict))
+        "Closed loop; processor time of all of a product's processes. Median of the rounds' ratios and its interval,"
+        f" then the medians of either side. Where there is no remark, ours is ahead.{bold}\n\n"
+        + _matrix(result, found, shown)
     )
 
 
@@ -180,21 +191,25 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         its = line.latency
         if its is None:
             return "–"
-        ours, theirs = its.ours_ms, its.theirs_ms
         late = "; the generator was late" if its.generator_limited else ""
         said = _SAYS[its.verdict] if its.opens >= summary.OPENS_MIN else ""
         return (
-            f"{ours.p50:.1f} / {ours.p99:.1f} / {ours.p999:.1f} against"
-            f" {theirs.p50:.1f} / {theirs.p99:.1f} / {theirs.p999:.1f}"
-            f"{said} at {its.offered_per_second:,.0f}/s{late}"
+            f"{_percentiles(its.ours_ms)} against {_percentiles(its.theirs_ms)}{said} at"
+            f" {its.offered_per_second:,.0f}/s{late}"
         )
 
     return (
         "### p50 / p99 / p99.9 at equal offered load, ms, ours against theirs\n\n"
-        "Poisson arrivals at half of what the slower side can, counted from when a request was due; the remark is on"
-        " p99, and there is none where fewer than three loops were made (the cells that are not bold).\n\n"
-        + _matrix(result, found, shown)
+        "Poisson arrivals at half of what the slower side can, counted from when a request was due: the slower side is"
+        " half busy then, the quicker one less. The remark is on p99, and there is none where fewer than three loops"
+        " were made (the cells that are not bold); p99.9 is of all loops together, if those had"
+        f" {summary.P999_REQUESTS_MIN:,} requests.\n\n" + _matrix(result, found, shown)
     )
+
+
+def _percentiles(its: summary.Latency) -> str:
+    p999 = "–" if its.p999 is None else f"{its.p999:.1f}"
+    return f"{its.p50:.1f} / {its.p99:.1f} / {p999}"
 
 
 def _memory(result: Result, found: Sequence[Line]) -> str:
@@ -204,9 +219,18 @@ def _memory(result: Result, found: Sequence[Line]) -> str:
     def shown(line: Line) -> str:
         return f"{line.ours_memory_mb:,.0f} / {line.theirs_memory_mb:,.0f}, {line.ours_errors} / {line.theirs_errors}"
 
+    others = [line for line in found if line.cell not in catalog.HEADLINE]
+    failed = [
+        f"* {_title(result, line.peer)}, {line.cell.text()}: {line.ours_errors} / {line.theirs_errors} failed"
+        for line in others
+        if line.ours_errors or line.theirs_errors
+    ]
+    rest = "\n".join(failed) if failed else "In no other cell a request failed." if others else ""
     return (
         "### Memory of all processes, MB, and failed requests, ours / theirs\n\n"
-        "Pages that processes share count once (PSS).\n\n" + _matrix(result, found, shown, headline=True)
+        "Pages that processes of a product share count once.\n\n"
+        + _matrix(result, found, shown, headline=True)
+        + (f"\n\n{rest}" if rest else "")
     )
 
 
@@ -218,13 +242,14 @@ def _starts(result: Result, found: Sequence[StartLine]) -> str:
             _title(result, one.peer),
             one.model,
             "ours" if one.side != one.peer else "theirs",
+            str(one.rounds),
             f"{one.cold_s:.2f}",
             "–" if one.version_s is None else f"{one.version_s:.2f}",
             "–" if one.version_s is None else str(one.refused),
         ]
         for one in found
     ]
-    head = ("beside", "model", "side", "cold start, s", "new version, s", "polls refused meanwhile")
+    head = ("beside", "model", "side", "starts", "cold start, s", "new version, s", "polls refused meanwhile")
     return (
         "### Starts\n\nFrom the spawn to the first right prediction; from asking for another version, by the product's"
         " own way, to its first prediction. Medians.\n\n" + _table(head, rows)
@@ -279,10 +304,11 @@ def _facts(result: Result, found: Sequence[Line]) -> str:
         for side in (one.ours, one.theirs)
     )
     rounds = f"{fewest} rounds" if fewest == most else f"{fewest} to {most} rounds"
-    coverage = "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds"
+    coverage = "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds (of 3: 75%)"
+    loops = f"closed loops of {whole_seconds(result.how.seconds)} s, open ones of {result.how.seconds:g} s or longer"
     return (
-        f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {rounds} of"
-        f" {result.how.seconds:g} s a load{coverage}; {checked:,} replies compared with ONNX Runtime, all equal; others"
+        f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {rounds}{coverage}; {loops};"
+        f" {checked:,} replies compared with ONNX Runtime, all equal; others"
         f" took at most {foreign:.2f} processors in the median of a cell's rounds. {result.machine.text()}."
     )
 

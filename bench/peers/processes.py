@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.peers import family
-from bench.peers.family import MARK, POLL_S, STOP_S, Family
+from bench.peers.family import MARK, POLL_S, STOP_S, Family, Seen
 from bench.peers.peer import Unavailable
 
 SAID_CHARACTERS = 4000
@@ -143,17 +143,29 @@ class Tree:
         self._guard.communicate()
 
 
+Counted = Mapping[tuple[int, int], Seen]
+"""Processes at one time, by pid and birth: pids come again."""
+
+
+def counted(pids: Sequence[int]) -> Counted:
+    """These processes as they are now."""
+    return {(one.pid, one.born_ticks): one for one in map(family.seen, pids) if one is not None}
+
+
+def spent_s(before: Counted, now: Counted) -> float:
+    """Processor seconds that a tree took between two times. Grain: 10 ms.
+
+    Those that were born meanwhile count from their birth. What ended counts to its end where its parent waited for it,
+    else to `before`: nobody's earlier seconds are taken off for having ended.
+    """
+    gone_ticks = sum(before[key].spent_ticks for key in before.keys() - now.keys())
+    waited_ticks = sum(one.ended_ticks for one in now.values())
+    waited_ticks -= sum(before[key].ended_ticks for key in before.keys() & now.keys())
+    total_ticks = sum(one.spent_ticks for one in now.values())
+    total_ticks -= sum(one.spent_ticks for one in before.values())
+    return (total_ticks + max(0, gone_ticks - waited_ticks)) * _TICK_S
+
+
 def cpu_s(pids: Sequence[int]) -> float:
     """Processor seconds of these processes so far; of their children that ended and were waited for, too."""
-    return sum(one.spent_ticks for one in map(family.seen, pids) if one is not None) * _TICK_S
-
-
-def pss_bytes(pids: Sequence[int]) -> int:
-    """Memory of these processes; pages that several share count once in all."""
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-    return total
+    return spent_s({}, counted(pids))

@@ -50,6 +50,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         parts = ["tidegate bench peers", *(f"--peer {name}" for name in self.peers)]
         parts += [f"--model {name}" for name in self.models if self.models != catalog.MODELS]
         parts += [f"--seconds {self.how.seconds:g}", f"--rounds {self.rounds}" if self.rounds else ""]
+        parts.append("--settings FILE" if self.settings else "")
         flags = (("quick", self.quick), ("calibrate", self.calibrate), ("ours-as-theirs", self.pinned))
         return " ".join(part for part in (*parts, *(f"--{name}" for name, on in flags if on)) if part)
 

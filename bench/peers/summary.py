@@ -18,9 +18,11 @@ from bench.peers.peer import Cell
 
 Verdict = Literal["ours", "theirs", "cannot tell", "busy"]
 WIDE = 3.0
-"""An interval whose ends are further apart than this factor says too little."""
+"""An interval whose ends are further apart than this factor does not put us ahead; a peer, it does."""
 OPENS_MIN = 3
 """Of fewer open loops no verdict is drawn."""
+P999_REQUESTS_MIN = 1000
+"""Of fewer requests there is no p99.9."""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +30,8 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     p50: float
     p99: float
-    p999: float
+    p999: float | None
+    """None: too few requests have one."""
     requests: int
 
 
@@ -85,9 +88,11 @@ def verdict(found: report.Interval, foreign_cpus: float = 0.0) -> Verdict:
     """Who is ahead, of a ratio above 1 in our favour."""
     if foreign_cpus > FOREIGN_CPUS_MAX:
         return "busy"
-    if found.low <= 1.0 <= found.high or found.low <= 0 or found.high / found.low > WIDE:
+    if found.high < 1.0:
+        return "theirs"
+    if found.low <= 1.0 or found.high / found.low > WIDE:
         return "cannot tell"
-    return "ours" if found.low > 1.0 else "theirs"
+    return "ours"
 
 
 def lines(found: Found) -> list[Line]:
@@ -188,6 +193,6 @@ def _latency(loops: Sequence[Open]) -> Latency:
     return Latency(
         p50=_median([one.p50_ms for one in loops]),
         p99=_median([one.p99_ms for one in loops]),
-        p999=slowest[place] if slowest else 0.0,
+        p999=slowest[place] if slowest and requests >= P999_REQUESTS_MIN else None,
         requests=requests,
     )

@@ -59,6 +59,7 @@ def test_a_run_measures_once_and_goes_on_where_it_was_cut(tmp_path: Path, produc
     for side in (one.ours, one.theirs):
         assert side.closed.requests > 100
         assert side.closed.errors == 0
+        assert side.closed.checked >= 2
         assert 0.1 < side.closed.cpu_s < 3
         assert side.open is not None
         assert side.open.requests > 10

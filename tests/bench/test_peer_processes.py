@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.peers.family import Seen
 from bench.peers.peer import Unavailable
-from bench.peers.processes import Tree, cpu_s, pss_bytes
+from bench.peers.processes import Tree, cpu_s, spent_s
 
 DAEMON = """
 import os, time
@@ -91,9 +92,23 @@ def test_time_of_a_child_that_ended_counts(tmp_path: Path) -> None:
         said(tree, "burnt")
         assert tree.cpu_s() >= 0.3
         assert cpu_s(tree.pids()) >= 0.3
-        assert pss_bytes(tree.pids()) > 1 << 20
     finally:
         tree.stop()
+
+
+def process(pid: int, spent_ticks: int, ended_ticks: int = 0) -> dict[tuple[int, int], Seen]:
+    """A process at one time."""
+    return {(pid, 7): Seen(pid, 1, 1, 7, spent_ticks, ended_ticks, is_zombie=False)}
+
+
+def test_seconds_of_a_worker_that_ends_meanwhile_are_not_taken_off() -> None:
+    """Waited for by its parent it counts to its end; by nobody, to the beginning; one that is born counts."""
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    before = {**process(1, 100), **process(2, 50)}
+    assert spent_s(before, {**process(1, 130), **process(2, 60)}) == pytest.approx(40 * tick_s)
+    assert spent_s(before, process(1, 190, 60)) == pytest.approx(40 * tick_s)
+    assert spent_s(before, process(1, 130)) == pytest.approx(30 * tick_s)
+    assert spent_s(before, {**before, **process(3, 5)}) == pytest.approx(5 * tick_s)
 
 
 def test_one_that_ends_before_it_answers_is_unavailable_with_its_last_lines(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_rounds_that_scatter_beyond_a_factor_of_three_name_no_winner() -> None:
     assert summary.lines(wild)[0].verdict == "cannot tell"
 
 
+def test_rounds_that_scatter_below_one_are_a_peers() -> None:
+    """0.5 in one round, 0.05 in the next: how far we are behind is open, not that we are."""
+    wild = found(50, 100, rounds=5)
+    wild.rounds += found(5, 100, rounds=5).rounds
+    assert summary.lines(wild)[0].verdict == "theirs"
+
+
 def test_a_busy_machine_is_called_so() -> None:
     """Above 0.20 processors of others there is no winner, however far the sides are apart."""
     (line,) = summary.lines(found(6000, 100, foreign=0.3))
@@ -109,6 +116,19 @@ def test_p999_is_of_all_rounds_together() -> None:
     assert few.latency is not None
     assert line.latency.ours_ms.requests == 11_000
     assert line.latency.ours_ms.p999 == few.latency.ours_ms.p999 == 2.0
+
+
+def test_too_few_requests_have_no_p999() -> None:
+    """The slowest of 500 is no thousandth of them."""
+    seen = found(6000, 100, rounds=1)
+    (one,) = seen.rounds
+    assert one.ours.open is not None
+    few = msgspec.structs.replace(one.ours, open=msgspec.structs.replace(one.ours.open, requests=500))
+    seen.rounds[:] = [msgspec.structs.replace(one, ours=few)]
+    latency = summary.lines(seen)[0].latency
+    assert latency is not None
+    assert (latency.ours_ms.p999, latency.theirs_ms.p999) == (None, 2.0)
+    assert "1.0 / 2.0 / – against 1.0 / 2.0 / 2.0 at 10/s" in page.markdown(result(seen))
 
 
 def test_rounds_without_an_open_loop_leave_latency_to_the_others() -> None:
@@ -144,7 +164,7 @@ def test_a_quicker_cold_start_of_a_peer_is_said_first() -> None:
             Start(peer="litserve", side=side, model="mlp", number=0, cold_s=cold_s, version_s=None)
         )
     first = page.markdown(result(seen)).partition("### Requests per CPU second")[0]
-    assert "LitServe, mlp: cold start, 1.0 s against our 2.0 s" in first
+    assert "LitServe, mlp: cold start, 1.00 s against our 2.00 s" in first
 
 
 def test_what_could_not_be_measured_stands_there_with_its_last_lines() -> None:
@@ -173,6 +193,25 @@ def test_goals_are_met_missed_or_undecided() -> None:
     assert [row.met for row in page.goals(result(found(6100, 100)))] == [True]
     assert [row.met for row in page.goals(result(found(5000, 100)))] == [False]
     assert [row.met for row in page.goals(result(found(5000, 100, foreign=0.5)))] == [None]
+
+
+def test_a_goal_inside_the_interval_is_not_met() -> None:
+    """The median is 60.3, the interval begins below 60; missed is missed."""
+    assert [row.met for row in page.goals(result(found(6030, 100)))] == [None]
+    assert [row.met for row in page.goals(result(found(5970, 100)))] == [False]
+
+
+def test_a_page_has_both_sides_own_figures_and_every_failed_request() -> None:
+    """A ratio alone cannot be held against another run; a cell that is no headline hides no error."""
+    seen = found(6000, 100)
+    text = page.markdown(result(seen))
+    assert "; 6,000 / 100 |" in text
+    other = msgspec.structs.replace(CELL, rows=64)
+    for one in found(6000, 100, rounds=3).rounds:
+        closed = msgspec.structs.replace(one.theirs.closed, errors=2)
+        theirs = msgspec.structs.replace(one.theirs, closed=closed)
+        seen.rounds.append(msgspec.structs.replace(one, cell=other, theirs=theirs))
+    assert "* LitServe, mlp, json, 64 rows, audit on: 0 / 6 failed" in page.markdown(result(seen))
 
 
 def test_two_runs_agree_where_their_intervals_overlap() -> None:
@@ -206,3 +245,16 @@ def test_the_best_setting_is_chosen_among_those_that_answered_everything() -> No
     assert best.reason == (
         "950 requests per CPU second; 1 worker, batching on: 900; 4 workers, batching on: 7 of 90 requests failed"
     )
+
+
+def test_of_settings_that_come_near_to_each_other_the_one_with_fewest_workers_is_chosen() -> None:
+    """Chance between 930 and 950 is not paid with four times the memory; nor is a server chosen that waits."""
+    tried = [
+        Tried(setting=Setting(1, True), per_cpu_s=930.0, per_second=900.0),
+        Tried(setting=Setting(1, False), per_cpu_s=920.0, per_second=910.0),
+        Tried(setting=Setting(4, True), per_cpu_s=950.0, per_second=940.0),
+        Tried(setting=Setting(2, True), per_cpu_s=2000.0, per_second=40.0),
+    ]
+    best = chosen(tried)
+    assert best.setting == Setting(1, True)
+    assert "4 workers, batching on: 950" in best.reason
