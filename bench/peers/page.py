@@ -304,7 +304,9 @@ def _facts(result: Result, found: Sequence[Line]) -> str:
         for side in (one.ours, one.theirs)
     )
     rounds = f"{fewest} rounds" if fewest == most else f"{fewest} to {most} rounds"
-    coverage = "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds (of 3: 75%)"
+    coverage = (
+        "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds (of 3: 75%)"
+    )
     loops = f"closed loops of {whole_seconds(result.how.seconds)} s, open ones of {result.how.seconds:g} s or longer"
     return (
         f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {rounds}{coverage}; {loops};"

@@ -11,7 +11,9 @@ import numpy as np
 
 from bench.peers.memory import devices_in_memory, mapped, own, tree_bytes
 
-ROLLUP = "55d5-7fff ---p 00000000 00:00 0 [rollup]\nRss: 90 kB\nPss: 50 kB\nPss_Anon: 20 kB\nPss_Shmem: 4 kB\n"
+ROLLUP = (
+    "55d5-7fff ---p 00000000 00:00 0 [rollup]\nRss: 90 kB\nPss: 50 kB\nPss_Anon: 20 kB\nPss_Shmem: 4 kB\n"
+)
 SMAPS = """\
 7f00-7f01 r--p 00000000 fe:00 247278                     /usr/lib/libthing.so
 Rss:                  40 kB
