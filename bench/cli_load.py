@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,3 +138,10 @@ def end(status: int, message: str) -> NoReturn:
     """Say why, and leave with this status."""
     click.echo(f"bench: {message}", err=True)
     sys.exit(status)
+
+
+def unwind_by_signals() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does; not what was ignored from the start (nohup)."""
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(kind) is not signal.SIG_IGN:
+            signal.signal(kind, signal.default_int_handler)

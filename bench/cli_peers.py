@@ -7,7 +7,6 @@ was measured.
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ import click
 import rich.console
 import rich.progress
 
-from bench import report
-from bench.cli_load import end
+from bench import plot, report
+from bench.cli_load import end, unwind_by_signals
 from bench.peers import calibration, catalog, page, summary
 from bench.peers import run as runs
 from bench.peers.comparison import Passed
@@ -67,7 +66,7 @@ class _RunByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See click.Group."""
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -85,8 +84,8 @@ def run(*, resume: Path | None, as_json: bool, write: Path | None, out: Path | N
         wanted = _wanted(**given)
         if write is not None:
             page.demand_markers(write.read_text(), pinned=wanted.pinned)
-        directory = resume or runs.new_directory()
-        click.echo(f"bench: results go to {directory}; --resume {directory} goes on there", err=True)
+            plot.demand()
+        directory = _directory(resume)
         with _progress() as (say, passed):
             result = runs.run(wanted, directory, say, passed)
         if write is not None:
@@ -103,8 +102,9 @@ def calibrate(*, resume: Path | None, as_json: bool, out: Path, **given: Any) ->
     """See the command's help."""
     with _ending():
         wanted = _wanted(calibrate=True, **given)
-        directory = resume or runs.new_directory()
-        click.echo(f"bench: kept in {directory} on the way; --resume {directory} goes on there", err=True)
+        # Now rather than after an hour: what is there already stays in it.
+        calibration.read(out)
+        directory = _directory(resume)
         with _progress() as (say, _):
             found, failed = runs.calibrate(wanted, directory, say)
         merged = calibration.read(out).classes.get(calibration.machine_class()) or found
@@ -149,6 +149,15 @@ main.add_command(features)
 main.add_command(loss)
 
 
+def _directory(resume: Path | None) -> Path:
+    """Where a run keeps what it has; told, and so is a run to resume of which nothing is there."""
+    directory = resume or runs.new_directory()
+    if resume is not None and not (resume / runs.SETTINGS_FILE).exists():
+        click.echo(f"bench: nothing is kept in {resume}: it begins anew there", err=True)
+    click.echo(f"bench: results go to {directory}; --resume {directory} goes on there", err=True)
+    return directory
+
+
 def _wanted(*, models: tuple[str, ...], seconds: float, server_cpu: int, generator_cpu: int,
             **given: Any) -> Wanted:  # fmt: skip
     how = How(seconds=seconds, server_cpu=server_cpu, generator_cpu=generator_cpu)
@@ -161,8 +170,7 @@ def _ending() -> Iterator[None]:
 
     A signal ends the servers, too: they have sessions of their own, and no terminal would end them.
     """
-    for kind in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(kind, signal.default_int_handler)
+    unwind_by_signals()
     try:
         yield
     except ConfigInvalid as exc:

@@ -86,8 +86,8 @@ def child_pids(parent: int) -> dict[int, str]:
         if not entry.name.isdigit():
             continue
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == parent and fields[0] != "Z":
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[1]) == parent and fields[0] != b"Z":
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(entry.name)] = command.decode(errors="replace").strip()
         except (FileNotFoundError, ProcessLookupError):

@@ -70,6 +70,14 @@ class Round(msgspec.Struct, frozen=True):
         return self.requests / (self.duration_us / 1e6)
 
 
+def demand(*, pinned: bool) -> None:
+    """Raise ConfigInvalid unless wrk, and what pins it, is on this machine."""
+    for tool in ("wrk", *(("taskset",) if pinned else ())):
+        if shutil.which(tool) is None:
+            msg = f"{tool} is not on this machine: install it to measure under load"
+            raise ConfigInvalid(msg)
+
+
 def whole_seconds(seconds: float) -> int:
     """How long wrk loads where so much is asked for: it counts whole seconds."""
     return max(1, round(seconds))
@@ -87,10 +95,7 @@ class Wrk:
     """
 
     def __init__(self, scratch: Path, requests_file: Path, cpu: int | None) -> None:
-        for tool in ("wrk", *(("taskset",) if cpu is not None else ())):
-            if shutil.which(tool) is None:
-                msg = f"{tool} is not on this machine: install it to measure under load"
-                raise ConfigInvalid(msg)
+        demand(pinned=cpu is not None)
         self._script = scratch / "load.lua"
         self._script.write_text(_SCRIPT)
         self._requests_file = requests_file

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +23,8 @@ import msgspec
 from bench import report
 from bench.peers import catalog
 from bench.peers.figures import Chosen, How, Tried
-from bench.peers.loads import Side, started
+from bench.peers.keeping import write_whole
+from bench.peers.loads import Side, demand_room, started
 from bench.peers.peer import Peer, Say, Setting, Unavailable
 from gateway.errors import ConfigInvalid
 
@@ -88,7 +90,7 @@ def write(file: Path, found: Calibrated) -> None:
     settings = read(file)
     settings.classes[machine_class()] = found
     encoded = msgspec.json.format(msgspec.json.encode(settings, order="deterministic"), indent=1)
-    file.write_bytes(encoded + b"\n")
+    write_whole(file, encoded + b"\n")
 
 
 def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> Chosen:
@@ -105,7 +107,8 @@ def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> C
             found = _try(peer, model, repository, setting, how, best / 2)
         except Unavailable as exc:
             last, found = exc, Tried(setting=setting, why_not=exc.why)
-        except (ValueError, OSError) as exc:
+        except (ValueError, OSError, subprocess.SubprocessError) as exc:
+            demand_room(exc)
             found = Tried(setting=setting, why_not=str(exc)[:300])
         tried.append(found)
         shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second"

@@ -9,6 +9,7 @@ at once (keeping), and what is kept is not measured again.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from bench.peers import catalog
 from bench.peers.asking import demand_right, feeds_of, session
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
 from bench.peers.keeping import Kept, digest
-from bench.peers.loads import Side, started
+from bench.peers.loads import Side, demand_room, started
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
 from bench.peers.posting import post
@@ -106,7 +107,8 @@ class Comparison:
         except Unavailable as exc:
             side = "" if exc.name == pair.peer else f" ({exc.name})"
             self._fail(pair, what + side, exc.why, exc.last_lines)
-        except (ValueError, OSError) as exc:
+        except (ValueError, OSError, subprocess.SubprocessError) as exc:
+            demand_room(exc)
             self._fail(pair, what, str(exc))
 
     def _fail(self, pair: Pair, what: str, why: str, last_lines: str = "") -> None:

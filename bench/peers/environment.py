@@ -14,12 +14,16 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
+from bench.peers.keeping import write_whole
 from bench.peers.peer import Say, Unavailable
 
 LOCKS = Path(__file__).resolve().parent / "locks"
@@ -29,6 +33,7 @@ print(json.dumps({found.name.lower(): found.version for found in importlib.metad
 """
 _COMPLETE = "complete.json"
 _LAST_LINES = 25
+_TOLD = ("Collecting", "Downloading", "Installing", "Successfully", "WARNING: Retrying")
 _DIGEST_CHARACTERS = 12
 
 
@@ -60,7 +65,7 @@ class Environment(msgspec.Struct, frozen=True):
 def cache_dir() -> Path:
     """Where environments, and what else peers need, are kept; made if need be."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    place = Path(home) / "tidegate" / "peers"
+    place = Path(home).absolute() / "tidegate" / "peers"
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -80,22 +85,47 @@ def made(name: str, say: Say, lock: Path | None = None) -> Environment:
     digest = hashlib.sha256(lock.read_bytes() + platform.python_version().encode()).hexdigest()
     place = cache_dir() / f"{name}-{digest[:_DIGEST_CHARACTERS]}"
     with place.with_suffix(".flock").open("w") as held:
+        _lock(held, lambda: say(f"{name}: another process makes its environment: waiting for it"))
+        versions = _finished(place)
+        if versions is None:
+            try:
+                _make(name, lock, place, say)
+                versions = _versions(name, place)
+            except BaseException:
+                # What is half made would only take room.
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+            write_whole(place / _COMPLETE, json.dumps(versions).encode())
+        return Environment(place, versions)
+
+
+def _lock(held: IO[str], told: Callable[[], None]) -> None:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        told()
         fcntl.flock(held, fcntl.LOCK_EX)
-        finished = place / _COMPLETE
-        if not finished.is_file():
-            _make(name, lock, place, say)
-            finished.write_text(json.dumps(_versions(name, place)))
-        return Environment(place, json.loads(finished.read_text()))
+
+
+def _finished(place: Path) -> dict[str, str] | None:
+    """Versions of an environment that is whole and whose interpreter is still there; None: it is to be made."""
+    try:
+        versions = dict(json.loads((place / _COMPLETE).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return versions if (place / "bin" / "python").exists() else None
 
 
 def _make(name: str, lock: Path, place: Path, say: Say) -> None:
     shutil.rmtree(place, ignore_errors=True)
     say(f"{name}: making its environment from {lock.name}")
     python = str(place / "bin" / "python")
-    # Where this interpreter has pip, it installs into the other; else that one gets a pip of its own.
+    # Where this interpreter has pip, it installs into the other; else that one gets a pip of its own. -P: modules of
+    # the directory that this was started in are nobody's.
     mine = importlib.util.find_spec("pip") is not None
-    _run(name, [sys.executable, "-m", "venv", *(["--without-pip"] if mine else []), str(place)], say)
-    pip = [sys.executable, "-m", "pip", "--python", python] if mine else [python, "-m", "pip"]
+    venv = [sys.executable, "-P", "-m", "venv", *(["--without-pip"] if mine else []), str(place)]
+    _run(name, venv, say)
+    pip = [sys.executable, "-P", "-m", "pip", "--python", python] if mine else [python, "-P", "-m", "pip"]
     _run(
         name,
         [*pip, "install", "--disable-pip-version-check", "--no-input",
@@ -109,12 +139,18 @@ def _run(name: str, command: list[str], say: Say) -> None:
     said: list[str] = []
     with subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", env=inherited,
+        errors="replace", env=inherited, start_new_session=True,
     ) as process:  # fmt: skip
-        for line in process.stdout or ():
-            said.append(line.rstrip())
-            if line.startswith(("Collecting", "Downloading", "Installing", "Successfully")):
-                say(f"{name}: {line.strip()[:100]}")
+        try:
+            for line in process.stdout or ():
+                said.append(line.rstrip())
+                if line.lstrip().startswith(_TOLD):
+                    say(f"{name}: {line.strip()[:100]}")
+        except BaseException:
+            # pip runs another one: they would go on into a directory that whoever comes next makes anew.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     if process.returncode:
         raise Unavailable(name, "its environment cannot be made", "\n".join(said[-_LAST_LINES:]))
 

@@ -44,14 +44,15 @@ class Seen(NamedTuple):
 def seen(pid: int) -> Seen | None:
     """A process as it is now; None where it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # As bytes: a process may call itself anything.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     user, system, ended_user, ended_system = map(int, fields[11:15])
     ended_ticks = ended_user + ended_system
     spent_ticks = user + system + ended_ticks
     return Seen(
-        pid, int(fields[1]), int(fields[3]), int(fields[19]), spent_ticks, ended_ticks, fields[0] == "Z"
+        pid, int(fields[1]), int(fields[3]), int(fields[19]), spent_ticks, ended_ticks, fields[0] == b"Z"
     )
 
 

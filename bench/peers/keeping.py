@@ -8,6 +8,7 @@ kept; another version or setting is another digest, and is measured anew.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,16 @@ import msgspec
 
 FILE = "measured.jsonl"
 T = TypeVar("T")
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that after a kill, or on a full disk, it holds what it held before or all of this."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class _Line(msgspec.Struct):
@@ -64,7 +75,7 @@ class Kept:
             return None
 
     def put(self, kind: str, key: str, value: Any) -> None:
-        """Keep it, on disk before this returns."""
+        """Keep it: once this returns, a kill of this process takes nothing of it away."""
         raw = msgspec.json.encode(value)
         self._found[kind, key] = raw
         with self._file.open("ab") as file:

@@ -7,6 +7,7 @@ queues and daemons included. An open loop at a given rate says what a user waits
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
 import tempfile
 import time
@@ -36,6 +37,7 @@ CHECKED_MIN = 2
 """Of each closed loop, however slow its side is."""
 OPEN_CONNECTIONS_MAX = 256
 SLOWEST_SHARE = 0.01
+_SHORT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 @contextlib.contextmanager
@@ -175,6 +177,12 @@ class Side:
             generator_limited=seen.generator_limited,
             checked=right,
         )
+
+
+def demand_room(exc: BaseException) -> None:
+    """Raise it on where this machine is short of disk, files or memory: that says nothing of a product."""
+    if isinstance(exc, OSError) and exc.errno in _SHORT:
+        raise exc
 
 
 def _is_ok(head: bytes) -> bool:

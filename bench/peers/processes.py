@@ -26,6 +26,49 @@ PORTS = (20_000, 32_000)
 """Below those that the kernel gives to outgoing connections, and what a signed number of 16 bits holds."""
 START_S = 120.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_FOR_OTHERS = (
+    "PYTHON", "TIDEGATE_", "BENTOML_", "LIT_", "LITSERVE_", "MLSERVER_", "OTEL_", "RAY_", "TRITON", "UVICORN_",
+)  # fmt: skip
+_PROXIES = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"))
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment without what is meant for others than a server under measurement.
+
+    Settings of these products are for one that its user runs elsewhere (RAY_ADDRESS, LIT_SERVER_API_KEY), and a proxy
+    would be asked for 127.0.0.1.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(_FOR_OTHERS) and key.upper() not in _PROXIES
+    }
+
+
+class Guard:
+    """A process that ends a family as soon as this process is gone, by kill -9, too.
+
+    Args:
+        mark: of the family.
+    """
+
+    def __init__(self, mark: str) -> None:
+        # A session of its own: what ends this process by its terminal does not end the guard.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", "-S", family.__file__, mark],
+            stdin=subprocess.PIPE, bufsize=0, start_new_session=True,
+        )  # fmt: skip
+        self.pid = self._process.pid
+
+    def watch(self, first: int) -> None:
+        """Tell it the first process of the family, which leads a session."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(b"%d\n" % first)
+
+    def dismiss(self) -> None:
+        """End it: there is nothing to guard any more."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def free_port() -> int:
@@ -49,8 +92,7 @@ class Tree:
         name: the peer's, for messages.
         command: the command line.
         home: where its output goes (`output.log`, appended to) and where it runs.
-        environ: beside this process's environment, over it. PYTHON... and TIDEGATE_... of this process are left out:
-            they are meant for others than a server under measurement.
+        environ: beside what is `inherited`, over it.
         cpus: processors of the whole tree, as taskset takes them; None: all.
 
     Raises:
@@ -71,29 +113,21 @@ class Tree:
         self.name = name
         self.log = home / "output.log"
         pinned = [] if cpus is None else ["taskset", "-c", cpus]
-        inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TIDEGATE_"))
-        }
         mark = uuid.uuid4().hex
-        # A session of its own: what ends this process by its terminal does not end the guard.
-        self._guard = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", family.__file__, mark],
-            stdin=subprocess.PIPE, bufsize=0, start_new_session=True,
-        )  # fmt: skip
+        self._guard = Guard(mark)
         try:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603
                     [*pinned, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                     cwd=home, start_new_session=True,
-                    env={**inherited, "ORT_DISABLE_TELEMETRY": "1", **environ, MARK: mark},
+                    env={**inherited(), "ORT_DISABLE_TELEMETRY": "1", **environ, MARK: mark},
                 )  # fmt: skip
         except OSError as exc:
-            self._guard.communicate()
+            self._guard.dismiss()
             raise Unavailable(name, f"cannot be started: {exc}") from exc
         self.pid = self._process.pid
         self._family = Family(mark, self.pid)
-        if self._guard.stdin is not None:
-            self._guard.stdin.write(b"%d\n" % self.pid)
+        self._guard.watch(self.pid)
 
     def pids(self) -> list[int]:
         """All live processes of it, lowest pid first."""
@@ -139,8 +173,7 @@ class Tree:
         """Ask its first process to end, and kill what is left of it all after `timeout_s`."""
         self._family.end(timeout_s)
         self._process.wait(10)
-        self._guard.kill()
-        self._guard.communicate()
+        self._guard.dismiss()
 
 
 Counted = Mapping[tuple[int, int], Seen]

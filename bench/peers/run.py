@@ -14,14 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from bench import report
+from bench import report, wrk
 from bench.load import demand_processors
 from bench.peers import calibration, catalog, environment, page
 from bench.peers.adapters import PEERS
 from bench.peers.calibration import Calibrated
 from bench.peers.comparison import Comparison, Job, Passed
 from bench.peers.figures import About, Chosen, Failed, Found, How, Pair, Result
-from bench.peers.keeping import Kept
+from bench.peers.keeping import Kept, write_whole
 from bench.peers.peer import Peer, Say, Setting, Unavailable
 from gateway.errors import ConfigInvalid
 
@@ -101,6 +101,30 @@ def write_models(repository: Path, models: Sequence[str], say: Say) -> None:
         catalog.write(repository, model)
 
 
+def demand(wanted: Wanted) -> None:
+    """Raise ConfigInvalid now rather than after an hour, when something that is needed is not here."""
+    chosen_peers(wanted.peers)
+    if wanted.settings:
+        _demand_settings(Path(wanted.settings))
+    how = wanted.how
+    demand_processors(server=how.server_cpu, generator=how.generator_cpu)
+    if how.server_cpu == how.generator_cpu:
+        msg = f"--server-cpu and --generator-cpu are both {how.server_cpu}: servers and load need a processor each"
+        raise ConfigInvalid(msg)
+    wrk.demand(pinned=True)
+
+
+def _demand_settings(file: Path) -> None:
+    if not file.is_file():
+        msg = f"--settings {file}: there is no such file"
+        raise ConfigInvalid(msg)
+    classes, mine = calibration.read(file).classes, calibration.machine_class()
+    names = ", ".join(map(repr, classes)) or "none"
+    if mine not in classes:
+        msg = f"--settings {file}: it has settings for {names}, and none for this class of machine, {mine!r}"
+        raise ConfigInvalid(msg)
+
+
 class Known:
     """Settings that are known, and those that are found now; all are kept in the run's directory."""
 
@@ -109,8 +133,9 @@ class Known:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / SETTINGS_FILE
         self._mine = self._of(self._file) or calibration.fresh()
-        given = Path(wanted.settings) if wanted.settings else calibration.COMMITTED
-        self._given = None if wanted.calibrate and not wanted.settings else self._of(given)
+        given = self._of(Path(wanted.settings)) if wanted.settings else None
+        committed = None if wanted.calibrate or wanted.settings else self._of(calibration.COMMITTED)
+        self._places = [place for place in (given, self._mine, committed) if place is not None]
 
     @property
     def found(self) -> Calibrated:
@@ -122,15 +147,15 @@ class Known:
         return calibration.read(file).classes.get(calibration.machine_class())
 
     def get(self, peer: Peer, model: str) -> Chosen:
-        """The setting of a peer and a model: of this run, given, or found now.
+        """The setting of a peer and a model: given, of this run, committed, or found now.
 
         Raises:
             Unavailable: none works.
         """
-        known = self._mine.get(peer.name, model)
-        if known is None and self._given is not None:
-            known = self._given.get(peer.name, model)
+        known = next(filter(None, (place.get(peer.name, model) for place in self._places)), None)
         if known is None:
+            count, machine = len(peer.choices), calibration.machine_class()
+            self._say(f"{peer.name}, {model}: no setting is known for {machine}: {count} are tried")
             known = calibration.calibrate(peer, model, self._repository, self._wanted.how, self._say)
         self._mine.peers.setdefault(peer.name, {})[model] = known
         calibration.write(self._file, self._mine)
@@ -138,11 +163,16 @@ class Known:
 
 
 def calibrate(wanted: Wanted, directory: Path, say: Say) -> tuple[Calibrated, list[Failed]]:
-    """Find the settings of all that is wanted, ours too; they are in the directory's settings.json, too."""
+    """Find the settings of all that is wanted, ours too; they are in the directory's settings.json, too.
+
+    Raises:
+        ConfigInvalid: what is wanted cannot be had at all.
+    """
+    demand(wanted)
     peers = [ours(), *chosen_peers(wanted.peers)]
-    versions, failed = prepare(peers, say)
     with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
         write_models(Path(scratch), wanted.models, say)
+        versions, failed = prepare(peers, say)
         known = Known(wanted, directory, Path(scratch), say)
         for peer in peers:
             for model in wanted.models if peer.name in versions else ():
@@ -166,16 +196,14 @@ def run(wanted: Wanted, directory: Path, say: Say, passed: Passed = lambda _done
         ConfigInvalid: what is wanted cannot be had at all.
         Unavailable: ours does not start.
     """
-    demand_processors(server=wanted.how.server_cpu, generator=wanted.how.generator_cpu)
+    demand(wanted)
     peers = chosen_peers(wanted.peers)
-    if wanted.settings and not Path(wanted.settings).is_file():
-        msg = f"--settings {wanted.settings}: there is no such file"
-        raise ConfigInvalid(msg)
-    versions, failed = prepare([ours(), *peers], say)
-    there = [peer for peer in peers if peer.name in versions]
     with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
         repository = Path(scratch)
+        # Before anything is installed: what makes them may be missing.
         write_models(repository, wanted.models, say)
+        versions, failed = prepare([ours(), *peers], say)
+        there = [peer for peer in peers if peer.name in versions]
         known = Known(wanted, directory, repository, say)
         mine = {model: known.get(ours(), model) for model in wanted.models}
         pairs = []
@@ -224,12 +252,12 @@ def _result(wanted: Wanted, peers: Sequence[Peer], versions: dict[str, str], fou
 
 
 def _keep(result: Result, directory: Path) -> Result:
-    (directory / JSON_FILE).write_text(report.to_json(result))
+    write_whole(directory / JSON_FILE, report.to_json(result).encode())
     picture = ""
     with contextlib.suppress(ConfigInvalid):
         page.draw(result, directory / PLOT_FILE)
         picture = PLOT_FILE
-    (directory / PAGE_FILE).write_text(page.markdown(result, picture) + "\n")
+    write_whole(directory / PAGE_FILE, f"{page.markdown(result, picture)}\n".encode())
     return result
 
 
@@ -255,4 +283,4 @@ def write_page(file: Path, result: Result) -> None:
     picture = file.with_name(f"{file.stem}{'-pinned' if result.pinned else ''}.svg")
     text = page.written(file.read_text(), result, picture.name)
     page.draw(result, picture)
-    file.write_text(text)
+    write_whole(file, text.encode())

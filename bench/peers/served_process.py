@@ -6,6 +6,8 @@ what files it wants, and how it takes up another version.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -71,18 +73,26 @@ class Served:
     def _begin(self) -> None:
         self.port, self.side_port = free_port(), free_port()
         self.url, self.side_url = (f"http://127.0.0.1:{port}" for port in (self.port, self.side_port))
+        # In the machine's own place a server that is killed leaves its temporary files. Not below its home: sockets are
+        # among them, whose paths have at most 107 characters.
+        self._scratch = tempfile.mkdtemp(prefix="tidegate-tmp-")
         try:
             self.lay_out()
             self._start()
             self._tree.await_answer(self.answers, self.start_s)
         except BaseException:
-            self.clear()
+            self._leave()
             raise
 
     def _start(self) -> None:
+        environ = {"TMPDIR": self._scratch, **self.environ()}
         self._tree = Tree(
-            self.peer.name, self.command(), home=self.home, environ=self.environ(), cpus=self.what.cpus
+            self.peer.name, self.command(), home=self.home, environ=environ, cpus=self.what.cpus
         )
+
+    def _leave(self) -> None:
+        self.clear()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     @cached_property
     def installed(self) -> Environment:
@@ -148,5 +158,7 @@ class Served:
 
     def stop(self) -> None:
         """See `Running`."""
-        self._tree.stop()
-        self.clear()
+        try:
+            self._tree.stop()
+        finally:
+            self._leave()

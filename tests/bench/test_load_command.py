@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bench.cli import main
+from bench.cli_load import unwind_by_signals
 from bench.models import write_mlp
 from bench.serving import Gateway
 
@@ -73,3 +75,17 @@ def test_what_is_missing_is_said(served, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     plain = load(served, "--plot", "x.svg")
     assert (plain.exit_code, "tidegate[plots]" in plain.stderr) == (2, True)
+
+
+def test_what_was_ignored_from_the_start_stays_ignored() -> None:
+    """A bench that was started with nohup outlives its terminal; what was not ignored unwinds as Ctrl-C does."""
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        unwind_by_signals()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -150,14 +151,57 @@ def test_ours_is_pinned_to_a_peers_setting(tmp_path: Path, products: list[Fake],
     assert [pair.ours.setting for pair in seen] == [Setting(4, False)]
 
 
+def test_settings_that_are_named_come_before_what_the_run_kept(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a run goes on that has kept others."""
+    known(tmp_path, "ours", "fake")
+    (tmp_path / "mine").mkdir()
+    known(tmp_path / "mine", "fake")
+    file = tmp_path / "mine" / runs.SETTINGS_FILE
+    found = calibration.read(file).classes[calibration.machine_class()]
+    found.peers["fake"]["mlp"] = Chosen(setting=Setting(2, True), reason="named")
+    calibration.write(file, found)
+    seen: list[Pair] = []
+    monkeypatch.setattr(comparison.Comparison, "run", lambda _, pairs: seen.extend(pairs) or Found())
+    wanted = Wanted(peers=("fake",), models=("mlp",), how=HOW, settings=str(file))
+    runs.run(wanted, tmp_path, lambda _: None)
+    assert [(pair.theirs.setting, pair.ours.setting) for pair in seen] == [
+        (Setting(2, True), Setting(1, False))
+    ]
+
+
+def test_a_full_disk_is_no_products_fault(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends, to go on later: no setting is passed over for it, and no cell says that a peer failed."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(calibration, "_try", full)
+    with pytest.raises(OSError, match="No space left"):
+        calibration.calibrate(products[1], "mlp", tmp_path, HOW, lambda _: None)
+    known(tmp_path, "ours", "fake")
+    monkeypatch.setattr(comparison, "start", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.run(WANTED, tmp_path, lambda _: None)
+
+
 def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path, products: list[Fake]) -> None:
-    """A peer that is none, a page without markers, settings that are not there; `peers` alone means `run`."""
+    """A peer that is none, a page without markers, settings that are not there or for no machine like this one, one
+    processor for both sides; `peers` alone means `run`."""
     page = tmp_path / "page.md"
     page.write_text("# nothing\n")
+    other = tmp_path / "other.json"
+    other.write_text('{"classes": {}}')
     for arguments, said in (
         (["--peer", "nobody"], "there is no such peer"),
         (["run", "--write", str(page)], "no place for figures"),
         (["--settings", str(tmp_path / "absent"), "--resume", str(tmp_path)], "there is no such file"),
+        (["--settings", str(other), "--resume", str(tmp_path)], "none for this class of machine"),
+        (["--server-cpu", "0", "--generator-cpu", "0", "--resume", str(tmp_path)], "need a processor each"),
+        (["calibrate", "--out", str(page), "--resume", str(tmp_path)], "no settings of peers"),
         (["page", str(page), "--write", str(page)], "no result of"),
     ):
         done = CliRunner().invoke(main, arguments)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from bench.peers.keeping import FILE, Kept, digest
+import pytest
+
+from bench.peers.keeping import FILE, Kept, digest, write_whole
 from bench.peers.peer import Cell, Setting
 
 CELL = Cell("mlp", "json", 1, True)
@@ -38,3 +41,22 @@ def test_whatever_a_figure_depends_on_is_in_its_key() -> None:
     assert one == digest("x", Setting(1, True, {"b": "2", "a": "1"}), CELL, "1.0")
     assert len({one, digest("x", Setting(2, True, {"a": "1", "b": "2"}), CELL, "1.0"),
                 digest("x", Setting(1, True, {"a": "1", "b": "2"}), CELL, "1.1")}) == 3  # fmt: skip
+
+
+def test_a_full_disk_leaves_a_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that took an hour to find are not cut by writing them again; nothing else is left beside them."""
+    file = tmp_path / "settings.json"
+    write_whole(file, b"old")
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as half:
+            half.write(content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(file, b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"settings.json": b"old"}
+    write_whole(file, b"new")
+    assert file.read_bytes() == b"new"

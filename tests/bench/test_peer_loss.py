@@ -49,7 +49,7 @@ def test_what_is_counted() -> None:
 
 
 def test_records_that_are_dropped_meanwhile_are_lost(fake: FakePeer) -> None:
-    """A log that is sent once loses what it sends while nobody takes it, and that much."""
+    """A log that is sent once loses what it sends while nobody takes it, and not what came before."""
     fake.ways.log = "http"
     found = measured(fake)
     assert (found.sent, found.answered) == (REQUESTS, REQUESTS)

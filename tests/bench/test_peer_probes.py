@@ -176,6 +176,21 @@ def test_a_model_that_it_does_not_start_with_is_a_no() -> None:
     assert seen["JSON"].answer == "yes"
 
 
+def test_a_probe_that_fails_itself_costs_one_cell() -> None:
+    """Others are asked all the same, and no product gets a no for it."""
+
+    def fails(_started: object) -> Seen:
+        raise AttributeError("'list' object has no attribute 'get'")
+
+    probes = [probe for probe in features.PROBES if probe.name in ("JSON", "64 rows")]
+    table = features.probe_all(
+        [FakePeer()], lambda _: None, probes=[probes[0]._replace(run=fails), probes[1]]
+    )
+    assert table.answer("fake", "JSON").answer == "not seen"
+    assert "AttributeError" in table.answer("fake", "JSON").seen
+    assert table.answer("fake", "64 rows").answer == "yes"
+
+
 def test_every_way_that_only_some_have_is_said_of_the_others() -> None:
     """A probe that only some products can be asked has a page for each of the others."""
     others = ("triton", "mlserver", "litserve", "bentoml", "ray-serve", "onnxruntime-server")

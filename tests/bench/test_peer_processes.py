@@ -144,3 +144,46 @@ def test_strangers_are_not_of_the_tree(tmp_path: Path) -> None:
         assert os.getpid() not in tree.pids()
     finally:
         tree.stop()
+
+
+def test_processes_may_call_themselves_anything(tmp_path: Path) -> None:
+    """A name that is no UTF-8 (the kernel cuts it after 15 bytes) hides nobody, wherever on the machine it is."""
+    code = (
+        "import time\nopen('/proc/self/comm', 'wb').write(b'\\xd0) Z \\xff')\n"
+        "print('named', flush=True)\ntime.sleep(600)\n"
+    )
+    tree = run(tmp_path, code)
+    try:
+        said(tree, "named")
+        assert tree.pids() == [tree.pid]
+    finally:
+        tree.stop()
+
+
+def test_a_server_has_nothing_that_is_meant_for_another(tmp_path: Path, monkeypatch) -> None:
+    """Neither proxies nor settings of these products elsewhere; what its adapter gives it, it has."""
+    for name in (
+        "https_proxy",
+        "NO_PROXY",
+        "RAY_ADDRESS",
+        "LIT_SERVER_API_KEY",
+        "PYTHONPATH",
+        "TIDEGATE_PORT",
+    ):
+        monkeypatch.setenv(name, "elsewhere")
+    monkeypatch.setenv("OF_THE_MACHINE", "kept")
+    code = "import os, time\nprint(*os.environ, 'all', flush=True)\ntime.sleep(600)\n"
+    tree = Tree("thing", [sys.executable, "-c", code], home=tmp_path, environ={"RAY_AUTH_TOKEN": "mine"})
+    try:
+        names = set(said(tree, "all").split())
+    finally:
+        tree.stop()
+    assert {"OF_THE_MACHINE", "PATH", "RAY_AUTH_TOKEN"} <= names
+    assert not names & {
+        "https_proxy",
+        "NO_PROXY",
+        "RAY_ADDRESS",
+        "LIT_SERVER_API_KEY",
+        "PYTHONPATH",
+        "TIDEGATE_PORT",
+    }

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,11 @@ code = "import subprocess, time; subprocess.Popen(['sleep', '600'], env={}, star
 server = Tree("thing", [sys.executable, "-c", code], home=home)
 while len(server.pids()) < 2:
     time.sleep(0.01)
+"""
+OF_A_RECEIVER = """
+from bench.peers.probes.receivers import HttpReceiver
+server = HttpReceiver(home / "receiver")
+server.start()
 """
 
 
@@ -77,9 +83,33 @@ def test_what_is_no_model_is_said_before_anything_is_started(what: Begin) -> Non
         Fake().begin(msgspec.structs.replace(what, model="scale"))
 
 
-@pytest.mark.parametrize("server", [OF_THE_FAKE, OF_A_CHILD_WITHOUT_A_MARK], ids=["daemon", "no mark"])
+def test_what_a_server_leaves_among_temporary_files_goes_with_it(
+    what: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has a directory of its own for them, which is there while it runs."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    running = Fake().begin(what)
+    try:
+        (mine,) = place.iterdir()
+        environ = Path(f"/proc/{running.pid}/environ").read_bytes().split(b"\0")
+        assert f"TMPDIR={mine}".encode() in environ
+        (mine / "left").touch()
+    finally:
+        running.stop()
+    assert list(place.iterdir()) == []
+    with pytest.raises(Unavailable):
+        Fake(FAKE_DIES="1").begin(what)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "server", [OF_THE_FAKE, OF_A_CHILD_WITHOUT_A_MARK, OF_A_RECEIVER], ids=["daemon", "no mark", "receiver"]
+)
 def test_no_server_outlives_a_bench_that_was_killed(server: str, tmp_path: Path) -> None:
-    """After kill -9 nothing of the tree is left, neither what left its parent nor what lost the mark."""
+    """After kill -9 nothing of the tree is left, neither what left its parent nor what lost the mark, nor the receiver
+    of a log and what guards it."""
     code = (
         "import sys, time\nfrom pathlib import Path\nhome = Path(sys.argv[1])\n"
         f"{server}\nprint(*server.pids(), flush=True)\ntime.sleep(600)\n"

@@ -29,7 +29,8 @@ VARIANTS = [
     {"name": "primary", "version": "1", "role": "primary", "weight_bp": 5_000},
     {"name": "canary", "version": "2", "role": "canary", "weight_bp": 5_000},
 ]
-ANSWERS_MIN = 20
+ANSWERS_MIN = 40
+"""Of fewer than 31 any share is within so many deviations of a half."""
 DEVIATIONS = 5.5
 """A fair coin is farther from a half than so many standard deviations once in twenty million times."""
 

@@ -356,19 +356,21 @@ def test_second_gateway_exits_2(real: Gateway) -> None:
 
 @pytest.mark.parametrize("role", ["recorder", "control", "worker"])
 def test_killed_child_has_a_successor(real: Gateway, role: str) -> None:
-    """kill -9 of any role: the same supervisor has a new one within seconds."""
+    """kill -9 of any role: the same supervisor has a new one."""
     killed = real.kill9(role)
     real.await_successor(role, killed)
     until("ready again", real._ready)
 
 
 def test_stopped_worker_is_replaced(real: Gateway) -> None:
-    """A worker whose loop stands still is killed within five seconds and replaced."""
+    """A worker whose loop stands still is killed, five seconds after its last sign of life at most, and replaced."""
     stopped = real.pids("worker")[0]
     os.kill(stopped, signal.SIGSTOP)
     real.await_successor("worker", stopped)
     until("ready again", real._ready)
-    assert "worker_stalled" in real.log.read_text()
+    told = [json.loads(line) for line in real.log.read_text().splitlines() if line.startswith("{")]
+    stalls = [line["for_s"] for line in told if line["event"] == "worker_stalled"]
+    assert stalls and max(stalls) < 5
 
 
 def test_killed_supervisor_leaves_no_orphans(real: Gateway) -> None:

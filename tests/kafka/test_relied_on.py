@@ -120,7 +120,8 @@ def test_a_sequence_turns_negative() -> None:
 
 
 def test_abandoning_leaves_nothing(brokers: MockCluster, caplog: pytest.LogCaptureFixture) -> None:
-    """Idle, in flight, or without brokers: within two seconds no task is left, no future waits, nothing is logged."""
+    """Idle, in flight, or without brokers: it is over before an answer of five seconds; no task is left, no future
+    waits, nothing is logged."""
 
     async def abandoned(kind: str) -> tuple[float, int]:
         producer = TopicProducer({"bootstrap_servers": brokers.bootstrap}, "t", 800)

@@ -139,12 +139,13 @@ class _Served(Served):
             **super().environ(),
             **lines,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Given none, it writes one into the user's home.
+            # Its daemons listen on all addresses and ask for it. Given none, it writes one into the user's home.
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_SERVE_ENABLE_HA_PROXY": extra.get("haproxy", "0"),
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": extra.get("throughput_optimized", "0"),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{place}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{place}/admin.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{place}/metrics.sock",
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": place,
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{place}/server-state",
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),

@@ -68,7 +68,7 @@ class Triton:
         """Install the wheel; returns Triton's version, which is not the wheel's."""
         installed = environment.made(NAME, say)
         wheel = installed.versions.get("nvidia-pytriton", "?")
-        _distribution(installed)
+        _stub(_distribution(installed))
         _python_library()
         return f"2.51.0 (nvidia-pytriton {wheel}, onnxruntime {installed.versions.get('onnxruntime', '?')})"
 
@@ -185,16 +185,22 @@ def _distribution(installed: Environment) -> Path:
     )
 
 
+def _stub(distribution: Path) -> Path:
+    """The Python backend's program for the interpreter that runs here."""
+    version = sysconfig.get_python_version()
+    stub = distribution / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise Unavailable(NAME, f"its wheel holds no Python backend for Python {version}")
+    return stub
+
+
 def _lay_backend(distribution: Path, backends: Path) -> None:
     """Put together a backend directory whose stub is of the interpreter that runs here."""
     place = backends / "python"
     place.mkdir(parents=True)
     for file in (distribution / "backends" / "python").iterdir():
         (place / file.name).symlink_to(file)
-    version = sysconfig.get_python_version()
-    stub = distribution / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise Unavailable(NAME, f"its wheel holds no Python backend for Python {version}")
+    stub = _stub(distribution)
     own = place / stub.name
     own.unlink(missing_ok=True)
     shutil.copyfile(stub, own)

@@ -7,7 +7,6 @@ changes no exit code.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import rich.console
 import rich.progress
 
 from bench import report
-from bench.cli_load import end
+from bench.cli_load import end, unwind_by_signals
 from bench.peers.adapters import PEERS
 from bench.peers.peer import Peer
 from bench.peers.probes import features as features_
@@ -131,8 +130,7 @@ class _progress:  # noqa: N801 (used as a function is)
 
     def __enter__(self) -> tuple[Callable[[str], None], Callable[[int, int], None]]:
         # Servers have sessions of their own, and no terminal would end them: a signal unwinds, and they end with that.
-        for kind in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(kind, signal.default_int_handler)
+        unwind_by_signals()
         self._bar.start()
         task = self._bar.add_task("probes", total=None)
 

@@ -117,6 +117,9 @@ class _Server:
             seen = probe.run(self._started)
         except (OSError, ValueError, Unavailable) as exc:
             seen = Seen("no", f"{type(exc).__name__}: {exc}")
+        except Exception as exc:
+            # A defect of the probe, not of the product; the other cells are worth their quarter of an hour.
+            seen = Seen("not seen", f"the probe failed: {exc!r}")
         if probe.alone or not self._still_answers():
             self._end()
         return _settled(self._peer, probe, seen)

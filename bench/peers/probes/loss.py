@@ -137,8 +137,8 @@ def measure(peer: Peer, known: Loss, say: Say, *, requests: int, outage_s: float
         home.mkdir()
         write_scale(repository)
         receiver = receiver_of(peer, Path(scratch) / "receiver", home)
-        receiver.start()
         try:
+            receiver.start()
             what = Begin(
                 repository=repository, model="scale", home=home, audit=True, receiver=receiver.address,
                 setting=setting_of(peer),

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from bench.peers import oip
@@ -101,7 +102,7 @@ def judge(case: dict[str, Any], reply: Reply) -> Seen:
         if "outputs" in wanted:
             return _judge_outputs(expect, reply)
         said = json.loads(reply.body) if reply.body else {}
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, msgspec.DecodeError) as exc:
         return Seen("no", f"{reply.text()} ({exc})")
     missing = [key for key in ("name", "version", "extensions") if "extensions" in wanted and key not in said]
     return (

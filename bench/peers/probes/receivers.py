@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Protocol
 
 from bench.kafka import Broker
 from bench.peers.probes.marks import found, found_below
-from bench.peers.processes import free_port
+from bench.peers.processes import Guard, free_port
 
 _ROOT = Path(__file__).resolve().parents[3]
 _START_S = 10.0
@@ -45,6 +46,18 @@ class Receiver(Protocol):
         """End it."""
 
 
+def _guarded(pid: int) -> Guard:
+    """A guard of a process that leads a session: it does not outlive this process."""
+    guard = Guard(uuid.uuid4().hex)
+    guard.watch(pid)
+    return guard
+
+
+def _dismiss(guard: Guard | None) -> None:
+    if guard is not None:
+        guard.dismiss()
+
+
 class KafkaReceiver:
     """A real broker; every record of every topic but Kafka's own is read.
 
@@ -57,15 +70,20 @@ class KafkaReceiver:
 
     def __init__(self, directory: Path) -> None:
         self._broker = Broker(directory)
+        self._guard: Guard | None = None
         self.address: str | None = self._broker.bootstrap
 
     def start(self) -> None:
         """Start it; returns once it answers."""
         self._broker.start()
+        if self._broker.pid is not None:
+            self._guard = _guarded(self._broker.pid)
 
     def kill9(self) -> None:
         """SIGKILL."""
         self._broker.kill9()
+        _dismiss(self._guard)
+        self._guard = None
 
     def arrived(self) -> list[int]:
         """Read everything from the beginning.
@@ -85,6 +103,8 @@ class KafkaReceiver:
     def stop(self) -> None:
         """Controlled shutdown."""
         self._broker.stop()
+        _dismiss(self._guard)
+        self._guard = None
 
 
 async def _records(bootstrap: str) -> list[bytes]:
@@ -127,24 +147,24 @@ class HttpReceiver:
         self._file = directory / "received"
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self.address: str | None = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Start it; returns once it takes connections.
 
         Raises:
-            TimeoutError: it does not.
+            OSError: its port is somebody else's by now.
+            TimeoutError: it takes none.
         """
-        command = [
-            sys.executable,
-            "-m",
-            "bench.peers.probes.sink",
-            "--port",
-            str(self._port),
-            "--file",
-            str(self._file),
-        ]
-        self._process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL)  # noqa: S603
+        # Somebody else's listener would look like it.
+        socket.create_server(("127.0.0.1", self._port)).close()
+        command = [sys.executable, "-m", "bench.peers.probes.sink"]
+        command += ["--port", str(self._port), "--file", str(self._file)]
+        self._process = subprocess.Popen(  # noqa: S603
+            command, cwd=_ROOT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        self._guard = _guarded(self._process.pid)
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
@@ -153,12 +173,18 @@ class HttpReceiver:
         msg = f"the receiver does not take connections within {_START_S:g} s"
         raise TimeoutError(msg)
 
+    def pids(self) -> list[int]:
+        """Its process and that process's guard, while it runs."""
+        return [one.pid for one in (self._process, self._guard) if one is not None]
+
     def kill9(self) -> None:
         """SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
             self._process = None
+        _dismiss(self._guard)
+        self._guard = None
 
     def arrived(self) -> list[int]:
         """What its file holds."""
