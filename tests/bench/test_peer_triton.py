@@ -21,7 +21,7 @@ FIXED = Signature((TensorSpec("d", "FP32", (1, 3, 8, 8)),), (TensorSpec("s", "FP
 def test_rows_are_batched() -> None:
     """A dynamic batcher, instances as workers, and the row's dimension left out."""
     text = config_text("m", ROWS, Setting(workers=2))
-    assert "max_batch_size: 64" in text
+    assert "max_batch_size: 2048" in text
     assert "count: 2 kind: KIND_CPU" in text
     assert "dynamic_batching" in text
     assert 'name: "X" data_type: TYPE_FP32 dims: [ 30 ]' in text
@@ -32,7 +32,7 @@ def test_batching_off_has_no_batcher() -> None:
     """Only the batcher is left out."""
     text = config_text("m", ROWS, Setting(batching=False))
     assert "dynamic_batching" not in text
-    assert "max_batch_size: 64" in text
+    assert "max_batch_size: 2048" in text
 
 
 def test_a_fixed_batch_is_not_batched() -> None:

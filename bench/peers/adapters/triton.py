@@ -28,7 +28,7 @@ from loaders.signature import Signature, TensorSpec
 NAME = "triton"
 _BACKENDS = "backends"
 _DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
-MAX_BATCH_ROWS = 64
+MAX_BATCH_ROWS = 2048
 TRACES_A_FILE = 50
 """As in the example of the trace page: so many requests are written at once."""
 _TIMEOUT_US = 30_000_000
