@@ -9,6 +9,7 @@ differs between starts comes by the environment: decorators are run at import.
 # mypy: ignore-errors
 # (types of its APIs follow from the model that it is started with)
 
+import hashlib
 import json
 import os
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ DTYPES = {
     "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(string)": "object_",
 }  # fmt: skip
 MONITOR = "predictions"
+WHOLE_MAX_BYTES = 65_536
+"""Tensors of a request above this are logged by digest: as Tidegate does, so that both sides write as much."""
 
 
 def loaded():
@@ -148,7 +151,16 @@ def log(feeds, ran):
     """A record for each row of a batch, else one for the request, as BentoML's monitoring has it."""
     with bentoml.monitor(MONITOR) as monitor:
         add = monitor.log_batch if BATCHING else monitor.log
+        rows = len(ran[0]) if BATCHING else 1
+        is_large = sum(one.nbytes for one in (*feeds.values(), *ran)) > WHOLE_MAX_BYTES * rows
+        values, kind = (digests, "categorical") if is_large else (np.ndarray.tolist, "numerical_sequence")
         for name, array in feeds.items():
-            add(array.tolist(), name=name, role="feature", data_type="numerical_sequence")
+            add(values(array), name=name, role="feature", data_type=kind)
         for name, array in zip(OUTPUTS, ran, strict=True):
-            add(array.tolist(), name=name, role="prediction", data_type="numerical_sequence")
+            add(values(array), name=name, role="prediction", data_type=kind)
+
+
+def digests(array):
+    """Of each row of a batch, else one of the whole."""
+    of = [hashlib.sha256(one.tobytes()).hexdigest() for one in (array if BATCHING else [array])]
+    return of if BATCHING else of[0]

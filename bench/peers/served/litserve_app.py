@@ -6,6 +6,7 @@ shapes, run one by one. What is wrong with a request is said with HTTPException,
 """
 
 import argparse
+import hashlib
 import http.client
 import json
 import time
@@ -24,6 +25,8 @@ TYPES = {
     "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32,
     "tensor(uint64)": np.uint64, "tensor(bool)": np.bool_, "tensor(string)": object,
 }  # fmt: skip
+WHOLE_MAX_BYTES = 65_536
+"""Tensors of a request above this are logged by digest: as Tidegate does, so that both sides write as much."""
 
 
 def encoded(arrays):
@@ -149,7 +152,9 @@ class OnnxApi(litserve.LitAPI):
                 at += rows
         if self.options.audit:
             for (arrays, _), (outputs, _) in zip(many, answers, strict=True):
-                self.log("prediction", (arrays, dict(zip(self.outputs, outputs, strict=True))))
+                named = dict(zip(self.outputs, outputs, strict=True))
+                size = size_of(arrays, named)
+                self.log("prediction", (kept(arrays, size), kept(named, size)))
         return answers if isinstance(x, list) else answers[0]
 
     def encode_response(self, output):
@@ -165,6 +170,18 @@ class OnnxApi(litserve.LitAPI):
             b"".join(one.tobytes() for one in outputs), media_type="application/octet-stream",
             headers={"x-tensors": json.dumps(described)},
         )  # fmt: skip
+
+
+def kept(arrays, size):
+    """What is logged of a request's arrays: themselves, or the digest of each where all of them have a larger size."""
+    if size <= WHOLE_MAX_BYTES:
+        return arrays
+    return {name: np.array(hashlib.sha256(one.tobytes()).hexdigest(), object) for name, one in arrays.items()}
+
+
+def size_of(*several):
+    """Bytes of the tensors of a request."""
+    return sum(one.nbytes for arrays in several for one in arrays.values())
 
 
 def demand_shapes(feeds, shapes):

@@ -10,6 +10,7 @@ x-tensors); requests are batched by serve.batch, a model of fixed size runs one 
 # (decorators of a package that is not here make it what it is)
 
 import asyncio
+import hashlib
 import json
 import logging
 import signal
@@ -30,6 +31,8 @@ TYPES = {
     "tensor(bool)": np.bool_, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(string)": np.object_,
 }  # fmt: skip
 logger = logging.getLogger("ray.serve")
+WHOLE_MAX_BYTES = 65_536
+"""Tensors of a request above this are logged by digest: as Tidegate does, so that both sides write as much."""
 
 
 @serve.deployment
@@ -80,7 +83,10 @@ class OnnxModel:
             else self.session.run(self.outputs, feeds)
         )
         if self.audit:
-            logger.info("prediction", extra={"inputs": rows_of(feeds), "outputs": rows_of(self.named(ran))})
+            named = self.named(ran)
+            size = size_of(feeds, named)
+            extra = {"inputs": rows_of(kept(feeds, size)), "outputs": rows_of(kept(named, size))}
+            logger.info("prediction", extra=extra)
         if described is None:
             content = orjson.dumps({"outputs": listable(self.named(ran))}, option=orjson.OPT_SERIALIZE_NUMPY)
             return Response(content, media_type="application/json")
@@ -143,6 +149,18 @@ def listable(arrays):
         name: one.tolist() if one.dtype == object else np.ascontiguousarray(one)
         for name, one in arrays.items()
     }
+
+
+def kept(arrays, size):
+    """What is logged of a request's arrays: themselves, or the digest of each where all of them have a larger size."""
+    if size <= WHOLE_MAX_BYTES:
+        return arrays
+    return {name: np.array(hashlib.sha256(one.tobytes()).hexdigest(), object) for name, one in arrays.items()}
+
+
+def size_of(*several):
+    """Bytes of the tensors of a request."""
+    return sum(one.nbytes for arrays in several for one in arrays.values())
 
 
 def rows_of(arrays):
