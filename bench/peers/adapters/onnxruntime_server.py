@@ -1,7 +1,7 @@
 """onnxruntime-server: ONNX Runtime behind HTTP in C++, where its binary is given.
 
 It comes as source and as container images, neither of which an index of Python packages has: the variable
-TIDEGATE_ONNXRUNTIME_SERVER (the bench's option --onnxruntime-server sets it) names a binary that was built as its
+BENCH_ONNXRUNTIME_SERVER (the bench's option --onnxruntime-server sets it) names a binary that was built as its
 README says. Without one the tables say so. It speaks a JSON of its own, batches nothing and logs no predictions.
 
 Its clients name the version of a model in the address; here all ask for the version `current`, a copy of the one that
@@ -33,7 +33,7 @@ from bench.peers.processes import Tree, free_port
 from bench.peers.served_process import Served
 
 NAME = "onnxruntime-server"
-VARIABLE = "TIDEGATE_ONNXRUNTIME_SERVER"
+VARIABLE = "BENCH_ONNXRUNTIME_SERVER"
 CURRENT = "current"
 _README = "https://github.com/kibae/onnxruntime-server/blob/main/README.md"
 _LOAD_S = 60.0

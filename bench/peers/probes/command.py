@@ -26,7 +26,7 @@ from bench.peers.probes import table
 from gateway.errors import ConfigInvalid
 
 OURS = "tidegate"
-SERVER_VARIABLE = "TIDEGATE_ONNXRUNTIME_SERVER"
+SERVER_VARIABLE = "BENCH_ONNXRUNTIME_SERVER"
 _peer_option = click.option(
     "--peer", "names", multiple=True, type=click.Choice([peer.name for peer in PEERS]),
     help="may be given several times  [all]",
