@@ -162,14 +162,8 @@ def test_processes_may_call_themselves_anything(tmp_path: Path) -> None:
 
 def test_a_server_has_nothing_that_is_meant_for_another(tmp_path: Path, monkeypatch) -> None:
     """Neither proxies nor settings of these products elsewhere; what its adapter gives it, it has."""
-    for name in (
-        "https_proxy",
-        "NO_PROXY",
-        "RAY_ADDRESS",
-        "LIT_SERVER_API_KEY",
-        "PYTHONPATH",
-        "TIDEGATE_PORT",
-    ):
+    others = {"https_proxy", "NO_PROXY", "RAY_ADDRESS", "LIT_SERVER_API_KEY", "PYTHONPATH", "TIDEGATE_PORT"}
+    for name in others:
         monkeypatch.setenv(name, "elsewhere")
     monkeypatch.setenv("OF_THE_MACHINE", "kept")
     code = "import os, time\nprint(*os.environ, 'all', flush=True)\ntime.sleep(600)\n"
@@ -179,11 +173,4 @@ def test_a_server_has_nothing_that_is_meant_for_another(tmp_path: Path, monkeypa
     finally:
         tree.stop()
     assert {"OF_THE_MACHINE", "PATH", "RAY_AUTH_TOKEN"} <= names
-    assert not names & {
-        "https_proxy",
-        "NO_PROXY",
-        "RAY_ADDRESS",
-        "LIT_SERVER_API_KEY",
-        "PYTHONPATH",
-        "TIDEGATE_PORT",
-    }
+    assert not names & others
