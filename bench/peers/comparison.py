@@ -21,7 +21,7 @@ import msgspec
 from bench.peers import catalog
 from bench.peers.asking import demand_right, feeds_of, session
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
-from bench.peers.keeping import Kept, digest
+from bench.peers.keeping import Kept, code, digest
 from bench.peers.loads import Side, demand_room, started
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
@@ -77,6 +77,7 @@ class Comparison:
     ) -> None:
         self._job, self._kept, self._repository, self._machine = job, kept, repository, machine
         self._say, self._passed = say, passed
+        self._code = code()
         self._done = 0
         self._total = sum(
             job.count(cell) for peer in job.peers for model in job.models for cell in job.cells(peer, model)
@@ -119,7 +120,7 @@ class Comparison:
         job = self._job
         versions = (job.versions.get(pair.peer, ""), job.versions.get(job.ours.name, ""))
         what = (pair.peer, pair.theirs.setting, pair.ours.setting, versions)
-        return digest(COUNTED_AS, *what, self._machine, job.how, *more)
+        return digest(COUNTED_AS, *what, self._code, self._machine, job.how, *more)
 
     def _group(self, peer: Peer, pair: Pair, cells: Sequence[Cell]) -> None:
         """All cells that one start of both servers serves."""

@@ -1,8 +1,8 @@
 """Keeping: what was measured so far, so that a run goes on where it was cut.
 
 One file of JSON lines in the run's directory. Each line has the digest of everything that its figure depends on: the
-peer, both settings, the cell, the versions, the machine, the seconds of a load. Whoever asks for the same gets what is
-kept; another version or setting is another digest, and is measured anew.
+peer, both settings, the cell, the versions, the code on both sides, the machine, the seconds of a load. Whoever asks
+for the same gets what is kept; another version or setting is another digest, and is measured anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import msgspec
 
 FILE = "measured.jsonl"
+_ROOT = Path(__file__).resolve().parents[2]
+_SERVES = ("gateway", "loaders", "bench/peers/adapters", "bench/peers/served")
 T = TypeVar("T")
 
 
@@ -38,6 +40,15 @@ def digest(*parts: Any) -> str:
     """Of anything that msgspec can encode; the same for the same content."""
     content = msgspec.json.encode(parts, order="deterministic")
     return hashlib.sha256(content).hexdigest()[:24]
+
+
+def code(root: Path = _ROOT) -> str:
+    """Of the code that serves on either side, ours and what runs in the others, as it stands in the tree now."""
+    found = hashlib.sha256()
+    for directory in _SERVES:
+        for file in sorted((root / directory).rglob("*.py")):
+            found.update(f"{file.relative_to(root)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:24]
 
 
 class Kept:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers.keeping import FILE, Kept, digest, write_whole
+from bench.peers.keeping import FILE, Kept, code, digest, write_whole
 from bench.peers.peer import Cell, Setting
 
 CELL = Cell("mlp", "json", 1, True)
@@ -33,6 +33,20 @@ def test_a_line_of_another_shape_counts_as_not_there(tmp_path: Path) -> None:
     """What an older version kept is measured again."""
     Kept(tmp_path).put("round", "a", {"something": "else"})
     assert Kept(tmp_path).get("round", "a", Cell) is None
+
+
+def test_other_code_on_either_side_is_measured_anew(tmp_path: Path) -> None:
+    """A line of ours, or of what runs in another product, makes another key; a page of documentation does not."""
+    for name in ("gateway/core.py", "bench/peers/served/app.py", "docs/peers.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a = 1\n")
+    seen = [code(tmp_path)]
+    (tmp_path / "docs" / "peers.py").write_text("a = 2\n")
+    assert code(tmp_path) == seen[0]
+    for name in ("gateway/core.py", "bench/peers/served/app.py"):
+        (tmp_path / name).write_text("a = 2\n")
+        seen.append(code(tmp_path))
+    assert len(set(seen)) == len(seen)
 
 
 def test_whatever_a_figure_depends_on_is_in_its_key() -> None:

@@ -23,11 +23,10 @@ from bench.serving import Gateway
 from gateway.audit.event import Prediction
 from gateway.audit.spool_feed import SpoolFeed
 from tests.clients import wheels
-from tests.clients.conftest import WORKERS
 from tests.e2e.wire import Wire, get
 
 REQUESTS, CONNECTIONS = 400, 4
-RUN_TIMEOUT_S = 60
+ATTEMPTS, HANGS_S = 5, 20
 LIBB64 = "libb64.so.0d"
 
 
@@ -71,34 +70,58 @@ def counted(gateway: Gateway) -> tuple[int, int]:
     return entry["inference_count"], entry["inference_stats"]["success"]["count"]
 
 
-def answered(gateway: Gateway) -> dict[str, int]:
-    """Predictions in the log by source: a source is a worker."""
-    feed, found = SpoolFeed(gateway.state_dir / "spool"), {}
-    while events := feed.read(100_000, 500).events:
-        for event in events:
-            if isinstance(event, Prediction) and event.kind == "done" and event.model.name == "simple":
-                source = event.id.partition("-")[0]
-                found[source] = found.get(source, 0) + 1
-    return found
+class Answered:
+    """Predictions in the log, read on from where the last look ended.
+
+    Args:
+        gateway: whose spool is read.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._feed = SpoolFeed(gateway.state_dir / "spool")
+        self._count = 0
+
+    def count(self) -> int:
+        """As many as there are now."""
+        while events := self._feed.read(100_000, 500).events:
+            predictions = (event for event in events if isinstance(event, Prediction))
+            self._count += sum(event.kind == "done" and event.model.name == "simple" for event in predictions)
+        return self._count
 
 
-def run(gateway: Gateway, analyzer: tuple[Path, dict[str, str]], *options: str) -> str:
+def run(gateway: Gateway, analyzer: tuple[Path, dict[str, str]], *options: str, within_s: float = 60) -> str:
     """What it says when it is done; it must come to its end."""
     binary, environ = analyzer
     address = gateway.data_url.removeprefix("http://")
     done = subprocess.run(
         [str(binary), "-m", "simple", "-u", address, "-i", "http", *options],
-        env=environ, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
+        env=environ, capture_output=True, text=True, timeout=within_s, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[:2000] + done.stderr[:2000]
     return done.stdout
 
 
+def run_count(gateway: Gateway, analyzer: tuple[Path, dict[str, str]], *options: str) -> str:
+    """So many requests, then its end.
+
+    On a busy machine it sometimes waits for ever for requests that it has the answers of: its threads are gone, and
+    each of their requests stands in the statistics. Only then it may try again.
+    """
+    for _ in range(ATTEMPTS):
+        before, _ = counted(gateway)
+        try:
+            return run(gateway, analyzer, "--request-count", str(REQUESTS), *options, within_s=HANGS_S)
+        except subprocess.TimeoutExpired:
+            assert counted(gateway)[0] - before == REQUESTS
+    pytest.fail(f"it came to no end {ATTEMPTS} times")
+
+
 def agree(gateway: Gateway, before: tuple[int, int], seen: int) -> None:
     """The statistics advanced by what the client saw and what it did not wait for, and the log holds as many."""
+    answered = Answered(gateway)
     deadline = time.monotonic() + 60
-    while (after := counted(gateway)) != (sum(answered(gateway).values()),) * 2:
-        assert time.monotonic() < deadline, (after, answered(gateway))
+    while (logged := answered.count()) != (after := counted(gateway))[0] or after[1] != logged:
+        assert time.monotonic() < deadline, (after, logged)
     assert after[0] - before[0] >= seen > 0
 
 
@@ -109,8 +132,8 @@ def test_it_comes_to_its_end(
     """The server's counts are the client's, and each answer that it saw is in the log."""
     before = counted(gateway)
     table, export = tmp_path / "out.csv", tmp_path / "export.json"
-    said = run(
-        gateway, analyzer, "--concurrency-range", str(CONNECTIONS), "--request-count", str(REQUESTS),
+    said = run_count(
+        gateway, analyzer, "--concurrency-range", str(CONNECTIONS),
         "--input-tensor-format", form, "--output-tensor-format", form,
         "-f", str(table), "--profile-export-file", str(export),
     )  # fmt: skip
@@ -131,7 +154,7 @@ def test_it_comes_to_its_end(
 def test_it_measures_window_after_window(
     gateway: Gateway, analyzer: tuple[Path, dict[str, str]], tmp_path: Path, load: tuple[str, str]
 ) -> None:
-    """Closed loop and Poisson arrivals, several levels: statistics advance in every window, over both workers."""
+    """Closed loop and Poisson arrivals, several levels: statistics advance in every window, whoever is asked."""
     before = counted(gateway)
     table = tmp_path / "out.csv"
     said = run(
@@ -142,4 +165,3 @@ def test_it_measures_window_after_window(
     assert len(counts) == len(list(csv.DictReader(table.read_text().splitlines()))) >= 3
     assert all(counts), said
     agree(gateway, before, sum(counts))
-    assert len(answered(gateway)) == WORKERS, answered(gateway)

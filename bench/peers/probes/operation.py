@@ -24,6 +24,11 @@ GROUP = "In operation"
 _COUNTED = (17, 29)
 _RIGHT = 5
 _BACK_S = 30.0
+_IN_A_ROW = 50
+_ASKED = 500
+"""Requests by which it shows who takes part in serving."""
+_PART = 0.1
+"""Of the busiest's processor time: who spends less takes no part."""
 _SLOW_S = 1.5
 _DEADLINE_MS = 200
 _SETTLE_S = (1.5, 15.0)
@@ -137,53 +142,69 @@ def _counting(started: Started, ask: Callable[[int], int]) -> set[str]:
 
 
 def comes_back(started: Started) -> Seen:
-    """The busiest worker is killed; where no service comes back, one of another kind of a second server, too."""
+    """Each process that takes part in serving is killed, one after the other, until one does not come back; then those
+    of a second server, beginning with the other end and other kinds: which one a product cannot do without is told
+    by neither chance nor order."""
     if len(started.running.pids()) == 1:
         return Seen("no", "it is one process, and nothing of it would start another one")
-    kinds = {kind_of(pid) for pid in _workers(started, "")}
-    seen, kind = _killed(started, "")
-    if seen.answer == "yes" or kinds == {kind}:
-        return seen
+    back, failed, kind = _killed_in_turn(started, _taking_part(started))
+    if not failed:
+        return Seen("yes", back)
     with another(started, started.what.setting) as other:
-        second, _ = _killed(other, kind)
-    return Seen("partly" if second.answer == "yes" else "no", f"{seen.seen}; {second.seen}")
+        least_busy_first = _taking_part(other)[::-1]
+        order = sorted(least_busy_first, key=lambda pid: kind_of(pid) == kind)
+        also, then, _ = _killed_in_turn(other, order)
+    told = "; ".join(text for text in (back, failed, also and f"in a second server {also}", then) if text)
+    return Seen("partly" if back or also else "no", told)
 
 
-def _workers(started: Started, but: str) -> list[int]:
-    """All processes but the one that was born first: it is the service itself, for its starter to start again.
-
-    Args:
-        but: those of that kind are left out.
-    """
-    pids = sorted(started.running.pids(), key=_born_ticks)
-    return [pid for pid in pids[1:] or pids if kind_of(pid) != but]
-
-
-def _killed(started: Started, but: str) -> tuple[Seen, str]:
-    """What came of killing the busiest, and what it was."""
+def _taking_part(started: Started) -> list[int]:
+    """All processes that spent something on requests, the busiest first; but not the one that was born first: it is
+    the service itself, for its starter to start again."""
     x = np.ones((1, 4), np.float32)
-    spent = _spent_s(started)
-    for _ in range(200):
+    before = _spent_s(started)
+    for _ in range(_ASKED):
         started.is_right(x)
     after = _spent_s(started)
-    victim = max(_workers(started, but), key=lambda pid: after.get(pid, 0.0) - spent.get(pid, 0.0))
-    kind = kind_of(victim)
-    os.kill(victim, signal.SIGKILL)
+    others = sorted(after, key=_born_ticks)[1:] or list(after)
+    spent_s = {pid: after[pid] - before.get(pid, 0.0) for pid in others}
+    least_s = _PART * max(spent_s.values())
+    return sorted((pid for pid in others if spent_s[pid] >= least_s), key=lambda pid: -spent_s[pid])
+
+
+def _killed_in_turn(started: Started, pids: list[int]) -> tuple[str, str, str]:
+    """Those that it survived, the one that it did not, and what kind that was."""
+    survived: list[str] = []
+    for victim in pids:
+        kind = kind_of(victim)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        came_back, told = _came_back(started)
+        if not came_back:
+            return "; ".join(survived), f"kill -9 of `{kind}`: {told}", kind
+        survived.append(f"kill -9 of `{kind}`: {told}")
+    return "; ".join(survived), "", ""
+
+
+def _came_back(started: Started) -> tuple[bool, str]:
+    """Whether so many right answers came in a row, after what time, and how many requests failed."""
+    x = np.ones((1, 4), np.float32)
     killed_s = time.monotonic()
     failed, right, right_in_a_row, first_s = 0, 0, 0, 0.0
-    while time.monotonic() - killed_s < _BACK_S and right_in_a_row < 50:
+    while time.monotonic() - killed_s < _BACK_S and right_in_a_row < _IN_A_ROW:
         if _answers_soon(started, x):
             right, right_in_a_row = right + 1, right_in_a_row + 1
             first_s = first_s or time.monotonic() - killed_s
         else:
             failed, right_in_a_row, first_s = failed + 1, 0, 0.0
             time.sleep(0.05)
-    said = f"kill -9 of `{kind}`, one of {len(after)} processes: "
-    if right_in_a_row < 50:
+    if right_in_a_row < _IN_A_ROW:
         left = len(started.running.pids())
-        share = f"{right} of {right + failed} requests were answered in {_BACK_S:g} s"
-        return Seen("no", f"{said}{share}, {left} processes are left"), kind
-    return Seen("yes", f"{said}answers again after {first_s:.1f} s, {failed} requests failed"), kind
+        return (
+            False,
+            f"{right} of {right + failed} requests were answered in {_BACK_S:g} s, {left} processes are left",
+        )
+    return True, f"answers again after {first_s:.1f} s, {failed} requests failed"
 
 
 def kind_of(pid: int) -> str:
@@ -332,7 +353,7 @@ PROBES = (
           f" {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_running, "slow"),
     Probe(GROUP, "ends in order", "told to end while it works on a request, it answers that one first", ends_in_order,
           "slow", alone=True),
-    Probe(GROUP, "a killed worker comes back", "the busiest process but the first one is killed with -9 (two workers);"
-          f" yes is 50 right answers in a row within {_BACK_S:g} s; partly: not so, but after one of another kind",
-          comes_back, workers=2, alone=True),
+    Probe(GROUP, "a killed worker comes back", "of two workers' processes, but for the first one, each that takes part"
+          f" in serving is killed with -9 in turn; yes is {_IN_A_ROW} right answers in a row within {_BACK_S:g} s, each"
+          " time; partly: after some", comes_back, workers=2, alone=True),
 )  # fmt: skip
