@@ -6,7 +6,7 @@ sources, and the machine. The page is made from the JSON alone, so that it can b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -90,36 +90,46 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _ahead(result: Result, found: Sequence[Line]) -> str:
-    """Where a peer wins: first, and in words."""
-    won = []
+    """Where a peer wins: first, and in words. One paragraph a figure, one line of it a peer."""
+    won: dict[str, dict[str, list[str]]] = {
+        "Requests per CPU second, ours / theirs": {},
+        "p99 at equal load, theirs / ours": {},
+        "Cold start, seconds, theirs against ours": {},
+        "A new version's first prediction, seconds, theirs against ours": {},
+        "Memory, theirs / ours": {},
+    }
+    per_cpu_s, p99, cold_s, version_s, memory = won.values()
     for line in found:
-        title, cell = _title(result, line.peer), line.cell.text()
+        cell = line.cell.text()
         if line.verdict == "theirs":
-            won.append(f"* {title}, {cell}: requests per CPU second, ours / theirs {line.per_cpu_s}")
+            per_cpu_s.setdefault(line.peer, []).append(f"{cell} {line.per_cpu_s}")
         if line.latency is not None and line.latency.verdict == "theirs":
-            won.append(f"* {title}, {cell}: p99 at equal load, theirs / ours {line.latency.p99}")
+            p99.setdefault(line.peer, []).append(f"{cell} {line.latency.p99}")
         if line.memory_verdict == "theirs":
-            won.append(f"* {title}, {cell}: memory, theirs / ours {line.memory}")
-    cold = {(one.peer, one.model, one.side): one for one in summary.starts(result.found)}
-    for (peer, model, side), theirs in cold.items():
-        ours = next((one for key, one in cold.items() if key[:2] == (peer, model) and key[2] != peer), None)
-        if side == peer and ours is not None and theirs.cold_s < ours.cold_s:
-            won.append(
-                f"* {_title(result, peer)}, {model}: cold start, {theirs.cold_s:.2f} s against our {ours.cold_s:.2f} s"
-            )
-        if (
-            side == peer
-            and ours
-            and theirs.version_s
-            and ours.version_s
-            and theirs.version_s < ours.version_s
+            memory.setdefault(line.peer, []).append(f"{cell} {line.memory}")
+    for theirs, ours in _both_sides(result):
+        for its, their_s, our_s in (
+            (cold_s, theirs.cold_s, ours.cold_s),
+            (version_s, theirs.version_s, ours.version_s),
         ):
-            won.append(
-                f"* {_title(result, peer)}, {model}: a new version's first prediction,"
-                f" {theirs.version_s:.2f} s against our {ours.version_s:.2f} s"
-            )
-    body = "\n".join(won) if won else "In nothing that this run measured."
+            if their_s and our_s and their_s < our_s:
+                its.setdefault(theirs.peer, []).append(f"{theirs.model} {their_s:.2f} against {our_s:.2f}")
+    texts = []
+    for figure, by_peer in won.items():
+        if by_peer:
+            rows = [f"* {_title(result, peer)}: {'; '.join(cells)}" for peer, cells in by_peer.items()]
+            texts.append("\n".join([f"**{figure}**", "", *rows]))
+    body = "\n\n".join(texts) or "In nothing that this run measured."
     return f"### Where a peer is ahead\n\n{body}"
+
+
+def _both_sides(result: Result) -> Iterator[tuple[StartLine, StartLine]]:
+    """Starts of a peer and of ours in the same pair, where both are known."""
+    found = {(one.peer, one.model, one.side): one for one in summary.starts(result.found)}
+    for (peer, model, side), theirs in found.items():
+        ours = next((one for key, one in found.items() if key[:2] == (peer, model) and key[2] != peer), None)
+        if side == peer and ours is not None:
+            yield theirs, ours
 
 
 def goals(result: Result) -> list[report.Row]:
@@ -192,7 +202,7 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         if its is None:
             return "–"
         late = "; the generator was late" if its.generator_limited else ""
-        said = _SAYS[its.verdict] if its.opens >= summary.OPENS_MIN else ""
+        said = _SAYS[its.verdict] if its.opens >= summary.ROUNDS_MIN else ""
         return (
             f"{_percentiles(its.ours_ms)} against {_percentiles(its.theirs_ms)}{said} at"
             f" {its.offered_per_second:,.0f}/s{late}"

@@ -19,8 +19,8 @@ from bench.peers.peer import Cell
 Verdict = Literal["ours", "theirs", "cannot tell", "busy"]
 WIDE = 3.0
 """An interval whose ends are further apart than this factor does not put us ahead; a peer, it does."""
-OPENS_MIN = 3
-"""Of fewer open loops no verdict is drawn."""
+ROUNDS_MIN = 3
+"""Of fewer rounds, or open loops, no verdict is drawn."""
 P999_REQUESTS_MIN = 1000
 """Of fewer requests there is no p99.9."""
 
@@ -84,10 +84,12 @@ class StartLine(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
 
 
-def verdict(found: report.Interval, foreign_cpus: float = 0.0) -> Verdict:
-    """Who is ahead, of a ratio above 1 in our favour."""
+def verdict(found: report.Interval, rounds: int, foreign_cpus: float = 0.0) -> Verdict:
+    """Who is ahead, of so many rounds' ratio above 1 in our favour."""
     if foreign_cpus > FOREIGN_CPUS_MAX:
         return "busy"
+    if rounds < ROUNDS_MIN:
+        return "cannot tell"
     if found.high < 1.0:
         return "theirs"
     if found.low <= 1.0 or found.high / found.low > WIDE:
@@ -115,14 +117,14 @@ def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
         per_cpu_s=per_cpu_s,
         ours_per_cpu_s=_median([one.closed.per_cpu_s for one in ours]),
         theirs_per_cpu_s=_median([one.closed.per_cpu_s for one in theirs]),
-        verdict=verdict(per_cpu_s, foreign),
+        verdict=verdict(per_cpu_s, len(rounds), foreign),
         latency=_latency_line(rounds, foreign),
         ours_errors=_errors(ours),
         theirs_errors=_errors(theirs),
         memory=memory,
         ours_memory_mb=_median([one.memory_bytes for one in ours]) / 2**20,
         theirs_memory_mb=_median([one.memory_bytes for one in theirs]) / 2**20,
-        memory_verdict=verdict(memory),
+        memory_verdict=verdict(memory, len(rounds)),
         foreign_cpus=foreign,
     )
 
@@ -137,7 +139,7 @@ def _latency_line(rounds: Sequence[Round], foreign_cpus: float) -> LatencyLine |
         offered_per_second=_median([one.offered_per_second for one in ours]),
         opens=len(pairs),
         p99=p99,
-        verdict=verdict(p99, foreign_cpus) if len(pairs) >= OPENS_MIN else "cannot tell",
+        verdict=verdict(p99, len(pairs), foreign_cpus),
         ours_ms=_latency(ours),
         theirs_ms=_latency(theirs),
         generator_limited=any(one.generator_limited for one in (*ours, *theirs)),

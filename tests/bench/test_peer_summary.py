@@ -94,6 +94,13 @@ def test_rounds_that_scatter_beyond_a_factor_of_three_name_no_winner() -> None:
     assert summary.lines(wild)[0].verdict == "cannot tell"
 
 
+def test_two_rounds_name_no_winner() -> None:
+    """Neither of us: of so few an interval says nothing."""
+    for ours in (10, 6000):
+        (line,) = summary.lines(found(ours, 100, rounds=2))
+        assert (line.verdict, line.memory_verdict) == ("cannot tell", "cannot tell")
+
+
 def test_rounds_that_scatter_below_one_are_a_peers() -> None:
     """0.5 in one round, 0.05 in the next: how far we are behind is open, not that we are."""
     wild = found(50, 100, rounds=5)
@@ -151,7 +158,9 @@ def test_a_page_says_first_where_a_peer_is_ahead() -> None:
     """Before any table; figures of ours come after it."""
     text = page.markdown(result(found(100, 200)))
     first, _, rest = text.partition("### Requests per CPU second")
-    assert "LitServe, mlp, json, 1 row, audit on: requests per CPU second, ours / theirs 0.50" in first
+    assert (
+        "**Requests per CPU second, ours / theirs**\n\n* LitServe: mlp, json, 1 row, audit on 0.50" in first
+    )
     assert "(theirs ahead)" in rest
     assert "In nothing that this run measured." in page.markdown(result(found(6000, 100)))
 
@@ -164,7 +173,7 @@ def test_a_quicker_cold_start_of_a_peer_is_said_first() -> None:
             Start(peer="litserve", side=side, model="mlp", number=0, cold_s=cold_s, version_s=None)
         )
     first = page.markdown(result(seen)).partition("### Requests per CPU second")[0]
-    assert "LitServe, mlp: cold start, 1.00 s against our 2.00 s" in first
+    assert "**Cold start, seconds, theirs against ours**\n\n* LitServe: mlp 1.00 against 2.00" in first
 
 
 def test_what_could_not_be_measured_stands_there_with_its_last_lines() -> None:
