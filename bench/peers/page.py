@@ -133,12 +133,12 @@ def _both_sides(result: Result) -> Iterator[tuple[StartLine, StartLine]]:
 
 
 def goals(result: Result) -> list[report.Row]:
-    """What our requests per CPU second are to be over each peer's.
+    """What our requests per CPU second are to be over each peer's, each side at its best: of a pinned run nothing.
 
     Undecided where a run cannot tell, or where the interval of a median that meets it begins below it.
     """
     rows = []
-    for line in summary.lines(result.found):
+    for line in summary.lines(result.found) if not result.pinned else ():
         goal = catalog.GOALS.get(line.peer)
         if goal is None or line.cell not in catalog.GOAL_CELLS:
             continue

@@ -197,6 +197,15 @@ def test_a_page_has_settings_with_reasons_and_sources() -> None:
     assert f"{11 * 2 * 5:,} replies compared with ONNX Runtime" in text
 
 
+def test_goals_are_not_those_of_a_pinned_run() -> None:
+    """They hold for each side at its best."""
+    at_best = result(found(5000, 100))
+    assert page.goals(at_best)
+    pinned = msgspec.structs.replace(at_best, pinned=True)
+    assert page.goals(pinned) == []
+    assert "### Goals" not in page.markdown(pinned)
+
+
 def test_goals_are_met_missed_or_undecided() -> None:
     """60 times LitServe; a busy machine decides nothing."""
     assert [row.met for row in page.goals(result(found(6100, 100)))] == [True]
