@@ -170,10 +170,10 @@ def test_a_version_that_lingers_waits_for_company(tmp_path: Path) -> None:
     """With `batch.linger_ms` the first waits for those that come soon after; a full batch waits no longer."""
 
     async def main() -> None:
-        path = Path_(tmp_path, "batch.linger_ms=300", "batch.max_rows=4")
-        sinks = [path.send([1, 0, 0, 0])]
+        path = Path_(tmp_path, "batch.linger_ms=1000", "batch.max_rows=4")
+        sinks = [path.send([1, 0, 0, 0], timeout_ms=30_000)]
         await asyncio.sleep(0)
-        sinks.append(path.send([2, 0, 0, 0]))
+        sinks.append(path.send([2, 0, 0, 0], timeout_ms=30_000))
         await until(lambda: all(s.status for s in sinks))
         assert path.session.runs == [2]
         full = [path.send([i, 0, 0, 0]) for i in range(4)]
