@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Processes and proofs last: what fails fast should fail first."""
     order = {"e2e": 1, "kafka": 1, "faults": 2}
     items.sort(key=lambda item: max((order.get(part, 0) for part in item.path.parts), default=0))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection in the middle of a test looks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)
