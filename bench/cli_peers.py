@@ -95,7 +95,9 @@ def run(*, resume: Path | None, as_json: bool, write: Path | None, out: Path | N
     _show(result, as_json=as_json)
 
 
-@main.command("calibrate", help="Find each product's best settings and keep them with their reasons.")
+@main.command(
+    "calibrate", help="Find best settings, of ours (tidegate) too, and keep them with their reasons."
+)
 @_with(*_SHARED)
 @click.option("--out", type=_PATH, default=calibration.COMMITTED, help="where they go  [beside the code]")
 def calibrate(*, resume: Path | None, as_json: bool, out: Path, **given: Any) -> None:

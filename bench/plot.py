@@ -37,7 +37,15 @@ def plot(seen: Outcome, title: str, file: Path) -> None:
     for axes in (by_percentile, over_time):
         axes.grid(alpha=0.3, which="both")
     figure.suptitle(textwrap.fill(title, 120), fontsize=10)
-    figure.savefig(file, format="svg")
+    write(figure, file)
+
+
+def write(figure: Any, file: Path) -> None:
+    """Write a figure as an SVG; the same figure gives the same bytes, so that a page changes only when its data did."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "tidegate"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def demand() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from bench import report
+from bench.paired import FOREIGN_CPUS_MAX
 from bench.peers import catalog
 from bench.peers.figures import Chosen, How, Tried
 from bench.peers.keeping import write_whole
@@ -111,7 +112,7 @@ def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> C
             demand_room(exc)
             found = Tried(setting=setting, why_not=str(exc)[:300])
         tried.append(found)
-        shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second"
+        shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second{_disturbed([found])}"
         say(f"{peer.name}, {model}: {setting.text()}: {shown}")
     if all(one.why_not for one in tried):
         raise last or Unavailable(peer.name, f"no setting serves {model}", tried[-1].why_not)
@@ -131,8 +132,16 @@ def chosen(tried: Sequence[Tried]) -> Chosen:
         for one in tried
         if one is not best
     ]
-    reason = f"{best.per_cpu_s:,.0f} requests per CPU second" + (f"; {'; '.join(rest)}" if rest else "")
+    reason = "; ".join([f"{best.per_cpu_s:,.0f} requests per CPU second{_disturbed(tried)}", *rest])
     return Chosen(setting=best.setting, reason=reason, tried=list(tried))
+
+
+def _disturbed(tried: Sequence[Tried]) -> str:
+    """What a reader must know of figures that were found on a busy machine."""
+    most = max(one.foreign_cpus for one in tried)
+    if most <= FOREIGN_CPUS_MAX:
+        return ""
+    return f" (others took up to {most:.2f} processors meanwhile: another run may choose otherwise)"
 
 
 def _try(peer: Peer, model: str, repository: Path, setting: Setting, how: How, hopeless: float) -> Tried:
@@ -158,5 +167,6 @@ def _try(peer: Peer, model: str, repository: Path, setting: Setting, how: How, h
         per_cpu_s=statistics.median(one.per_cpu_s for one in loads),
         per_second=statistics.median(one.per_second for one in loads),
         p50_ms=statistics.median(one.p50_ms for one in loads),
+        foreign_cpus=statistics.median(one.foreign_cpus for one in loads),
         why_not=f"{failed} of {asked} requests failed" if failed else "",
     )

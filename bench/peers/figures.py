@@ -66,6 +66,8 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """Requests per processor second of the whole tree."""
     per_second: float = 0.0
     p50_ms: float = 0.0
+    foreign_cpus: float = 0.0
+    """Processors that others took meanwhile."""
     why_not: str = ""
     """Why it cannot be chosen; "" where it can."""
 
@@ -164,3 +166,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Ours had the peer's workers, and no batching where theirs had none."""
     peers: dict[str, About]
     found: Found
+
+    def title(self, peer: str) -> str:
+        """How tables name a peer."""
+        return self.peers[peer].title if peer in self.peers else peer

@@ -23,6 +23,8 @@ MARKS = {
     True: ("<!-- pinned: begin -->", "<!-- pinned: end -->"),
 }
 """By whether ours was pinned to the peer's settings."""
+APART = 2
+"""So many cells of a model are named one by one; of more the range of their medians is."""
 _SAYS: dict[Verdict, str] = {
     "ours": "",
     "theirs": " **(theirs ahead)**",
@@ -74,10 +76,6 @@ def markdown(result: Result, picture: str = "") -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _title(result: Result, peer: str) -> str:
-    return result.peers[peer].title if peer in result.peers else peer
-
-
 def _times(found: report.Interval, said: Verdict) -> str:
     digits = 1 if found.median >= 10 else 2
     return f"{found.text(digits)}{_SAYS[said]}"
@@ -91,36 +89,63 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _ahead(result: Result, found: Sequence[Line]) -> str:
     """Where a peer wins: first, and in words. One paragraph a figure, one line of it a peer."""
-    won: dict[str, dict[str, list[str]]] = {
-        "Requests per CPU second, ours / theirs": {},
-        "p99 at equal load, theirs / ours": {},
-        "Cold start, seconds, theirs against ours": {},
-        "A new version's first prediction, seconds, theirs against ours": {},
-        "Memory, theirs / ours": {},
-    }
-    per_cpu_s, p99, cold_s, version_s, memory = won.values()
-    for line in found:
-        cell = line.cell.text()
-        if line.verdict == "theirs":
-            per_cpu_s.setdefault(line.peer, []).append(f"{cell} {line.per_cpu_s}")
-        if line.latency is not None and line.latency.verdict == "theirs":
-            p99.setdefault(line.peer, []).append(f"{cell} {line.latency.p99}")
-        if line.memory_verdict == "theirs":
-            memory.setdefault(line.peer, []).append(f"{cell} {line.memory}")
-    for theirs, ours in _both_sides(result):
-        for its, their_s, our_s in (
-            (cold_s, theirs.cold_s, ours.cold_s),
-            (version_s, theirs.version_s, ours.version_s),
-        ):
-            if their_s and our_s and their_s < our_s:
-                its.setdefault(theirs.peer, []).append(f"{theirs.model} {their_s:.2f} against {our_s:.2f}")
+    figures: tuple[tuple[str, dict[str, list[str]]], ...] = (
+        ("Requests per CPU second, ours / theirs", _won(found, _ahead_per_cpu_s)),
+        ("p99 at equal load, theirs / ours", _won(found, _ahead_p99)),
+        ("Cold start, seconds, theirs against ours", _quicker(result, lambda one: one.cold_s)),
+        (
+            "A new version's first prediction, seconds, theirs against ours",
+            _quicker(result, lambda one: one.version_s),
+        ),
+        ("Memory, theirs / ours", _won(found, _ahead_memory)),
+    )
     texts = []
-    for figure, by_peer in won.items():
+    for figure, by_peer in figures:
         if by_peer:
-            rows = [f"* {_title(result, peer)}: {'; '.join(cells)}" for peer, cells in by_peer.items()]
+            rows = [f"* {result.title(peer)}: {'; '.join(said)}" for peer, said in by_peer.items()]
             texts.append("\n".join([f"**{figure}**", "", *rows]))
     body = "\n\n".join(texts) or "In nothing that this run measured."
     return f"### Where a peer is ahead\n\n{body}"
+
+
+def _ahead_per_cpu_s(line: Line) -> report.Interval | None:
+    return line.per_cpu_s if line.verdict == "theirs" else None
+
+
+def _ahead_p99(line: Line) -> report.Interval | None:
+    its = line.latency
+    return its.p99 if its is not None and its.verdict == "theirs" else None
+
+
+def _ahead_memory(line: Line) -> report.Interval | None:
+    return line.memory if line.memory_verdict == "theirs" else None
+
+
+def _won(found: Sequence[Line], ratio_of: Callable[[Line], report.Interval | None]) -> dict[str, list[str]]:
+    """What to say of each peer that is ahead somewhere, a model after the other."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in found:
+        groups.setdefault((line.peer, line.cell.model), []).append(line)
+    out: dict[str, list[str]] = {}
+    for (peer, model), lines in groups.items():
+        ahead = [(line, ratio) for line in lines if (ratio := ratio_of(line)) is not None]
+        if len(ahead) > APART:
+            medians = [ratio.median for _, ratio in ahead]
+            said = [f"{model} {min(medians):.2f} to {max(medians):.2f} in {len(ahead)} of {len(lines)} cells"]
+        else:
+            said = [f"{line.cell.text()} {ratio}" for line, ratio in ahead]
+        if said:
+            out.setdefault(peer, []).extend(said)
+    return out
+
+
+def _quicker(result: Result, took_s: Callable[[StartLine], float | None]) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+    for theirs, ours in _both_sides(result):
+        their_s, our_s = took_s(theirs), took_s(ours)
+        if their_s and our_s and their_s < our_s:
+            out.setdefault(theirs.peer, []).append(f"{theirs.model} {their_s:.2f} against {our_s:.2f}")
+    return out
 
 
 def _both_sides(result: Result) -> Iterator[tuple[StartLine, StartLine]]:
@@ -143,7 +168,7 @@ def goals(result: Result) -> list[report.Row]:
         if goal is None or line.cell not in catalog.GOAL_CELLS:
             continue
         row = report.at_least(
-            f"{_title(result, line.peer)}, {line.cell.text()}", line.per_cpu_s, goal, digits=1
+            f"{result.title(line.peer)}, {line.cell.text()}", line.per_cpu_s, goal, digits=1
         )
         if line.verdict in ("busy", "cannot tell") or line.per_cpu_s.low < goal <= line.per_cpu_s.median:
             row = msgspec.structs.replace(row, met=None)
@@ -169,7 +194,7 @@ def _matrix(
         rows.append(
             [name, *(shown(by_place[cell, peer]) if (cell, peer) in by_place else "–" for peer in peers)]
         )
-    return _table(["", *(_title(result, peer) for peer in peers)], rows)
+    return _table(["", *(result.title(peer) for peer in peers)], rows)
 
 
 def _order(cell: catalog.Cell) -> tuple[int, bool, bool, int]:
@@ -231,7 +256,7 @@ def _memory(result: Result, found: Sequence[Line]) -> str:
 
     others = [line for line in found if line.cell not in catalog.HEADLINE]
     failed = [
-        f"* {_title(result, line.peer)}, {line.cell.text()}: {line.ours_errors} / {line.theirs_errors} failed"
+        f"* {result.title(line.peer)}, {line.cell.text()}: {line.ours_errors} / {line.theirs_errors} failed"
         for line in others
         if line.ours_errors or line.theirs_errors
     ]
@@ -249,7 +274,7 @@ def _starts(result: Result, found: Sequence[StartLine]) -> str:
         return ""
     rows = [
         [
-            _title(result, one.peer),
+            result.title(one.peer),
             one.model,
             "ours" if one.side != one.peer else "theirs",
             str(one.rounds),
@@ -272,7 +297,7 @@ def _failed(result: Result) -> str:
     out = ["### What has no figure, and why"]
     for one in result.found.failed:
         said = f"\n\n```\n{one.last_lines.strip()[-1500:]}\n```" if one.last_lines.strip() else ""
-        out.append(f"**{_title(result, one.peer)}**, {one.what}: {one.why.strip()}{said}")
+        out.append(f"**{result.title(one.peer)}**, {one.what}: {one.why.strip()}{said}")
     return "\n\n".join(out)
 
 
@@ -284,7 +309,7 @@ def _settings(result: Result) -> str:
         mine = {pair.model: pair.ours for pair in result.found.pairs}
         rows = [["ours", model, one.setting.text(), one.reason] for model, one in mine.items()]
     for pair in result.found.pairs:
-        rows.append([_title(result, pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason])
+        rows.append([result.title(pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason])
         if result.pinned:
             rows.append(["ours", pair.model, pair.ours.setting.text(), "pinned to theirs"])
     return "### Settings\n\n" + _table(("product", "model", "setting", "because"), rows)
@@ -355,7 +380,7 @@ def draw(result: Result, file: Path) -> None:
         axes.axvline(1.0, color="#888888", linewidth=1)
         axes.set(xscale="log", xlabel=title)
         axes.grid(alpha=0.3, which="both", axis="x")
-    left.set_yticks(range(len(peers)), [_title(result, peer) for peer in peers])
+    left.set_yticks(range(len(peers)), [result.title(peer) for peer in peers])
     left.invert_yaxis()
     left.legend(fontsize=8)
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    plot.write(figure, file)

@@ -60,13 +60,16 @@ def ours() -> Peer:
     return PEERS[0]
 
 
-def chosen_peers(names: Sequence[str]) -> list[Peer]:
+def chosen_peers(names: Sequence[str], *, with_ours: bool = False) -> list[Peer]:
     """The peers of these names in their fixed order; all of them where there are none.
+
+    Args:
+        with_ours: ours is one of them.
 
     Raises:
         ConfigInvalid: there is no such peer.
     """
-    known = {peer.name: peer for peer in PEERS[1:]}
+    known = {peer.name: peer for peer in (PEERS if with_ours else PEERS[1:])}
     for name in names:
         if name not in known:
             msg = f"--peer {name}: there is no such peer; expected one of {', '.join(known)}"
@@ -103,7 +106,6 @@ def write_models(repository: Path, models: Sequence[str], say: Say) -> None:
 
 def demand(wanted: Wanted) -> None:
     """Raise ConfigInvalid now rather than after an hour, when something that is needed is not here."""
-    chosen_peers(wanted.peers)
     if wanted.settings:
         _demand_settings(Path(wanted.settings))
     how = wanted.how
@@ -163,13 +165,14 @@ class Known:
 
 
 def calibrate(wanted: Wanted, directory: Path, say: Say) -> tuple[Calibrated, list[Failed]]:
-    """Find the settings of all that is wanted, ours too; they are in the directory's settings.json, too.
+    """Find the settings of those that are named, where none is of all and of ours; they are in the directory's
+    settings.json, too.
 
     Raises:
         ConfigInvalid: what is wanted cannot be had at all.
     """
+    peers = chosen_peers(wanted.peers, with_ours=True)
     demand(wanted)
-    peers = [ours(), *chosen_peers(wanted.peers)]
     with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
         write_models(Path(scratch), wanted.models, say)
         versions, failed = prepare(peers, say)
@@ -196,8 +199,8 @@ def run(wanted: Wanted, directory: Path, say: Say, passed: Passed = lambda _done
         ConfigInvalid: what is wanted cannot be had at all.
         Unavailable: ours does not start.
     """
-    demand(wanted)
     peers = chosen_peers(wanted.peers)
+    demand(wanted)
     with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
         repository = Path(scratch)
         # Before anything is installed: what makes them may be missing.

@@ -118,6 +118,20 @@ def test_calibration_takes_the_setting_that_answers_most_per_processor_second(
     assert len(loads) == 3
 
 
+def test_only_those_that_are_named_are_calibrated(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours by its name like any other; without names all and ours."""
+    found = Chosen(setting=Setting(1, False), reason="asked")
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: found)
+    for number, (names, expected) in enumerate(
+        [(("ours",), {"ours"}), (("fake",), {"fake"}), ((), {product.name for product in products})]
+    ):
+        wanted = Wanted(peers=names, models=("mlp",), how=HOW, calibrate=True)
+        seen, failed = runs.calibrate(wanted, tmp_path / str(number), lambda _: None)
+        assert (set(seen.peers), failed) == (expected, [])
+
+
 def test_no_setting_works_is_unavailable(tmp_path: Path, products: list[Fake]) -> None:
     """With the last lines of the last one."""
     with pytest.raises(Unavailable) as caught:
@@ -197,6 +211,8 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path, products: list[
     other.write_text('{"classes": {}}')
     for arguments, said in (
         (["--peer", "nobody"], "there is no such peer"),
+        (["--peer", "ours"], "there is no such peer"),
+        (["calibrate", "--peer", "nobody"], "there is no such peer"),
         (["run", "--write", str(page)], "no place for figures"),
         (["--settings", str(tmp_path / "absent"), "--resume", str(tmp_path)], "there is no such file"),
         (["--settings", str(other), "--resume", str(tmp_path)], "none for this class of machine"),

@@ -54,6 +54,16 @@ def found(ours: float, theirs: float, *, rounds: int = 11, foreign: float = 0.0,
     return out
 
 
+def over_cells(count: int, behind: int = 0) -> Found:
+    """Cells of one model in which ours has a half, a third, a quarter of theirs, and some in which ours is ahead."""
+    out = Found()
+    for number in range(count + behind):
+        cell = Cell("mlp", "json", number + 1, True)
+        theirs = 100 * (number + 2) if number < count else 10
+        out.rounds += [msgspec.structs.replace(one, cell=cell) for one in found(100, theirs).rounds]
+    return out
+
+
 def result(seen: Found) -> Result:
     """A run with one peer."""
     setting = Chosen(setting=Setting(2, False), reason="900 requests per CPU second")
@@ -165,6 +175,15 @@ def test_a_page_says_first_where_a_peer_is_ahead() -> None:
     assert "In nothing that this run measured." in page.markdown(result(found(6000, 100)))
 
 
+def test_many_cells_of_a_model_in_which_a_peer_is_ahead_are_one_range() -> None:
+    """Two are named, of more the range of their medians is, and of how many."""
+    first = page.markdown(result(over_cells(2))).partition("### Requests per CPU second")[0]
+    assert "* LitServe: mlp, json, 1 row, audit on 0.50" in first
+    assert "; mlp, json, 2 rows, audit on 0.33" in first
+    first = page.markdown(result(over_cells(3, behind=1))).partition("### Requests per CPU second")[0]
+    assert "* LitServe: mlp 0.25 to 0.50 in 3 of 4 cells" in first
+
+
 def test_a_quicker_cold_start_of_a_peer_is_said_first() -> None:
     """Starts count as much as rates."""
     seen = found(6000, 100)
@@ -263,6 +282,16 @@ def test_the_best_setting_is_chosen_among_those_that_answered_everything() -> No
     assert best.reason == (
         "950 requests per CPU second; 1 worker, batching on: 900; 4 workers, batching on: 7 of 90 requests failed"
     )
+
+
+def test_a_reason_says_that_the_machine_was_busy() -> None:
+    """A choice between figures that others disturbed may be another one next time."""
+    tried = [
+        Tried(setting=Setting(1, True), per_cpu_s=900.0, foreign_cpus=0.02),
+        Tried(setting=Setting(2, True), per_cpu_s=500.0, foreign_cpus=0.55),
+    ]
+    assert "others took up to 0.55 processors meanwhile" in chosen(tried).reason
+    assert "others" not in chosen(tried[:1]).reason
 
 
 def test_of_settings_that_come_near_to_each_other_the_one_with_fewest_workers_is_chosen() -> None:

@@ -39,7 +39,7 @@ class Triton:
     """Triton Inference Server."""
 
     name = NAME
-    title = "Triton 2.51, Python backend"
+    title = "Triton, Python backend"
     forms: frozenset[Form] = frozenset(("json", "binary"))
     audit = (
         f"trace of tensors and times to files, every request, {TRACES_A_FILE} a file (--trace-config level=TIMESTAMPS,"
