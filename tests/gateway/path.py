@@ -97,10 +97,15 @@ class Sink:
 
 
 class Path_:
-    """The composed path; drain by hand with `events`."""
+    """The composed path; drain by hand with `events`. Its runs are timed and learnt where `timed`."""
 
     def __init__(
-        self, tmp_path: Path, *settings: str, session: Any = None, ring_bytes: int = 1 << 20
+        self,
+        tmp_path: Path,
+        *settings: str,
+        session: Any = None,
+        ring_bytes: int = 1 << 20,
+        timed: bool = False,
     ) -> None:
         self.config, _ = configuration.load(overrides=settings, environ={})
         self.fleet = Fleet.create(tmp_path / "fleet", 1)
@@ -121,7 +126,7 @@ class Path_:
         self.writer = Writer(source, "00" * 8)
         loop = asyncio.get_running_loop()
         self.appender = Appender(loop, self.writer, self.config.audit)
-        self.models = Untimed(
+        self.models = (Models if timed else Untimed)(
             0,
             self.fleet,
             self.snapshot_path,

@@ -108,6 +108,29 @@ def test_a_run_that_blocks_the_loop_is_ended_and_its_version_demoted(tmp_path: P
     asyncio.run(main())
 
 
+def test_a_version_whose_run_cost_the_loop_too_much_is_demoted(tmp_path: Path) -> None:
+    """A run of several times what the loop bears is the last one there, though it ended well and in time."""
+
+    class Dear(SumSession):
+        def run(self, feeds, names=None, options=None):
+            self.threads = [*getattr(self, "threads", []), threading.current_thread().name]
+            until_ns = time.thread_time_ns() + 10_000_000
+            while time.thread_time_ns() < until_ns:
+                pass
+            return super().run(feeds, names, options)
+
+    async def main() -> None:
+        path = Path_(tmp_path, session=Dear(), timed=True)
+        for _ in range(2):
+            sink = path.send([1, 0, 0, 0], timeout_ms=30_000)
+            await until(lambda sink=sink: sink.status)
+            assert sink.status == 200
+        assert path.session.threads == ["MainThread", "lane-0"]
+        path.close()
+
+    asyncio.run(main())
+
+
 def test_a_hung_run_is_answered_and_its_lane_replaced(tmp_path: Path) -> None:
     """A run that heeds nothing: its client gets a 503, others are served, and when it ends after all nothing breaks."""
 
