@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.check import CHECKED_SHARE
 from bench.load import Plan, generate, pinned_to
 from bench.outcome import outcome, took_ns
-from bench.paired import CHECKED_SEED, MORE, SETTLE_S, Beside, Checked
+from bench.paired import CHECKED_SEED, MORE, Beside, Checked
 from bench.peers.asking import Asked
 from bench.peers.figures import Closed, How, Open
 from bench.peers.memory import tree_bytes
@@ -37,6 +37,10 @@ CHECKED_MIN = 2
 """Of each closed loop, however slow its side is."""
 OPEN_CONNECTIONS_MAX = 256
 SLOWEST_SHARE = 0.01
+BACKLOG_S = 5.0
+"""A log's backlog is waited for, and charged, so long."""
+_LOOK_S, _IDLE_S = 0.1, 0.02
+"""A tree that takes no more processor time than the second between two looks has no backlog."""
 _SHORT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -52,7 +56,8 @@ def started(
     with tempfile.TemporaryDirectory(prefix=f"tidegate-{peer.name}-", ignore_cleanup_errors=True) as scratch:
         home = Path(scratch)
         begin = Begin(
-            repository=repository, model=model, home=home, setting=setting, audit=audit, cpus=str(how.server_cpu)
+            repository=repository, model=model, home=home, setting=setting, audit=audit, monitor=False,
+            cpus=str(how.server_cpu),
         )  # fmt: skip
         running = peer.begin(begin)
         try:
@@ -129,8 +134,8 @@ class Side:
             msg = f"{self.peer.name} could not be loaded at all"
             raise ConnectionError(msg)
         if self._cell.audit:
-            # For the log alone: what nobody waits for any more costs a slow side most, and is answered by none.
-            time.sleep(SETTLE_S)
+            # The log's own work is charged to whom it belongs, and is over before the other side is asked anything.
+            work_off(self._running.pids)
         spent, foreign = watch.stop()
         self._per_second = seen.per_second
         answered = [kept for kept in checked.kept if _is_ok(kept.head)]
@@ -177,6 +182,17 @@ class Side:
             generator_limited=seen.generator_limited,
             checked=right,
         )
+
+
+def work_off(pids: Callable[[], Sequence[int]]) -> None:
+    """Wait until a tree is idle: what its load left is done; for `BACKLOG_S` at most."""
+    before, deadline = counted(pids()), time.monotonic() + BACKLOG_S
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+        now = counted(pids())
+        if spent_s(before, now) <= _IDLE_S:
+            return
+        before = now
 
 
 def demand_room(exc: BaseException) -> None:

@@ -91,6 +91,8 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     setting: Setting
     audit: bool = False
     """The product's nearest equivalent of our audit log."""
+    monitor: bool = True
+    """What reads that log to watch models, where a product has such a thing: off under load, since ours alone has."""
     cpus: str | None = None
     """Processors of the whole tree, as taskset takes them; None: all."""
     receiver: str | None = None

@@ -37,7 +37,8 @@ class Tidegate:
     sources: tuple[Source, ...] = (
         Source(
             "defaults are the production settings; given are ports, workers, the state directory and a deadline of 30 s"
-            " (data.request_timeout_ms); without the log also audit.level=none and sidecar.enabled=false",
+            " (data.request_timeout_ms); under load also sidecar.enabled=false (it watches the log for drift, which"
+            " no other product does), without the log audit.level=none",
             "Configuration", _DOCS,
         ),
     )  # fmt: skip
@@ -114,7 +115,9 @@ def _settings(what: Begin) -> list[str]:
     if not what.setting.batching:
         texts += ["batch.max_rows=1"]
     if not what.audit:
-        texts += ["audit.level=none", "sidecar.enabled=false"]
+        texts += ["audit.level=none"]
+    if not (what.audit and what.monitor):
+        texts += ["sidecar.enabled=false"]
     if what.receiver is not None:
         texts += [f"kafka.bootstrap_servers={what.receiver}"]
     return texts
