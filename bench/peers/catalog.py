@@ -41,8 +41,11 @@ GOAL_CELLS = HEADLINE[:2]
 HEADLINE_ROUNDS = 11
 OTHER_ROUNDS = 3
 QUICK_ROUNDS = 3
-HEADLINE_OPENS = 5
+ROUNDS_A_START = 6
+"""Of a cell; later ones are of another start of both servers."""
+HEADLINE_OPENS = 3
 OTHER_OPENS = 1
+"""Rounds with an open loop, of each start."""
 """So many of a cell's rounds offer both sides the same load, too; the closed loops are what the others are for."""
 
 
@@ -99,4 +102,4 @@ def rounds_of(cell: Cell, *, quick: bool, given: int | None) -> int:
 
 def has_open(cell: Cell, number: int) -> bool:
     """Whether a round of a cell, counted from 0, has an open loop beside the closed one."""
-    return number < (HEADLINE_OPENS if cell in HEADLINE else OTHER_OPENS)
+    return number % ROUNDS_A_START < (HEADLINE_OPENS if cell in HEADLINE else OTHER_OPENS)

@@ -1,9 +1,10 @@
 """Comparison: rounds of each peer's best against ours, on one machine, in one run.
 
 settings (calibration) -> **comparison** -> summary -> page. For each peer, model and audit on or off both servers are
-started once and live on the servers' processor; each round then saturates both and offers both the same rate, half of
-what the slower one can, in an order that turns. Starts have rounds of their own. Everything that is measured is kept
-at once (keeping), and what is kept is not measured again.
+started and live on the servers' processor; each round then saturates both and offers both the same rate, half of what
+the slower one can, in an order that turns. Cells of many rounds have them from more than one start, since what a start
+happens to get (memory, ports, an order of processes) stays with it. Cold starts have rounds of their own. Everything
+that is measured is kept at once (keeping), and what is kept is not measured again.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Comparison:
         return digest(COUNTED_AS, *what, self._code, self._machine, job.how, *more)
 
     def _group(self, peer: Peer, pair: Pair, cells: Sequence[Cell]) -> None:
-        """All cells that one start of both servers serves."""
+        """All cells that one kind of start of both servers serves, each start with its rounds."""
         wanted = {
             (cell, number): self._key(pair, cell, number)
             for cell in cells
@@ -138,7 +139,13 @@ class Comparison:
                 self._add(known)
         if not missing:
             return
-        audit, how, ours = cells[0].audit, self._job.how, self._job.ours
+        for sitting in sorted({number // catalog.ROUNDS_A_START for _, number, _ in missing}):
+            its = [one for one in missing if one[1] // catalog.ROUNDS_A_START == sitting]
+            self._sitting(peer, pair, its)
+
+    def _sitting(self, peer: Peer, pair: Pair, missing: Sequence[tuple[Cell, int, str]]) -> None:
+        """Rounds, by cell, number and key, of one start of both servers."""
+        audit, how, ours = missing[0][0].audit, self._job.how, self._job.ours
         with (
             started(ours, self._repository, pair.model, pair.ours.setting, how, audit=audit) as mine,
             started(peer, self._repository, pair.model, pair.theirs.setting, how, audit=audit) as theirs,

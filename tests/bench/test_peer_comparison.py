@@ -6,6 +6,7 @@ import errno
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from fake_product import Fake, FakeRunning
@@ -80,6 +81,21 @@ def test_a_run_measures_once_and_goes_on_where_it_was_cut(tmp_path: Path, produc
     again = runs.run(WANTED, tmp_path, lambda _: None)
     assert again.found == result.found
     assert [product.begun for product in products] == begun
+
+
+def test_many_rounds_are_of_more_than_one_start(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start of both servers has so many rounds and the next one the rest; each has its open loops."""
+    known(tmp_path, "ours", "fake")
+    monkeypatch.setattr(catalog, "ROUNDS_A_START", 2)
+    monkeypatch.setattr(catalog, "HEADLINE_OPENS", 1)
+    monkeypatch.setattr(comparison, "VERSIONED", frozenset())
+    result = runs.run(Wanted(**{**msgspec.structs.asdict(WANTED), "rounds": 3}), tmp_path, lambda _: None)
+    assert [one.number for one in result.found.rounds] == [0, 1, 2]
+    assert [one.ours.open is not None for one in result.found.rounds] == [True, False, True]
+    # One for the cold start, one for each two rounds.
+    assert [product.begun for product in products[:2]] == [3, 3]
 
 
 def test_a_peer_that_does_not_start_or_lies_is_said_and_the_others_go_on(
