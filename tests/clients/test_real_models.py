@@ -78,14 +78,16 @@ def client(gateway: Gateway) -> Iterator[httpx.Client]:
         yield made
 
 
-def await_version(gateway: Gateway, model: str, version: str) -> None:
-    """Have the repository read; wait until the version is ready everywhere and its model has a route."""
+def await_version(gateway: Gateway, model: str, version: str, client: httpx.Client | None = None) -> None:
+    """Have the repository read; wait until the version is ready everywhere and its model has a route, which the worker
+    behind the client's connection has read."""
     assert gateway.admin("POST", "models/refresh", {"reason": "a test put one there"}).status == 200
     deadline = time.monotonic() + 30
     while True:
         content = gateway.admin("GET", f"models/{model}").content
         states = {v["version"]: (v["state"], v["reason"]) for v in content["versions"]}
-        if states[version][0] == "ready" and gateway.admin("GET", f"routes/{model}").status == 200:
+        is_ready = states[version][0] == "ready" and gateway.admin("GET", f"routes/{model}").status == 200
+        if is_ready and (client is None or client.get(f"/v2/models/{model}").status_code == 200):
             return
         assert states[version][0] != "failed", states
         assert time.monotonic() < deadline, states
@@ -166,7 +168,7 @@ def test_half_precision_and_a_scalar(gateway: Gateway, client: httpx.Client) -> 
 def test_a_voice_detector_keeps_each_callers_state(gateway: Gateway, client: httpx.Client) -> None:
     """Silero has its batch on axis 1 of one input and a scalar: not batched, and two interleaved chains stay apart."""
     real_models.put(gateway.models, "silero", "1", wheels.file_of(wheels.SILERO))
-    await_version(gateway, "silero", "1")
+    await_version(gateway, "silero", "1", client)
     session = direct_of(gateway, "silero")
     assert not batchable(client, "silero")
     rng = np.random.default_rng(7)
@@ -229,7 +231,7 @@ def test_a_classifier_says_its_labels(published: Gateway, client: httpx.Client) 
 def test_a_real_upgrade(published: Gateway, client: httpx.Client) -> None:
     """Magika 0.6.3 beside 0.6.1, then half the traffic, then all: each answer is that of the version it names."""
     real_models.put(published.models, "magika", "2", wheels.file_of(wheels.MAGIKA_2))
-    await_version(published, "magika", "2")
+    await_version(published, "magika", "2", client)
     sessions = {version: direct_of(published, "magika", version) for version in ("1", "2")}
     files = real_models.source_files(16)
 

@@ -27,6 +27,14 @@ def history(gateway: Gateway) -> list[dict]:
     return reply.content["entries"]
 
 
+def declared(shown: dict) -> dict:
+    """A route without what changes by itself: versions load, leases end."""
+    variants = [
+        {k: v for k, v in one.items() if k not in ("state", "lease_over")} for one in shown["variants"]
+    ]
+    return {**shown, "variants": variants}
+
+
 def test_the_end_of_a_lease(gateway: Gateway) -> None:
     """Half of the traffic goes home two seconds after the split; the route says so, log and history a second later."""
     made = split(gateway, variants(5_000))
@@ -111,7 +119,7 @@ def test_an_automaton_keeps_to_the_bounds(gateway: Gateway) -> None:
     refused = call(gateway.admin_url, "POST", "/admin/v1/routes/linear/shift", body, headers)
     assert (refused.status, refused.content["code"]) == (409, "out_of_bounds")
     assert "max_canary_bp = 2000" in refused.content["error"]
-    assert route(gateway) == before
+    assert declared(route(gateway)) == declared(before)
     event = controls(gateway)[-1]
     assert (event.kind, event.by, event.revision) == ("refused", "token:ramp", before["revision"])
     newest = history(gateway)[0]
