@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers.probes import answers, features, new_version, operation, protocol, refusals
+from bench.peers.adapters import PEERS
+from bench.peers.probes import answers, features, new_version, operation, protocol, recorded, refusals
 from bench.peers.probes.exposition import rose_by, samples_of
 from bench.peers.probes.offered import not_offered
 from bench.peers.probes.table import Seen, markdown, without_paths
@@ -34,13 +35,13 @@ def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(refusals, "WAIT_S", 1.0)
 
 
-def asked(ways: Ways, *names: str) -> dict[str, Seen]:
+def asked(ways: Ways, *names: str, of: str = "fake") -> dict[str, Seen]:
     """What probes of these names see of a product that behaves so."""
-    peer = FakePeer(ways)
+    peer = FakePeer(ways, of)
     probes = [probe for probe in features.PROBES if probe.name in names]
     assert {probe.name for probe in probes} == set(names)
     table = features.probe_all([peer], lambda _: None, probes=probes)
-    return {name: table.answer("fake", name) for name in names}
+    return {name: table.answer(of, name) for name in names}
 
 
 def test_a_product_without_fault_passes() -> None:
@@ -141,6 +142,30 @@ def test_what_a_product_does_not_offer_names_its_page() -> None:
         assert cell.answer == "not offered"
         assert cell.source is not None and cell.source.address.startswith("https://")
     assert table.answer("litserve", "JSON").answer == "yes"
+
+
+def test_a_no_that_was_measured_is_hidden_by_no_page() -> None:
+    """A page explains a measured no; "not offered" is only what there was nothing to ask of."""
+    name = "latency by version"
+    for ways, answer in ((Ways(), "no"), (Ways(metrics=False), "not offered")):
+        cell = asked(ways, name, of="bentoml")[name]
+        assert (cell.answer, cell.source) == (answer, not_offered("bentoml", operation.GROUP, name))
+
+
+def test_who_logs_predictions_is_not_said_to_offer_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What such a log lost is a no, and no page says that there is none."""
+    name = "outlives kill -9"
+    assert [peer.name for peer in PEERS if peer.audit and not_offered(peer.name, recorded.GROUP, name)] == []
+    monkeypatch.setattr(recorded, "_APPEARS_S", 0.1)
+    monkeypatch.setattr(recorded, "_KILLED", 30)
+    cell = asked(Ways(log="file", loses_every=3), name, of="ray-serve")[name]
+    assert cell.answer == "no" and "10 are lost" in cell.seen
+
+
+def test_a_form_that_a_product_has_not_could_not_be_asked() -> None:
+    """Binary tensors to one that takes JSON alone: its page says so."""
+    for name, answer in (("binary tensors", "not offered"), ("refuses broken gzip", "yes")):
+        assert asked(Ways(), name, of="mlserver")[name].answer == answer
 
 
 def test_logs_are_found_or_not() -> None:

@@ -163,20 +163,19 @@ class _Server:
 
 
 def _settled(peer: Peer, probe: Probe, seen: Seen | None) -> Seen:
-    """A probe's answer, or that the product does not offer it."""
-    if seen is not None:
-        seen = Seen(seen.answer, without_paths(seen.seen), seen.source)
-    if seen is not None and seen.answer == "partly":
-        return Seen(seen.answer, seen.seen, known_of(peer.name, probe.name))
-    if seen is not None and seen.answer == "yes":
-        return seen
+    """A probe's answer; "not offered" where there was nothing to ask, and a page says so."""
     source = not_offered(peer.name, probe.group, probe.name)
-    if source is None:
-        if seen is None:
+    if seen is None:
+        if source is None:
             return Seen("not seen", "there is no way of asking it")
-        return Seen(seen.answer, seen.seen, known_of(peer.name, probe.name))
-    said = source.says if seen is None or not seen.seen else f"{source.says}; seen: {seen.seen}"
-    return Seen("not offered", said, source)
+        return Seen("not offered", source.says, source)
+    said, known = without_paths(seen.seen), known_of(peer.name, probe.name)
+    if seen.answer == "no" and seen.is_absent and source is not None:
+        return Seen("not offered", f"{source.says}; seen: {said}" if said else source.says, source)
+    if seen.answer == "no":
+        # What was asked and measured stays a no: the page tells why it is one.
+        return Seen("no", said, known or source)
+    return Seen(seen.answer, said, known if seen.answer == "partly" else seen.source)
 
 
 def write_models(repository: Path, model: str, versions: Iterable[int]) -> None:

@@ -24,7 +24,7 @@ from bench.peers.probes.offered import known_of, not_offered
 from bench.peers.probes.receivers import FileReceiver, HttpReceiver, KafkaReceiver, Receiver
 from bench.peers.probes.small_models import write_scale
 from bench.peers.probes.started import Probe, Started, setting_of
-from bench.peers.probes.table import Seen, without_paths
+from bench.peers.probes.table import NO_LOG, Seen, without_paths
 
 REQUESTS = MARKS
 OUTAGE_S = 30.0
@@ -278,7 +278,7 @@ def outlives_its_receiver(started: Started) -> Seen:
     """The same in small, on servers of its own."""
     peer = started.peer
     if not peer.audit:
-        return Seen("no", "nothing of it logs predictions")
+        return NO_LOG
     known = Loss(peer=peer.name, title=peer.title, log=peer.audit)
     try:
         seen = measure(peer, known, lambda _: None, requests=SHORT_REQUESTS, outage_s=SHORT_OUTAGE_S)

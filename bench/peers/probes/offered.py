@@ -1,8 +1,8 @@
 """Offered: what a product has no way of doing, and the page that shows what it has instead.
 
-A probe that nobody can ask a product (or whose answer was no) is looked up here: with an entry the cell says "not
-offered" and names the page, without one it stays what it is. An entry never hides a yes. What is known of another no
-stands beside it, too.
+A probe that cannot ask a product (or finds nothing that it could ask: an address, a page of metrics, a log) is looked
+up here: with an entry the cell says "not offered" and names the page, without one it stays what it is. An entry hides
+neither a yes nor a no that was measured: it stands beside that one, as does what else is known of it.
 """
 
 from __future__ import annotations
@@ -85,8 +85,6 @@ _ENTRIES: dict[str, dict[str, Source]] = {
         _OIP: Source("its endpoints are the deployment's own", "Set Up FastAPI and HTTP", f"{_RAY}/http-guide.html"),
         _TWO: Source("an update replaces the version that an application has", "Updating Applications In-Place",
                      f"{_RAY}/advanced-guides/inplace-updates.html"),
-        _LOG: Source("it logs calls and what deployments print, and no predictions", "Monitor Your Application",
-                     f"{_RAY}/monitoring.html"),
         "deadline while waiting": _RAY_TIMEOUT,
         "deadline while running": _RAY_TIMEOUT,
         "latency by version": Source("its metrics name application, deployment and replica", "Monitor Your Application",

@@ -36,14 +36,14 @@ _SETTLE_S = (1.5, 15.0)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _LABEL_CHARACTERS = 24
 _TIMES = re.compile(r"seconds|duration|latency|_[mu]s(_|$)")
-_NO_PAGE = "no port of it answers /metrics in Prometheus's text form"
+_NO_PAGE = Seen("no", "no port of it answers /metrics in Prometheus's text form", is_absent=True)
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def counts(started: Started) -> Seen:
     """Metrics that count what was answered."""
     if not _samples(started):
-        return Seen("no", _NO_PAGE)
+        return _NO_PAGE
     x = np.ones((1, 4), np.float32)
 
     def ask(count: int) -> int:
@@ -58,7 +58,7 @@ def counts(started: Started) -> Seen:
 def counts_refusals(started: Started) -> Seen:
     """Metrics that count what was refused, and not what was answered."""
     if not _samples(started):
-        return Seen("no", _NO_PAGE)
+        return _NO_PAGE
     x = np.ones((1, 4), np.float32)
     bad = started.message(np.ones((1, 5), np.float32))
     statuses: list[int] = []
@@ -88,7 +88,7 @@ def by_version(started: Started) -> Seen:
         line.send(message._replace(path=path))
     found = _samples(started)
     if not found:
-        return Seen("no", _NO_PAGE)
+        return _NO_PAGE
     times = [name for name in found if _TIMES.search(name.partition("{")[0])]
     named = [
         name for name in times if re.search(r'version\w*="1"', name) and f'"{started.what.model}"' in name

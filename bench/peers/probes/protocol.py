@@ -26,6 +26,8 @@ from bench.peers.probes.table import Seen, refused_as
 
 GROUP = "Open Inference Protocol"
 _TAKEN_UP_S = 5.0
+_NO_ADDRESS = frozenset((404, 405))
+"""To a right request: nothing of the kind is there."""
 CASES_FILE = Path(__file__).parent / "oip_cases.jsonl"
 _ROWS: dict[str, tuple[str, str]] = {
     "GET /v2/health/live": ("live", "GET /v2/health/live answers 200"),
@@ -86,8 +88,23 @@ def speaks(started: Started) -> Seen:
 def ask_case(started: Started, case: dict[str, Any]) -> Seen:
     """Send a case and hold the reply against what the protocol says of it."""
     if case["expect"]["status"] >= 400 and speaks(started).answer != "yes":
-        return Seen("no", f"a right request is not answered: {speaks(started).seen}")
-    return judge(case, exchange(started, case))
+        said = f"a right request is not answered: {speaks(started).seen}"
+        return Seen("no", said, is_absent=speaks(started).is_absent)
+    seen = judge(case, exchange(started, case))
+    if seen.answer == "no" and case["expect"]["status"] < 400 and _is_binary(case):
+        return msgspec.structs.replace(seen, is_absent=seen.is_absent or "binary" not in started.peer.forms)
+    return seen
+
+
+def _is_binary(case: dict[str, Any]) -> bool:
+    """Whether it is asked in a form that not every product has."""
+    headers = {name.lower(): value for name, value in case["headers"].items()}
+    return "inference-header-content-length" in headers or "octet-stream" in headers.get("content-type", "")
+
+
+def _unanswered(reply: Reply, where: str = "") -> Seen:
+    """A right request without a prediction."""
+    return Seen("no", f"{where}{reply.text()}", is_absent=reply.status in _NO_ADDRESS)
 
 
 def judge(case: dict[str, Any], reply: Reply) -> Seen:
@@ -96,7 +113,7 @@ def judge(case: dict[str, Any], reply: Reply) -> Seen:
     if expect["status"] >= 400:
         return Seen(refused_as(reply.status), reply.text())
     if reply.status != 200:
-        return Seen("no", reply.text())
+        return _unanswered(reply)
     wanted = expect.get("json", {})
     try:
         if "outputs" in wanted:
@@ -156,7 +173,7 @@ def pinned(started: Started) -> Seen:
     with Line(started.url) as line:
         alone = line.send(of(1))
         if alone.status != 200:
-            return Seen("no", f"version 1: {alone.text()}")
+            return _unanswered(alone, "version 1: ")
         write_scale(started.what.repository, 2)
         started.running.new_version("2")
         for version in (1, 2):
@@ -186,7 +203,7 @@ def instances(started: Started) -> Seen:
         reply = line.request("POST", f"/v1/models/{started.what.model}:predict", body,
                              {"content-type": "application/json"})  # fmt: skip
     if reply.status != 200:
-        return Seen("no", reply.text())
+        return _unanswered(reply)
     expected = np.arange(1, 9).reshape(2, 4) * scale_of(1)
     said = json.loads(reply.body).get("predictions")
     try:

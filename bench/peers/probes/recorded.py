@@ -16,7 +16,7 @@ from bench.peers.peer import Unavailable
 from bench.peers.probes.marks import found_below, marked
 from bench.peers.probes.small_models import scale_of
 from bench.peers.probes.started import Probe, Started
-from bench.peers.probes.table import Answer, Seen
+from bench.peers.probes.table import NO_LOG, Answer, Seen
 
 GROUP = "The log of predictions"
 _SENT = 60
@@ -59,7 +59,7 @@ def _await(started: Started, wanted: set[int], times: int = 1) -> tuple[set[int]
 def logs_inputs(started: Started) -> Seen:
     """Inputs, of each request."""
     if not started.peer.audit:
-        return Seen("no", "nothing of it logs predictions")
+        return NO_LOG
     answered = _send(started, range(_SENT))
     numbers, file = _await(started, answered)
     said = f"inputs of {len(numbers)} of {len(answered)} answered requests in {file} within {_APPEARS_S:g} s"
@@ -69,7 +69,7 @@ def logs_inputs(started: Started) -> Seen:
 def logs_outputs(started: Started) -> Seen:
     """Outputs, of each request."""
     if not started.peer.audit:
-        return Seen("no", "nothing of it logs predictions")
+        return NO_LOG
     answered = _send(started, range(_SENT, 2 * _SENT))
     numbers, file = _await(started, answered, int(scale_of(1)))
     said = f"outputs of {len(numbers)} of {len(answered)} answered requests in {file} within {_APPEARS_S:g} s"
@@ -85,7 +85,7 @@ def _share(found: int, answered: int) -> Answer:
 def outlives_kill(started: Started) -> Seen:
     """Everything is killed right after the last answer, then started again over the same home."""
     if not started.peer.audit:
-        return Seen("no", "nothing of it logs predictions")
+        return NO_LOG
     answered = _send(started, range(1000, 1000 + _KILLED))
     for pid in started.running.pids():
         with contextlib.suppress(ProcessLookupError):

@@ -46,6 +46,8 @@ class Seen(msgspec.Struct, frozen=True):
     answer: Answer
     seen: str = ""
     source: Source | None = None
+    is_absent: bool = False
+    """Of a no: what was to be asked is not there (an address, a page of metrics, a log), so nothing was measured."""
 
     def text(self) -> str:
         """In one line."""
@@ -57,6 +59,9 @@ class Seen(msgspec.Struct, frozen=True):
             says = "" if said.startswith(self.source.says) else f"{self.source.says}: "
             page = f" ({says}[{self.source.title}]({self.source.address}))"
         return f"{self.answer}{': ' + said if said else ''}{page}"
+
+
+NO_LOG = Seen("no", "nothing of it logs predictions", is_absent=True)
 
 
 class Column(msgspec.Struct, frozen=True):
