@@ -93,6 +93,8 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     """The product's nearest equivalent of our audit log."""
     monitor: bool = True
     """What reads that log to watch models, where a product has such a thing: off under load, since ours alone has."""
+    one_by_one: bool = False
+    """The log itself is asked: no record is held back to be written with others, where a product lets one choose."""
     cpus: str | None = None
     """Processors of the whole tree, as taskset takes them; None: all."""
     receiver: str | None = None

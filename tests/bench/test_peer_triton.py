@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from bench.peers.adapters import triton
 from bench.peers.adapters.onnxruntime_server import VARIABLE, OnnxruntimeServer
 from bench.peers.adapters.triton import config_text
 from bench.peers.onnx_file import is_batchable, ones, signature_of
-from bench.peers.peer import Setting, Unavailable
+from bench.peers.peer import Begin, Setting, Unavailable
+from bench.peers.probes import features, loss
 from bench.peers.probes.small_models import write_identity, write_scale
 from loaders.pbtxt import read
 from loaders.signature import Signature, TensorSpec
+from tests.bench.fake_peer import FakePeer, Ways
 
 ROWS = Signature(
     (TensorSpec("X", "FP32", (-1, 30)),), (TensorSpec("p", "FP32", (-1, 2)), TensorSpec("l", "INT64", (-1,)))
@@ -41,6 +46,39 @@ def test_a_fixed_batch_is_not_batched() -> None:
     assert "max_batch_size: 0" in text
     assert "dims: [ 1, 3, 8, 8 ]" in text
     assert "dynamic_batching" not in text
+
+
+def test_a_trace_is_asked_request_by_request_and_loaded_as_its_page_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held back when the log is what is asked would be our setting's loss; under load it is the example's."""
+    monkeypatch.setattr(triton, "_distribution", lambda _: tmp_path)
+    monkeypatch.setattr(triton._Served, "installed", None)
+    for one_by_one, traces in ((True, 1), (False, triton.TRACES_A_FILE)):
+        served = object.__new__(triton._Served)
+        served.what = Begin(
+            repository=tmp_path,
+            model="m",
+            home=tmp_path,
+            setting=Setting(),
+            audit=True,
+            one_by_one=one_by_one,
+        )
+        served.home, served.models, served.port, served.side_port = tmp_path, tmp_path, 1, 2
+        assert f"--trace-config=triton,log-frequency={traces}" in served.command()
+    assert "log-frequency" in triton.Triton.audit
+
+
+def test_the_log_is_asked_record_by_record() -> None:
+    """The probes of the log and the loss probe ask for it, others have no log."""
+    peer = FakePeer(Ways(log="file"))
+    names = ("inputs of every prediction", "JSON")
+    for name, wanted in zip(names, (True, False), strict=True):
+        probes = [probe for probe in features.PROBES if probe.name == name]
+        features.probe_all([peer], lambda _: None, probes=probes)
+        assert peer.running[-1].what.one_by_one is wanted
+    loss.measure_all([peer], lambda _: None, requests=10, outage_s=0.01)
+    assert peer.running[-1].what.one_by_one
 
 
 def test_it_is_a_configuration() -> None:

@@ -30,7 +30,7 @@ _BACKENDS = "backends"
 _DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
 MAX_BATCH_ROWS = 2048
 TRACES_A_FILE = 50
-"""As in the example of the trace page: so many requests are written at once."""
+"""As in the example of the trace page: so many requests are written at once, each time into another file."""
 _TIMEOUT_US = 30_000_000
 """In the queue; a request's own timeout counts only where it is shorter than this one."""
 
@@ -42,8 +42,8 @@ class Triton:
     title = "Triton, Python backend"
     forms: frozenset[Form] = frozenset(("json", "binary"))
     audit = (
-        f"trace of tensors and times to files, every request, {TRACES_A_FILE} a file (--trace-config level=TIMESTAMPS,"
-        " level=TENSORS, rate=1)"
+        "trace of tensors and times to files, every request (--trace-config level=TIMESTAMPS, level=TENSORS, rate=1);"
+        f" {TRACES_A_FILE} a file (log-frequency) under load, 1 where the log is what is asked: a kill takes the others"
     )
     receiver_kind = ""
     sources: tuple[Source, ...] = (
@@ -123,10 +123,7 @@ class _Served(Served):
         if self.what.audit:
             traces = self.home / "traces"
             traces.mkdir(exist_ok=True)
-            settings = (
-                f"triton,file={traces / 'trace'}", f"triton,log-frequency={TRACES_A_FILE}", "rate=1",
-                "level=TIMESTAMPS", "level=TENSORS", "count=-1",
-            )  # fmt: skip
+            settings = trace_settings(traces / "trace", 1 if self.what.one_by_one else TRACES_A_FILE)
             command += [f"--trace-config={setting}" for setting in settings]
         return command
 
@@ -140,6 +137,18 @@ class _Served(Served):
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.model_file(version), directory / "model.onnx")
         shutil.copyfile(APPS / "triton_model.py", directory / "model.py")
+
+
+def trace_settings(file: Path, traces_a_file: int) -> tuple[str, ...]:
+    """Values of --trace-config: tensors and times of every request.
+
+    Args:
+        traces_a_file: Triton's log-frequency; it holds so many back until it writes them.
+    """
+    return (
+        f"triton,file={file}", f"triton,log-frequency={traces_a_file}", "rate=1",
+        "level=TIMESTAMPS", "level=TENSORS", "count=-1",
+    )  # fmt: skip
 
 
 def config_text(model: str, signature: Signature, setting: Setting) -> str:

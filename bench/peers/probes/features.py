@@ -140,7 +140,7 @@ class _Server:
         write_models(repository, self._needs.model, self._needs.versions)
         what = Begin(
             repository=repository, model=self._needs.model, home=home, audit=self._needs.audit,
-            setting=setting_of(self._peer, self._needs.workers),
+            one_by_one=self._needs.audit, setting=setting_of(self._peer, self._needs.workers),
         )  # fmt: skip
         try:
             self._started = Started(self._peer, what, self._peer.begin(what))

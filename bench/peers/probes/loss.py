@@ -140,8 +140,8 @@ def measure(peer: Peer, known: Loss, say: Say, *, requests: int, outage_s: float
         try:
             receiver.start()
             what = Begin(
-                repository=repository, model="scale", home=home, audit=True, receiver=receiver.address,
-                setting=setting_of(peer),
+                repository=repository, model="scale", home=home, audit=True, one_by_one=True,
+                receiver=receiver.address, setting=setting_of(peer),
             )  # fmt: skip
             started = Started(peer, what, peer.begin(what))
             try:
