@@ -22,6 +22,7 @@ from bench.peers.peer import Begin, Peer, Say, Unavailable
 from bench.peers.probes import answers, loss, new_version, operation, protocol, recorded, refusals, traffic
 from bench.peers.probes import small_models as models
 from bench.peers.probes.offered import known_of, not_offered
+from bench.peers.probes.room import demand_room
 from bench.peers.probes.started import Probe, Started, setting_of
 from bench.peers.probes.table import Column, Row, Seen, Table, without_paths
 
@@ -46,6 +47,8 @@ def probe_all(
     Args:
         progress: told after each cell.
 
+    Raises:
+        OSError: this machine ran short of disk, files or memory: no answer of that time is a product's.
     Cost: a few minutes a product, most of it waiting.
     """
     done, count = 0, len(peers) * len(probes)
@@ -76,6 +79,7 @@ def _column(peer: Peer, say: Say) -> Column:
     try:
         return Column(peer.name, peer.title, peer.prepare(say))
     except Unavailable as exc:
+        demand_room(exc)
         say(f"{peer.name}: {exc.why}")
         return Column(
             peer.name, peer.title, unavailable=without_paths(f"{exc.why}\n{exc.last_lines}".strip())
@@ -83,7 +87,7 @@ def _column(peer: Peer, say: Say) -> Column:
 
 
 def ask_one(peer: Peer, probes: Sequence[Probe], say: Say) -> Iterable[tuple[Probe, Seen]]:
-    """One prepared product's answers, probe by probe."""
+    """One prepared product's answers, probe by probe; OSError where this machine ran short."""
     for probe in probes:
         if probe.ways and peer.name not in probe.ways:
             yield probe, _settled(peer, probe, None)
@@ -116,10 +120,14 @@ class _Server:
         try:
             seen = probe.run(self._started)
         except (OSError, ValueError, Unavailable) as exc:
+            demand_room(exc)
             seen = Seen("no", f"{type(exc).__name__}: {exc}")
         except Exception as exc:
+            demand_room(exc)
             # A defect of the probe, not of the product; the other cells are worth their quarter of an hour.
             seen = Seen("not seen", f"the probe failed: {exc!r}")
+        if seen is not None and seen.answer != "yes":
+            demand_room()
         if probe.alone or not self._still_answers():
             self._end()
         return _settled(self._peer, probe, seen)
@@ -145,6 +153,7 @@ class _Server:
         try:
             self._started = Started(self._peer, what, self._peer.begin(what))
         except Unavailable as exc:
+            demand_room(exc)
             last = exc.last_lines.strip().rpartition("\n")[2][-160:]
             self._why = f"it does not start with this model: {exc.why}{f': {last}' if last else ''}"
             self._say(f"{self._peer.name}: {self._needs.model}: {self._why}")

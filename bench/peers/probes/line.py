@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from bench.peers.peer import Message
+from bench.peers.probes.room import note
 
 ANSWER_S = 30.0
 _READ_BYTES = 1 << 16
@@ -68,8 +69,9 @@ class Line:
             self._connection.close()
             msg = f"no HTTP reply: {exc!r}"
             raise ConnectionError(msg) from exc
-        except OSError:
+        except OSError as exc:
             self._connection.close()
+            note(exc)
             raise
         named = {name.lower(): value for name, value in reply.getheaders()}
         return Reply(reply.status, named, content, time.monotonic() - started_s)

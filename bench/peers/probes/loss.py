@@ -22,6 +22,7 @@ from bench.peers.probes.line import Line
 from bench.peers.probes.marks import MARKS, marked
 from bench.peers.probes.offered import known_of, not_offered
 from bench.peers.probes.receivers import FileReceiver, HttpReceiver, KafkaReceiver, Receiver
+from bench.peers.probes.room import demand_room
 from bench.peers.probes.small_models import write_scale
 from bench.peers.probes.started import Probe, Started, setting_of
 from bench.peers.probes.table import NO_LOG, Seen, without_paths
@@ -106,6 +107,8 @@ def measure_all(
 ) -> list[Loss]:
     """Count them all, one after another; a product that cannot be started is told with its last lines.
 
+    Raises:
+        OSError: this machine ran short of disk, files or memory: nothing of that time is a product's loss.
     Cost: about two outages and a minute for each.
     """
     found = []
@@ -115,9 +118,11 @@ def measure_all(
             said = msgspec.structs.replace(said, version=peer.prepare(say))
             found.append(measure(peer, said, say, requests=requests, outage_s=outage_s))
         except Unavailable as exc:
+            demand_room(exc)
             why = without_paths(f"{exc.why}\n{exc.last_lines}".strip())
             found.append(msgspec.structs.replace(said, unavailable=why))
         except (KafkaAbsent, OSError) as exc:
+            demand_room(exc)
             found.append(msgspec.structs.replace(said, unavailable=f"its receiver is not to be had: {exc}"))
         say(text(found[-1]))
     return found
@@ -150,6 +155,8 @@ def measure(peer: Peer, known: Loss, say: Say, *, requests: int, outage_s: float
             finally:
                 started.running.stop()
             arrived, repeated, strange = count(sent.answered, receiver.arrived())
+            if arrived < sent.sent:
+                demand_room()
         finally:
             receiver.stop()
     return msgspec.structs.replace(
