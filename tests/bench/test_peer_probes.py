@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.peers.adapters import PEERS
-from bench.peers.probes import answers, features, new_version, operation, protocol, recorded, refusals
+from bench.peers.probes import answers, features, killed, new_version, operation, protocol, recorded, refusals
 from bench.peers.probes.exposition import rose_by, samples_of
 from bench.peers.probes.offered import not_offered
 from bench.peers.probes.table import Seen, markdown, without_paths
@@ -252,12 +252,13 @@ def test_samples_are_read_and_compared() -> None:
         (b"/opt/venv/bin/python3.11\0-P\0-m\0gateway.worker\0--index\0000\0", "python -m gateway.worker"),
         (b"/opt/venv/bin/python\0/opt/venv/bin/mlserver\0start\0", "python mlserver"),
         (b"ray::ServeReplica:default:App\0", "ray::ServeReplica:default:App"),
+        (b"ray::ServeController.listen_for_change\0", "ray::ServeController"),
         (b"", "?"),
     ],
 )
 def test_a_process_is_named_without_paths(command: bytes, name: str) -> None:
     """A page says which process was killed, and nothing of the machine's directories."""
-    assert operation.called(command) == name
+    assert killed.called(command) == name
 
 
 def test_words_are_shown_without_this_machines_directories(tmp_path: Path) -> None:

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from bench import report
 from bench.peers.peer import Begin, Peer, Say, Unavailable
-from bench.peers.probes import answers, loss, new_version, operation, protocol, recorded, refusals, traffic
+from bench.peers.probes import (
+    answers,
+    killed,
+    loss,
+    new_version,
+    operation,
+    protocol,
+    recorded,
+    refusals,
+    traffic,
+)
 from bench.peers.probes import small_models as models
 from bench.peers.probes.offered import known_of, not_offered
 from bench.peers.probes.room import demand_room
@@ -27,8 +37,8 @@ from bench.peers.probes.started import Probe, Started, setting_of
 from bench.peers.probes.table import Column, Row, Seen, Table, without_paths
 
 PROBES: tuple[Probe, ...] = (
-    *answers.PROBES, *protocol.PROBES, *refusals.PROBES, *operation.PROBES, *new_version.PROBES, *traffic.PROBES,
-    *recorded.PROBES, *loss.PROBES,
+    *answers.PROBES, *protocol.PROBES, *refusals.PROBES, *operation.PROBES, *killed.PROBES, *new_version.PROBES,
+    *traffic.PROBES, *recorded.PROBES, *loss.PROBES,
 )  # fmt: skip
 """Those that leave another version behind come after those that count on the first."""
 Progress = Callable[[int, int], None]
@@ -70,7 +80,7 @@ def probe_all(
             cells[probe.name][peer.name] = seen
             say(f"{peer.name}: {probe.name}: {seen.answer}{': ' + seen.seen if seen.seen else ''}"[:200])
             tell()
-    rows = [Row(probe.group, probe.name, probe.asks, cells[probe.name]) for probe in probes]
+    rows = [Row(probe.group, probe.name, probe.asks, cells[probe.name], probe.characters) for probe in probes]
     when = time.strftime("%Y-%m-%d", time.gmtime())
     return Table(tuple(columns), tuple(rows), f"Probed on {when}; {report.machine().text()}")
 

@@ -1,15 +1,11 @@
-"""Operation: metrics, a worker that dies, an orderly end, and requests with a deadline."""
+"""Operation: metrics, an orderly end, and requests with a deadline."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -17,18 +13,12 @@ from bench.peers.peer import Message
 from bench.peers.probes.exposition import rose_by, samples
 from bench.peers.probes.line import Line, Reply
 from bench.peers.probes.small_models import trips_of
-from bench.peers.probes.started import Probe, Started, another
+from bench.peers.probes.started import Probe, Started
 from bench.peers.probes.table import Seen
 
 GROUP = "In operation"
 _COUNTED = (17, 29)
 _RIGHT = 5
-_BACK_S = 30.0
-_IN_A_ROW = 50
-_ASKED = 500
-"""Requests by which it shows who takes part in serving."""
-_PART = 0.1
-"""Of the busiest's processor time: who spends less takes no part."""
 _SLOW_S = 1.5
 _DEADLINE_MS = 200
 _SETTLE_S = (1.5, 15.0)
@@ -37,7 +27,6 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _LABEL_CHARACTERS = 24
 _TIMES = re.compile(r"seconds|duration|latency|_[mu]s(_|$)")
 _NO_PAGE = Seen("no", "no port of it answers /metrics in Prometheus's text form", is_absent=True)
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def counts(started: Started) -> Seen:
@@ -141,118 +130,6 @@ def _counting(started: Started, ask: Callable[[int], int]) -> set[str]:
     return set()
 
 
-def comes_back(started: Started) -> Seen:
-    """Each process that takes part in serving is killed, one after the other, until one does not come back; then those
-    of a second server, beginning with the other end and other kinds: which one a product cannot do without is told
-    by neither chance nor order."""
-    if len(started.running.pids()) == 1:
-        return Seen("no", "it is one process, and nothing of it would start another one")
-    back, failed, kind = _killed_in_turn(started, _taking_part(started))
-    if not failed:
-        return Seen("yes", back)
-    with another(started, started.what.setting) as other:
-        least_busy_first = _taking_part(other)[::-1]
-        order = sorted(least_busy_first, key=lambda pid: kind_of(pid) == kind)
-        also, then, _ = _killed_in_turn(other, order)
-    told = "; ".join(text for text in (back, failed, also and f"in a second server {also}", then) if text)
-    return Seen("partly" if back or also else "no", told)
-
-
-def _taking_part(started: Started) -> list[int]:
-    """All processes that spent something on requests, the busiest first; but not the one that was born first: it is
-    the service itself, for its starter to start again."""
-    x = np.ones((1, 4), np.float32)
-    before = _spent_s(started)
-    for _ in range(_ASKED):
-        started.is_right(x)
-    after = _spent_s(started)
-    others = sorted(after, key=_born_ticks)[1:] or list(after)
-    spent_s = {pid: after[pid] - before.get(pid, 0.0) for pid in others}
-    least_s = _PART * max(spent_s.values())
-    return sorted((pid for pid in others if spent_s[pid] >= least_s), key=lambda pid: -spent_s[pid])
-
-
-def _killed_in_turn(started: Started, pids: list[int]) -> tuple[str, str, str]:
-    """Those that it survived, the one that it did not, and what kind that was."""
-    survived: list[str] = []
-    for victim in pids:
-        kind = kind_of(victim)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-        came_back, told = _came_back(started)
-        if not came_back:
-            return "; ".join(survived), f"kill -9 of `{kind}`: {told}", kind
-        survived.append(f"kill -9 of `{kind}`: {told}")
-    return "; ".join(survived), "", ""
-
-
-def _came_back(started: Started) -> tuple[bool, str]:
-    """Whether so many right answers came in a row, after what time, and how many requests failed."""
-    x = np.ones((1, 4), np.float32)
-    killed_s = time.monotonic()
-    failed, right, right_in_a_row, first_s = 0, 0, 0, 0.0
-    while time.monotonic() - killed_s < _BACK_S and right_in_a_row < _IN_A_ROW:
-        if _answers_soon(started, x):
-            right, right_in_a_row = right + 1, right_in_a_row + 1
-            first_s = first_s or time.monotonic() - killed_s
-        else:
-            failed, right_in_a_row, first_s = failed + 1, 0, 0.0
-            time.sleep(0.05)
-    if right_in_a_row < _IN_A_ROW:
-        left = len(started.running.pids())
-        return (
-            False,
-            f"{right} of {right + failed} requests were answered in {_BACK_S:g} s, {left} processes are left",
-        )
-    return True, f"answers again after {first_s:.1f} s, {failed} requests failed"
-
-
-def kind_of(pid: int) -> str:
-    """A process by what tells it apart."""
-    with contextlib.suppress(OSError):
-        return called(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return "?"
-
-
-def called(command: bytes) -> str:
-    """A process by what tells it apart, without this machine's paths: its program, and a script or module of Python.
-
-    Args:
-        command: as /proc/PID/cmdline holds it.
-    """
-    words = [word for word in command.decode(errors="replace").split("\0") if word]
-    program, *rest = [word.rpartition("/")[2] for word in words] or [""]
-    if not program.startswith("python"):
-        # Some write a title over their command line.
-        return program.split(" ", 1)[0] if program else "?"
-    if "-m" in words[:-1]:
-        return f"python -m {words[words.index('-m') + 1]}"
-    if "-c" in words[:-1]:
-        return "python -c"
-    return " ".join(["python", *[word for word in rest if not word.startswith("-")][:1]])
-
-
-def _answers_soon(started: Started, x: np.ndarray) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return started.version_of(started.ask(x, timeout_s=2), x) == 1
-    return False
-
-
-def _spent_s(started: Started) -> dict[int, float]:
-    spent = {}
-    for pid in started.running.pids():
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            spent[pid] = (int(fields[11]) + int(fields[12])) * _TICK_S
-    return spent
-
-
-def _born_ticks(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return 0
-
-
 class _Beside:
     """A request on a thread of its own."""
 
@@ -353,7 +230,4 @@ PROBES = (
           f" {2.5 * _DEADLINE_MS:g} ms; partly: later", deadline_running, "slow"),
     Probe(GROUP, "ends in order", "told to end while it works on a request, it answers that one first", ends_in_order,
           "slow", alone=True),
-    Probe(GROUP, "a killed worker comes back", "of two workers' processes, but for the first one, each that takes part"
-          f" in serving is killed with -9 in turn; yes is {_IN_A_ROW} right answers in a row within {_BACK_S:g} s, each"
-          " time; partly: after some", comes_back, workers=2, alone=True),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bench.peers.peer import Begin, Form, Message, Peer, Running, Setting
 from bench.peers.probes.line import ANSWER_S, Line, Reply
 from bench.peers.probes.small_models import scale_of
-from bench.peers.probes.table import Seen
+from bench.peers.probes.table import SEEN_CHARACTERS, Seen
 
 _READY_PATHS = ("/v2/health/ready", "/readyz", "/-/healthz", "/health", "/ready", "/healthz")
 
@@ -178,6 +178,7 @@ class Probe(NamedTuple):
         versions: of the model that are in the repository at the start.
         alone: it leaves a server behind that nothing else is to be asked of.
         workers: processes that answer.
+        characters: of what it saw, on a page.
         ways: products that have a way of doing it, by name; empty: all are asked.
     """
 
@@ -191,6 +192,7 @@ class Probe(NamedTuple):
     alone: bool = False
     workers: int = 1
     ways: tuple[str, ...] = ()
+    characters: int = SEEN_CHARACTERS
 
     @property
     def needs(self) -> tuple[str, bool, tuple[int, ...], int]:

@@ -24,7 +24,8 @@ SIGNS: dict[str, str] = {
     "not offered": "–",
     "not seen": "?",
 }
-_SEEN_CHARACTERS = 240
+SEEN_CHARACTERS = 240
+"""Of what was seen a page has so many, unless a row says otherwise."""
 
 
 def refused_as(status: int) -> Answer:
@@ -49,11 +50,11 @@ class Seen(msgspec.Struct, frozen=True):
     is_absent: bool = False
     """Of a no: what was to be asked is not there (an address, a page of metrics, a log), so nothing was measured."""
 
-    def text(self) -> str:
-        """In one line."""
+    def text(self, characters: int = SEEN_CHARACTERS) -> str:
+        """In one line; of what was seen so many characters."""
         said = " ".join(self.seen.split())
-        if len(said) > _SEEN_CHARACTERS:
-            said = said[: _SEEN_CHARACTERS - 1] + "…"
+        if len(said) > characters:
+            said = said[: characters - 1] + "…"
         page = ""
         if self.source is not None:
             says = "" if said.startswith(self.source.says) else f"{self.source.says}: "
@@ -83,6 +84,8 @@ class Row(msgspec.Struct, frozen=True):
     """What is done, and what counts as yes."""
     cells: dict[str, Seen] = {}
     """By a product's name."""
+    characters: int = SEEN_CHARACTERS
+    """Of what was seen of each."""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -151,7 +154,7 @@ def _group(table: Table, group: str) -> str:
             cell = table.answer(column.name, row.name)
             is_told = cell.answer == "not offered" and cell.source == told.get(column.name)
             if not column.unavailable and not is_told:
-                lines.append(f"  * {column.title}: {cell.text()}")
+                lines.append(f"  * {column.title}: {cell.text(row.characters)}")
     return "\n".join([*lines, "", "</details>"])
 
 
