@@ -118,13 +118,17 @@ class _Server:
         self._say = say
         self._scratch = tempfile.TemporaryDirectory(prefix="tidegate-probes-", ignore_cleanup_errors=True)
         self._starts = 0
+        self._asked = False
         self._started: Started | None = None
         self._why = ""
 
     def ask(self, probe: Probe) -> Seen:
         """One probe's answer."""
+        if probe.fresh and self._asked:
+            self._end()
         if self._started is None:
             self._begin()
+        self._asked = True
         if self._started is None:
             return _settled(self._peer, probe, Seen("no", self._why))
         try:
@@ -151,7 +155,7 @@ class _Server:
         return False
 
     def _begin(self) -> None:
-        self._starts += 1
+        self._starts, self._asked = self._starts + 1, False
         place = Path(self._scratch.name) / str(self._starts)
         repository, home = place / "models", place / "home"
         home.mkdir(parents=True)

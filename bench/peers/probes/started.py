@@ -177,6 +177,7 @@ class Probe(NamedTuple):
         audit: whether the product's nearest equivalent of an audit log is on.
         versions: of the model that are in the repository at the start.
         alone: it leaves a server behind that nothing else is to be asked of.
+        fresh: it asks a server of which nothing was asked yet: what others asked may have taught it something.
         workers: processes that answer.
         characters: of what it saw, on a page.
         ways: products that have a way of doing it, by name; empty: all are asked.
@@ -190,6 +191,7 @@ class Probe(NamedTuple):
     audit: bool = False
     versions: tuple[int, ...] = (1,)
     alone: bool = False
+    fresh: bool = False
     workers: int = 1
     ways: tuple[str, ...] = ()
     characters: int = SEEN_CHARACTERS
