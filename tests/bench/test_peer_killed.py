@@ -139,6 +139,23 @@ def test_the_first_process_is_known_by_its_birth_too(ask: Any) -> None:
     assert 102 not in product.killed and FIRST in product.killed
 
 
+def test_one_that_has_a_further_process_for_a_moment_needs_no_more_than_usual(ask: Any) -> None:
+    """A worker beside the usual two, that takes somebody's place, need not be there again as well."""
+    product = two_workers()
+    is_right = product.answers
+
+    def answers() -> bool:
+        if len(product.killed) == 1 and len(product.kinds) == 4:
+            product.kinds[400], product.born[400], product.spent[400] = "worker", 400, 0
+        if len(product.killed) == 2:
+            product.kinds.pop(400, None)
+        return is_right()
+
+    product.answers = answers  # type: ignore[method-assign]
+    assert ask(product).answer == "yes"
+    assert product.killed == [102, 101]
+
+
 def test_that_others_answer_is_no_coming_back(ask: Any) -> None:
     """With one of two workers left requests are answered, but nothing started the killed one again."""
     product = two_workers(replaced_s={})

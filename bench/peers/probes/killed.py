@@ -135,15 +135,19 @@ def _comes_back(started: Started, victim: One, kind: str, wanted: int) -> tuple[
     killed_s = time.monotonic()
     failed = asked = in_a_row = 0
     there_s: float | None = None
+    right_s = 0.0
     while time.monotonic() - killed_s < _BACK_S:
         if there_s is None and _left(started, victim, kind) >= wanted:
             # Right answers count from here on: before it, others may have given them.
             there_s, in_a_row = time.monotonic() - killed_s, 0
         is_right = _answers_soon(started, x)
+        if in_a_row == 0:
+            right_s = time.monotonic() - killed_s
         asked, failed, in_a_row = asked + 1, failed + (not is_right), in_a_row + 1 if is_right else 0
         if there_s is not None and in_a_row >= _IN_A_ROW:
             if _left(started, victim, kind) >= wanted:
-                return True, f"there again after {there_s:.1f} s, {failed} requests failed"
+                answered = f"right answers from {right_s:.1f} s on, {failed} requests failed"
+                return True, f"there again after {there_s:.1f} s, {answered}"
             there_s = None
         if not is_right or there_s is None:
             time.sleep(_PAUSE_S)
