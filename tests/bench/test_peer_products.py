@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from bench.peers.adapters.bentoml import BentoML
 from bench.peers.adapters.mlserver import MLServer
-from bench.peers.adapters.ray_serve import RayServe
+from bench.peers.adapters.ray_serve import RayServe, place_of_sockets
 from bench.peers.environment import LOCKS
 from bench.peers.peer import Peer
 
@@ -42,6 +43,16 @@ def test_locks_hold_hashes_and_no_address(name: str) -> None:
     assert pinned
     assert all("==" in line and line.endswith("\\") for line in pinned)
     assert not [line for line in lines if "://" in line]
+
+
+def test_ray_lies_below_the_temporary_directory_where_sockets_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest of its sockets' paths has 107 characters or less, wherever TMPDIR is."""
+    for place in ("/tmp", "/mnt/disk", "/" + 26 * "x", "/" + 27 * "x", "/" + 90 * "x"):
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        chosen = place_of_sockets()
+        assert chosen == (place if len(place) <= 27 else "/tmp")
+        socket = f"{chosen}/ray-12345678/session_2026-11-28_23-59-59_123456_4194304/sockets/plasma_store"
+        assert len(socket) <= 107
 
 
 def test_mlserver_takes_no_binary_tensors() -> None:

@@ -32,6 +32,8 @@ _ONGOING = "200"
 """`max_ongoing_requests`; more than the comparison's connections, as its page asks of asynchronous code."""
 _NODE = "127.0.0.2"
 """Of loopback. Ray takes 127.0.0.1 for another name of the machine's outer address, over which its parts would talk."""
+_PLACE_BYTES = 27
+"""What a socket's path (107 characters) leaves for the temporary directory beside Ray's own names (session, plasma)."""
 _FAST = {"haproxy": "1", "throughput_optimized": "1"}
 
 
@@ -104,14 +106,19 @@ class RayServe:
         return raw_form.outputs(headers, body)
 
 
+def place_of_sockets() -> str:
+    """Below what Ray's session is kept: the machine's temporary directory where sockets' paths fit, else /tmp."""
+    place = tempfile.gettempdir()
+    return place if len(os.fsencode(place)) <= _PLACE_BYTES else "/tmp"
+
+
 class _Served(Served):
     lock = _LOCK
     _ray_dir = ""
 
     def lay_out(self) -> None:
         """Its driver and what that reads."""
-        # Its sockets lie below this directory, and a socket's path has at most 107 characters.
-        self._ray_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        self._ray_dir = tempfile.mkdtemp(prefix="ray-", dir=place_of_sockets())
         self.metrics_url = f"{self.side_url}/metrics"
         shutil.copyfile(_APP, self.home / _APP.name)
         self._write_options()
