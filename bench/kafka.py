@@ -187,9 +187,13 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self.spawned(self._process.pid)
         (self._directory / "kafka.pid").write_text(f"{self._process.pid}\n")
         self._await_ready()
         return self
+
+    def spawned(self, pid: int) -> None:
+        """Told of its process before it answers; nothing here."""
 
     def stop(self) -> None:
         """Controlled shutdown."""

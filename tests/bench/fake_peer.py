@@ -7,7 +7,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -47,6 +47,8 @@ class Ways:
     """"" no log; "file"; "http": dropped when it cannot be sent; "http-kept": sent again until it is taken."""
     loses_every: int = 0
     """That prediction is not logged."""
+    before_record: Callable[[int], None] = lambda _number: None
+    """Called before the log's record of that number is sent, on a thread of its own."""
     metrics: bool = True
     unavailable: str = ""
     does_not_start_with: str = ""
@@ -116,6 +118,8 @@ class FakeRunning:
         self.last: list[float] = [0.0]
         self.is_gone = False
         self.guard = threading.Lock()
+        self.forwarded = 0
+        """Records that were sent, or dropped."""
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         handler = type("Handler", (_Handler,), {"running": self, "timeout": peer.ways.hangs_up_s or None})
         ThreadingHTTPServer.request_queue_size = 128
@@ -183,6 +187,7 @@ class FakeRunning:
     def _forward(self) -> None:
         parts = urlsplit(self.what.receiver or "http://127.0.0.1:1")
         while (line := self._queue.get()) is not None:
+            self.ways.before_record(self.forwarded)
             while True:
                 connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2)
                 try:
@@ -195,6 +200,7 @@ class FakeRunning:
                 finally:
                     connection.close()
                 break
+            self.forwarded += 1
 
 
 class _Handler(BaseHTTPRequestHandler):

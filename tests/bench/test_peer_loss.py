@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.client
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,13 +17,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bench.kafka import KafkaAbsent
 from bench.peers.adapters import PEERS
-from bench.peers.probes import loss
+from bench.peers.probes import loss, receivers
 from bench.peers.probes.loss import Loss, count, markdown, measure_all
 from bench.peers.probes.marks import marked
 from bench.peers.probes.receivers import HttpReceiver, KafkaReceiver
 from tests.bench.fake_peer import FakePeer, Ways
 
 REQUESTS, OUTAGE_S = 60, 0.9
+ALL_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +52,81 @@ def test_what_is_counted() -> None:
     assert count(set(), []) == (0, 0, 0)
 
 
-def test_records_that_are_dropped_meanwhile_are_lost(fake: FakePeer) -> None:
-    """A log that is sent once loses what it sends while nobody takes it, and not what came before."""
+class Stepwise(HttpReceiver):
+    """It is killed when so many records have come, and there again when so many have been dropped, however long that
+    takes."""
+
+    before, dropped = 7, 30
+
+    def __init__(self, directory: Path, fake: FakePeer) -> None:
+        super().__init__(directory)
+        self._fake = fake
+        self.gone, self.back = threading.Event(), threading.Event()
+        fake.ways.before_record = self.step
+
+    def step(self, number: int) -> None:
+        """Of the product's log."""
+        if number == self.before:
+            assert self.gone.wait(ALL_S)
+        if number == self.before + self.dropped:
+            assert self.back.wait(ALL_S)
+
+    def kill9(self) -> None:
+        """When enough has come."""
+        self._await(self.before)
+        super().kill9()
+        self.gone.set()
+
+    def start(self) -> None:
+        """Again, when enough is lost."""
+        if self.gone.is_set():
+            self._await(self.before + self.dropped)
+        super().start()
+        if self.gone.is_set():
+            self.back.set()
+
+    def stop(self) -> None:
+        """Without waiting for anything."""
+        super().kill9()
+
+    def _await(self, forwarded: int) -> None:
+        deadline = time.monotonic() + ALL_S
+        while self._fake.running[-1].forwarded < forwarded and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def test_records_that_are_dropped_meanwhile_are_lost(fake: FakePeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that is sent once loses what it sends while nobody takes it, and nothing of before and after."""
     fake.ways.log = "http"
+    monkeypatch.setitem(loss._KINDS, "http", lambda directory: Stepwise(directory, fake))
     found = measured(fake)
     assert (found.sent, found.answered) == (REQUESTS, REQUESTS)
-    # 60% of the time there is no receiver, and one on a busy machine is back later; before that some arrive.
-    assert 0.3 * REQUESTS < found.lost < REQUESTS
-    assert found.lost == REQUESTS - found.arrived
+    assert (found.lost, found.arrived) == (Stepwise.dropped, REQUESTS - Stepwise.dropped)
     assert found.was_killed
+
+
+def test_a_receiver_that_does_not_come_back_leaves_no_senders(
+    fake: FakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sends into what is measured next; the product stays in the table with why."""
+
+    class Gone(HttpReceiver):
+        starts = 0
+
+        def start(self) -> None:
+            self.starts += 1
+            if self.starts > 1:
+                raise OSError(errno.EADDRINUSE, "its port is somebody else's")
+            super().start()
+
+    fake.ways.log = "http"
+    monkeypatch.setitem(loss._KINDS, "http", Gone)
+    # All but a few requests would be due in an hour.
+    monkeypatch.setattr(loss, "BEFORE_SHARE", 1e-5)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (found,) = measure_all([fake], lambda _: None, requests=10_000, outage_s=3600.0)
+    assert "somebody else's" in found.unavailable
+    assert [one.name for one in threading.enumerate() if one.name.startswith(loss._SENDER)] == []
 
 
 def test_records_that_are_kept_meanwhile_arrive(fake: FakePeer) -> None:
@@ -136,6 +206,39 @@ def test_a_broker_is_read_back_over_a_kill(kafka_jars: Path, tmp_path: Path) -> 
         assert sorted(receiver.arrived()) == [1, 1, 3, 4, 5]
     finally:
         receiver.kill9()
+
+
+def test_a_broker_is_guarded_before_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes up to a minute to answer, and must not outlive the bench in that time; one that never does is ended."""
+    seen: list[tuple[int, int]] = []
+
+    class Starting(receivers._GuardedBroker):
+        def _java(self, *_: str) -> list[str]:
+            return ["sleep", "600"]
+
+        def _await_ready(self) -> None:
+            assert self.guard is not None and self.pid is not None
+            assert is_alive(self.guard.pid) and is_alive(self.pid)
+            seen.append((self.guard.pid, self.pid))
+            raise TimeoutError("it does not answer")
+
+    monkeypatch.setattr("bench.kafka.jars", lambda _version: tmp_path)
+    monkeypatch.setattr(receivers, "_GuardedBroker", Starting)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.properties").touch()
+    receiver = KafkaReceiver(tmp_path)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        receiver.start()
+    assert len(seen) == 1
+    assert not [pid for pid in seen[0] if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.prove

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -36,6 +37,7 @@ SETTLE_S = 20.0
 ARRIVE_S = 180.0
 """...or after so long at most."""
 SENDERS = 8
+_SENDER = "loss-sender"
 SHORT_REQUESTS, SHORT_OUTAGE_S = 600, 4.0
 """Of the feature table's row."""
 ROW = "outlives its receiver"
@@ -92,6 +94,18 @@ class Sent(msgspec.Struct):
     answered: set[int] = msgspec.field(default_factory=set)
     sent: int = 0
     slowest_ms: float = 0.0
+
+
+class _Plan(NamedTuple):
+    """When what happens, by the monotonic clock."""
+
+    requests: int
+    began_s: float
+    whole_s: float
+    kill_s: float
+    back_s: float
+    ends: threading.Event
+    """Nothing more is sent once it is set."""
 
 
 def count(answered: set[int], records: Sequence[int]) -> tuple[int, int, int]:
@@ -176,25 +190,31 @@ def _send_through(started: Started, receiver: Receiver, requests: int, outage_s:
     """Send at a steady rate, and take the receiver away meanwhile."""
     whole_s = outage_s / (1 - 2 * BEFORE_SHARE)
     began_s = time.monotonic() + 0.1
-    kill_s, back_s = began_s + BEFORE_SHARE * whole_s, began_s + BEFORE_SHARE * whole_s + outage_s
+    kill_s = began_s + BEFORE_SHARE * whole_s
+    plan = _Plan(requests, began_s, whole_s, kill_s, kill_s + outage_s, threading.Event())
     parts = [Sent() for _ in range(SENDERS)]
-    gone_s = (kill_s, back_s)
     threads = [
         threading.Thread(
-            target=_send, args=(started, part, first, requests, began_s, whole_s, gone_s), daemon=True
+            target=_send, args=(started, part, first, plan), name=f"{_SENDER}-{first}", daemon=True
         )
         for first, part in enumerate(parts)
     ]
     for thread in threads:
         thread.start()
-    time.sleep(max(0.0, kill_s - time.monotonic()))
-    if receiver.can_be_killed:
-        say(f"{started.peer.name}: {receiver.kind} is killed for {outage_s:g} s")
-        receiver.kill9()
-        time.sleep(max(0.0, back_s - time.monotonic()))
-        receiver.start()
-    for thread in threads:
-        thread.join()
+    try:
+        time.sleep(max(0.0, plan.kill_s - time.monotonic()))
+        if receiver.can_be_killed:
+            say(f"{started.peer.name}: {receiver.kind} is killed for {outage_s:g} s")
+            receiver.kill9()
+            time.sleep(max(0.0, plan.back_s - time.monotonic()))
+            receiver.start()
+    except BaseException:
+        # They would go on into what is measured next.
+        plan.ends.set()
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
     return Sent(
         answered=set().union(*(part.answered for part in parts)),
         sent=sum(part.sent for part in parts),
@@ -202,13 +222,12 @@ def _send_through(started: Started, receiver: Receiver, requests: int, outage_s:
     )
 
 
-def _send(
-    started: Started, into: Sent, first: int, requests: int, began_s: float, whole_s: float,
-    gone_s: tuple[float, float],
-) -> None:  # fmt: skip
+def _send(started: Started, into: Sent, first: int, plan: _Plan) -> None:
     with Line(started.url) as line:
-        for number in range(first, requests, SENDERS):
-            time.sleep(max(0.0, began_s + number / requests * whole_s - time.monotonic()))
+        for number in range(first, plan.requests, SENDERS):
+            due_s = plan.began_s + number / plan.requests * plan.whole_s
+            if plan.ends.wait(max(0.0, due_s - time.monotonic())):
+                return
             x = marked([number])
             at_s = time.monotonic()
             into.sent += 1
@@ -217,7 +236,7 @@ def _send(
                     into.answered.add(number)
             except (OSError, ValueError):
                 continue
-            if gone_s[0] <= at_s <= gone_s[1]:
+            if plan.kill_s <= at_s <= plan.back_s:
                 into.slowest_ms = max(into.slowest_ms, (time.monotonic() - at_s) * 1e3)
 
 

@@ -58,6 +58,21 @@ def _dismiss(guard: Guard | None) -> None:
         guard.dismiss()
 
 
+class _GuardedBroker(Broker):
+    """It does not outlive this process, not even while it is still starting."""
+
+    guard: Guard | None = None
+
+    def spawned(self, pid: int) -> None:
+        """Guard it from its first moment: it takes up to a minute to answer."""
+        self.guard = _guarded(pid)
+
+    def dismiss(self) -> None:
+        """It has ended."""
+        _dismiss(self.guard)
+        self.guard = None
+
+
 class KafkaReceiver:
     """A real broker; every record of every topic but Kafka's own is read.
 
@@ -69,21 +84,21 @@ class KafkaReceiver:
     can_be_killed = True
 
     def __init__(self, directory: Path) -> None:
-        self._broker = Broker(directory)
-        self._guard: Guard | None = None
+        self._broker = _GuardedBroker(directory)
         self.address: str | None = self._broker.bootstrap
 
     def start(self) -> None:
-        """Start it; returns once it answers."""
-        self._broker.start()
-        if self._broker.pid is not None:
-            self._guard = _guarded(self._broker.pid)
+        """Start it; returns once it answers. When it does not, nothing of it is left."""
+        try:
+            self._broker.start()
+        except BaseException:
+            self.kill9()
+            raise
 
     def kill9(self) -> None:
         """SIGKILL."""
         self._broker.kill9()
-        _dismiss(self._guard)
-        self._guard = None
+        self._broker.dismiss()
 
     def arrived(self) -> list[int]:
         """Read everything from the beginning.
@@ -103,8 +118,7 @@ class KafkaReceiver:
     def stop(self) -> None:
         """Controlled shutdown."""
         self._broker.stop()
-        _dismiss(self._guard)
-        self._guard = None
+        self._broker.dismiss()
 
 
 async def _records(bootstrap: str) -> list[bytes]:
