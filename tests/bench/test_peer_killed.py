@@ -28,6 +28,7 @@ class Product:
         replaced_s: after what time a kind is there again; a kind that is missing never is.
         needs: kinds of which one process must live for a request to be answered.
         dies_with: pids that end when another one does.
+        works: ticks of a second, by pid, whatever is asked.
     """
 
     spends: dict[int, int]
@@ -35,6 +36,7 @@ class Product:
     replaced_s: dict[str, float] = field(default_factory=dict)
     needs: tuple[str, ...] = ("worker",)
     dies_with: dict[int, int] = field(default_factory=dict)
+    works: dict[int, int] = field(default_factory=dict)
     named: bool = True
     now_s: float = 0.0
     killed: list[int] = field(default_factory=list)
@@ -57,7 +59,8 @@ class Product:
         return sorted(self.kinds)
 
     def seen(self, pid: int) -> Process:
-        return Process(pid, 1, 1, self.born[pid], self.spent[pid], 0, False)
+        own = self.spent[pid] + round(self.works.get(pid, 0) * self.now_s)
+        return Process(pid, 1, 1, self.born[pid], own, 0, False)
 
     def answers(self) -> bool:
         self.now_s += 0.001
@@ -129,6 +132,13 @@ def test_who_comes_back_passes(ask: Any) -> None:
     seen = ask(product)
     assert product.killed == [102, 101]
     assert (seen.answer, seen.seen.count("kill -9 of `worker`: there again after 1.0 s")) == ("yes", 2)
+
+
+def test_who_is_busy_with_itself_takes_no_part(ask: Any) -> None:
+    """A daemon that spends as much without a request is not killed, though it spends more than a worker."""
+    product = two_workers(works={103: 1_000_000, 101: 5})
+    assert ask(product).answer == "yes"
+    assert product.killed == [102, 101]
 
 
 def test_the_first_process_is_known_by_its_birth_too(ask: Any) -> None:

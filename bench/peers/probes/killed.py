@@ -72,8 +72,8 @@ def comes_back(started: Started) -> Seen:
         least_busy_first = taking_part(other)[::-1]
         order = sorted(least_busy_first, key=lambda one: kind_of(one.pid) == first.kind)
         second = killed_in_turn(other, order)
-    also = [f"in a second server {text}" if i == 0 else text for i, text in enumerate(second.back)]
-    return _judged([*first.back, *also], [first.failed, *([second.failed] if second.failed else [])])
+    failed, *also = (f"in a second server {text}" if text else "" for text in (second.failed, *second.back))
+    return _judged([*first.back, *also], [first.failed, *([failed] if failed else [])])
 
 
 def _judged(back: list[str], failed: list[str]) -> Seen:
@@ -84,20 +84,29 @@ def _judged(back: list[str], failed: list[str]) -> Seen:
 
 
 def taking_part(started: Started) -> list[One]:
-    """All processes that spent something on requests, the busiest first; but not the first one, if there are others."""
+    """All processes that spent something on requests, the busiest first; but not the first one, if there are others.
+
+    What a process spends without a request in the same time is taken off: daemons that are busy with themselves take no
+    part.
+    """
     x = np.ones((1, 4), np.float32)
-    before = _spent_ticks(started)
+    before, began_s = _spent_ticks(started), time.monotonic()
     for _ in range(_ASKED):
         started.is_right(x)
-    after = _spent_ticks(started)
+    after, took_s = _spent_ticks(started), time.monotonic() - began_s
+    time.sleep(took_s)
+    idle = {one: ticks - after[one] for one, ticks in _spent_ticks(started).items() if one in after}
     if not after:
         return []
     first = _first(started, list(after))
     # Own time alone: with that of its ended children a parent would be as busy as they were.
     spent = {
-        one: ticks - before.get(one, 0) for one, ticks in after.items() if one != first or len(after) == 1
+        one: ticks - before.get(one, 0) - idle.get(one, 0)
+        for one, ticks in after.items()
+        if one != first or len(after) == 1
     }
-    least = _PART * max(spent.values())
+    most = max(spent.values())
+    least = _PART * most if most > 0 else most
     return sorted((one for one in spent if spent[one] >= least), key=lambda one: (-spent[one], one))
 
 
@@ -208,9 +217,9 @@ def called(command: bytes) -> str:
 
 
 PROBES = (
-    Probe(GROUP, "a killed worker comes back", "of two workers' processes, but for the first one, each that takes part"
-          f" in serving is killed with -9 in turn; yes: within {_BACK_S:g} s there are as many of its name again as"
-          f" before, and from then on {_IN_A_ROW} right answers in a row, each time; partly: after some; that others"
-          " answer meanwhile is not enough; who is one process is asked by that one", comes_back, workers=2, alone=True,
-          characters=_EVIDENCE_CHARACTERS),
+    Probe(GROUP, "a killed worker comes back", "of two workers' processes, but for the first one, each that spends"
+          " processor time on requests is killed with -9 in turn; yes: each time there are as many of its name again as"
+          f" before, within {_BACK_S:g} s, and {_IN_A_ROW} right answers in a row from then on; partly: after some;"
+          " that others answer meanwhile is not enough; who is one process is asked by that one", comes_back, workers=2,
+          alone=True, characters=_EVIDENCE_CHARACTERS),
 )  # fmt: skip
