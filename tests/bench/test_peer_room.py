@@ -11,10 +11,10 @@ from collections.abc import Callable
 import pytest
 
 from bench.peers.peer import Begin, Running, Unavailable
-from bench.peers.probes import features, loss
+from bench.peers.probes import features, loss, new_version
 from bench.peers.probes.started import Started
 from bench.peers.probes.table import Seen, Table
-from tests.bench.fake_peer import FakePeer, Ways
+from tests.bench.fake_peer import FakePeer, FakeRunning, Ways
 
 Usage = namedtuple("Usage", "total used free")
 SHORT = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
@@ -80,6 +80,18 @@ def test_a_server_that_cannot_be_started_for_want_of_room_ends_the_run() -> None
         asked(lambda _: Seen("yes"), Full(name="mlserver"))
     with pytest.raises(OSError, match="No space left"):
         loss.measure_all([Full(Ways(log="file"))], lambda _: None, requests=10, outage_s=0.01)
+
+
+@pytest.mark.parametrize("name", ["taken up without a failed request", "outlives a broken version"])
+def test_a_version_that_cannot_be_placed_for_want_of_room_was_not_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a no nor a yes: what could not be copied was neither taken up nor refused."""
+    monkeypatch.setattr(new_version, "_TAKES_S", 0.1)
+    monkeypatch.setattr(FakeRunning, "new_version", lambda *_: fail(errno.ENOSPC))
+    probes = [probe for probe in features.PROBES if probe.name == name]
+    with pytest.raises(OSError, match="ran short"):
+        features.probe_all([FakePeer()], lambda _: None, probes=probes)
 
 
 def test_a_disk_that_is_full_ends_the_run_whatever_the_product_said(monkeypatch: pytest.MonkeyPatch) -> None:

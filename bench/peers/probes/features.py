@@ -140,8 +140,7 @@ class _Server:
             demand_room(exc)
             # A defect of the probe, not of the product; the other cells are worth their quarter of an hour.
             seen = Seen("not seen", f"the probe failed: {exc!r}")
-        if seen is not None and seen.answer != "yes":
-            demand_room()
+        demand_room(asks_disk=seen is not None and seen.answer != "yes")
         if probe.alone or not self._still_answers():
             self._end()
         return _settled(self._peer, probe, seen)

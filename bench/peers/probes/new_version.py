@@ -14,6 +14,7 @@ from collections import Counter
 import numpy as np
 
 from bench.peers.probes.line import Line
+from bench.peers.probes.room import note
 from bench.peers.probes.small_models import write_broken, write_scale
 from bench.peers.probes.started import Probe, Started
 from bench.peers.probes.table import Seen
@@ -123,6 +124,7 @@ def takes_it_up(started: Started) -> Seen:
         try:
             started.running.new_version("2")
         except Exception as exc:
+            note(exc)
             said = f"; {exc}"
         watch.until(2, _TAKES_S)
         if watch.last == 2:
@@ -153,6 +155,7 @@ def survives_a_broken_one(started: Started) -> Seen:
         try:
             started.running.new_version("3")
         except Exception as exc:
+            note(exc)
             refusals.append(" ".join(str(exc).split())[:120])
 
     with Watch(started) as watch:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from bench.peers.peer import Unavailable
 from bench.peers.probes.marks import found_below, marked
+from bench.peers.probes.room import note
 from bench.peers.probes.small_models import scale_of
 from bench.peers.probes.started import Probe, Started
 from bench.peers.probes.table import NO_LOG, Answer, Seen
@@ -96,6 +97,7 @@ def outlives_kill(started: Started) -> Seen:
     try:
         running = started.peer.begin(started.what)
     except Exception as exc:
+        note(exc)
         why = exc.why if isinstance(exc, Unavailable) else str(exc)
         again = f"; it did not start again over the same home: {why}"
     else:

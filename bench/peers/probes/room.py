@@ -26,11 +26,12 @@ def note(exc: BaseException) -> None:
         seen = seen.__cause__ or seen.__context__
 
 
-def demand_room(exc: BaseException | None = None) -> None:
-    """Ask before something is called a product's failure.
+def demand_room(exc: BaseException | None = None, *, asks_disk: bool = True) -> None:
+    """Ask before something is called a product's answer.
 
     Args:
         exc: what went wrong, if something did.
+        asks_disk: whether there is room on the disk now; of no matter where nothing failed.
 
     Raises:
         OSError: this machine ran short since the last time, by `exc` or what was noted, or has no disk left.
@@ -42,6 +43,8 @@ def demand_room(exc: BaseException | None = None) -> None:
         _noted.clear()
         msg = f"this machine ran short, which is no product's answer: {first.strerror}: free some, and run it again"
         raise OSError(first.errno, msg) from first
+    if not asks_disk:
+        return
     free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
     if free_bytes < _FREE_BYTES:
         msg = (
