@@ -25,7 +25,6 @@ from bench.requests import Made
 from bench.serving import busy_s, cpu_s
 from bench.wrk import Round, Wrk
 
-FOREIGN_CPUS_MAX = 0.2
 SETTLE_S = 0.1
 """After a load, until the recorder has drained what the worker appended."""
 MORE = 1.35
@@ -99,8 +98,8 @@ def busy_row(pairs: Pairs) -> report.Row:
 def quiet(foreign_cpus: float) -> report.Row:
     """The guard: no figure from a busy machine."""
     return report.Row(
-        "processors that others took meanwhile", f"{foreign_cpus:.2f}", f"<= {FOREIGN_CPUS_MAX:.2f}",
-        foreign_cpus <= FOREIGN_CPUS_MAX,
+        "processors that others took meanwhile", f"{foreign_cpus:.2f}", f"<= {report.FOREIGN_CPUS_MAX:.2f}",
+        foreign_cpus <= report.FOREIGN_CPUS_MAX,
     )  # fmt: skip
 
 

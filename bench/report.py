@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 CONFIDENCE = 0.95
+FOREIGN_CPUS_MAX = 0.2
+"""Processors that others take: above it a machine is busy, and there is no figure."""
 
 
 class Interval(msgspec.Struct, frozen=True):

@@ -14,15 +14,14 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from bench import report
-from bench.paired import FOREIGN_CPUS_MAX
 from bench.peers import catalog
+from bench.peers.choosing import chosen, disturbed
 from bench.peers.figures import Chosen, How, Tried
 from bench.peers.keeping import write_whole
 from bench.peers.loads import Side, demand_room, started
@@ -32,10 +31,6 @@ from gateway.errors import ConfigInvalid
 DISTINCT = 1_000
 LOADS = 3
 """Of each setting; their median counts."""
-NEAR = 0.95
-"""What comes so near to the most is as good as it: then the fewest workers are taken, which memory and latency bear."""
-AWAKE = 0.5
-"""What answers less than this share of another's requests a second waits where it could work, and is not taken."""
 COMMITTED = Path(__file__).resolve().parent / "settings.json"
 
 
@@ -112,36 +107,11 @@ def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> C
             demand_room(exc)
             found = Tried(setting=setting, why_not=str(exc)[:300])
         tried.append(found)
-        shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second{_disturbed([found])}"
+        shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second{disturbed([found])}"
         say(f"{peer.name}, {model}: {setting.text()}: {shown}")
     if all(one.why_not for one in tried):
         raise last or Unavailable(peer.name, f"no setting serves {model}", tried[-1].why_not)
     return chosen(tried)
-
-
-def chosen(tried: Sequence[Tried]) -> Chosen:
-    """The best of what was tried, with its reason in figures. At least one must have worked."""
-    able = [one for one in tried if not one.why_not]
-    quickest = max(one.per_second for one in able)
-    awake = [one for one in able if one.per_second >= AWAKE * quickest]
-    most = max(one.per_cpu_s for one in awake)
-    near = [one for one in awake if one.per_cpu_s >= NEAR * most]
-    best = min(near, key=lambda one: (one.setting.workers, -one.per_cpu_s))
-    rest = [
-        f"{one.setting.text()}: {one.why_not or format(one.per_cpu_s, ',.0f')}"
-        for one in tried
-        if one is not best
-    ]
-    reason = "; ".join([f"{best.per_cpu_s:,.0f} requests per CPU second{_disturbed(tried)}", *rest])
-    return Chosen(setting=best.setting, reason=reason, tried=list(tried))
-
-
-def _disturbed(tried: Sequence[Tried]) -> str:
-    """What a reader must know of figures that were found on a busy machine."""
-    most = max(one.foreign_cpus for one in tried)
-    if most <= FOREIGN_CPUS_MAX:
-        return ""
-    return f" (others took up to {most:.2f} processors meanwhile: another run may choose otherwise)"
 
 
 def _try(peer: Peer, model: str, repository: Path, setting: Setting, how: How, hopeless: float) -> Tried:

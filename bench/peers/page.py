@@ -6,15 +6,18 @@ sources, and the machine. The page is made from the JSON alone, so that it can b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from bench import plot, report
 from bench.peers import catalog, summary
+from bench.peers.ahead import ahead
 from bench.peers.figures import Result
-from bench.peers.summary import Line, StartLine, Verdict
+from bench.peers.summary import Line, StartLine
+from bench.peers.verdicts import ROUNDS_MIN
+from bench.peers.wording import SAYS, table, times
 from bench.wrk import whole_seconds
 from gateway.errors import ConfigInvalid
 
@@ -23,14 +26,6 @@ MARKS = {
     True: ("<!-- pinned: begin -->", "<!-- pinned: end -->"),
 }
 """By whether ours was pinned to the peer's settings."""
-APART = 2
-"""So many cells of a model are named one by one; of more the range of their medians is."""
-_SAYS: dict[Verdict, str] = {
-    "ours": "",
-    "theirs": " **(theirs ahead)**",
-    "cannot tell": " (too wide to tell)",
-    "busy": " (the machine was busy: too wide to tell)",
-}
 
 
 def demand_markers(page: str, *, pinned: bool) -> None:
@@ -61,7 +56,7 @@ def markdown(result: Result, picture: str = "") -> str:
     """The figures, without a line end behind the last."""
     found = summary.lines(result.found)
     parts = [
-        _ahead(result, found),
+        ahead(result, found),
         _goals(result),
         _per_cpu_s(result, found),
         f"![ratios by peer]({picture})" if picture else "",
@@ -74,87 +69,6 @@ def markdown(result: Result, picture: str = "") -> str:
         _facts(result, found),
     ]
     return "\n\n".join(part for part in parts if part)
-
-
-def _times(found: report.Interval, said: Verdict) -> str:
-    digits = 1 if found.median >= 10 else 2
-    return f"{found.text(digits)}{_SAYS[said]}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
-
-
-def _ahead(result: Result, found: Sequence[Line]) -> str:
-    """Where a peer wins: first, and in words. One paragraph a figure, one line of it a peer."""
-    figures: tuple[tuple[str, dict[str, list[str]]], ...] = (
-        ("Requests per CPU second, ours / theirs", _won(found, _ahead_per_cpu_s)),
-        ("p99 at equal load, theirs / ours", _won(found, _ahead_p99)),
-        ("Cold start, seconds, theirs against ours", _quicker(result, lambda one: one.cold_s)),
-        (
-            "A new version's first prediction, seconds, theirs against ours",
-            _quicker(result, lambda one: one.version_s),
-        ),
-        ("Memory, theirs / ours", _won(found, _ahead_memory)),
-    )
-    texts = []
-    for figure, by_peer in figures:
-        if by_peer:
-            rows = [f"* {result.title(peer)}: {'; '.join(said)}" for peer, said in by_peer.items()]
-            texts.append("\n".join([f"**{figure}**", "", *rows]))
-    body = "\n\n".join(texts) or "In nothing that this run measured."
-    return f"### Where a peer is ahead\n\n{body}"
-
-
-def _ahead_per_cpu_s(line: Line) -> report.Interval | None:
-    return line.per_cpu_s if line.verdict == "theirs" else None
-
-
-def _ahead_p99(line: Line) -> report.Interval | None:
-    its = line.latency
-    return its.p99 if its is not None and its.verdict == "theirs" else None
-
-
-def _ahead_memory(line: Line) -> report.Interval | None:
-    return line.memory if line.memory_verdict == "theirs" else None
-
-
-def _won(found: Sequence[Line], ratio_of: Callable[[Line], report.Interval | None]) -> dict[str, list[str]]:
-    """What to say of each peer that is ahead somewhere, a model after the other."""
-    groups: dict[tuple[str, str], list[Line]] = {}
-    for line in found:
-        groups.setdefault((line.peer, line.cell.model), []).append(line)
-    out: dict[str, list[str]] = {}
-    for (peer, model), lines in groups.items():
-        ahead = [(line, ratio) for line in lines if (ratio := ratio_of(line)) is not None]
-        if len(ahead) > APART:
-            medians = [ratio.median for _, ratio in ahead]
-            said = [f"{model} {min(medians):.2f} to {max(medians):.2f} in {len(ahead)} of {len(lines)} cells"]
-        else:
-            said = [f"{line.cell.text()} {ratio}" for line, ratio in ahead]
-        if said:
-            out.setdefault(peer, []).extend(said)
-    return out
-
-
-def _quicker(result: Result, took_s: Callable[[StartLine], float | None]) -> dict[str, list[str]]:
-    out: dict[str, list[str]] = {}
-    for theirs, ours in _both_sides(result):
-        their_s, our_s = took_s(theirs), took_s(ours)
-        if their_s and our_s and their_s < our_s:
-            out.setdefault(theirs.peer, []).append(f"{theirs.model} {their_s:.2f} against {our_s:.2f}")
-    return out
-
-
-def _both_sides(result: Result) -> Iterator[tuple[StartLine, StartLine]]:
-    """Starts of a peer and of ours in the same pair, where both are known."""
-    found = {(one.peer, one.model, one.side): one for one in summary.starts(result.found)}
-    for (peer, model, side), theirs in found.items():
-        ours = next((one for key, one in found.items() if key[:2] == (peer, model) and key[2] != peer), None)
-        if side == peer and ours is not None:
-            yield theirs, ours
 
 
 def goals(result: Result) -> list[report.Row]:
@@ -194,7 +108,7 @@ def _matrix(
         rows.append(
             [name, *(shown(by_place[cell, peer]) if (cell, peer) in by_place else "–" for peer in peers)]
         )
-    return _table(["", *(result.title(peer) for peer in peers)], rows)
+    return table(["", *(result.title(peer) for peer in peers)], rows)
 
 
 def _order(cell: catalog.Cell) -> tuple[int, bool, bool, int]:
@@ -207,7 +121,7 @@ def _per_cpu_s(result: Result, found: Sequence[Line]) -> str:
 
     def shown(line: Line) -> str:
         both = f"{line.ours_per_cpu_s:,.0f} / {line.theirs_per_cpu_s:,.0f}"
-        return f"{_times(line.per_cpu_s, line.verdict)}; {both}"
+        return f"{times(line.per_cpu_s, line.verdict)}; {both}"
 
     bold = " Bold cells had more rounds." if len({line.rounds for line in found}) > 1 else ""
     return (
@@ -227,7 +141,7 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         if its is None:
             return "–"
         late = "; the generator was late" if its.generator_limited else ""
-        said = _SAYS[its.verdict] if its.opens >= summary.ROUNDS_MIN else ""
+        said = SAYS[its.verdict] if its.opens >= ROUNDS_MIN else ""
         return (
             f"{_percentiles(its.ours_ms)} against {_percentiles(its.theirs_ms)}{said} at"
             f" {its.offered_per_second:,.0f}/s{late}"
@@ -287,7 +201,7 @@ def _starts(result: Result, found: Sequence[StartLine]) -> str:
     head = ("beside", "model", "side", "starts", "cold start, s", "new version, s", "polls refused meanwhile")
     return (
         "### Starts\n\nFrom the spawn to the first right prediction; from asking for another version, by the product's"
-        " own way, to its first prediction. Medians.\n\n" + _table(head, rows)
+        " own way, to its first prediction. Medians.\n\n" + table(head, rows)
     )
 
 
@@ -312,7 +226,7 @@ def _settings(result: Result) -> str:
         rows.append([result.title(pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason])
         if result.pinned:
             rows.append(["ours", pair.model, pair.ours.setting.text(), "pinned to theirs"])
-    return "### Settings\n\n" + _table(("product", "model", "setting", "because"), rows)
+    return "### Settings\n\n" + table(("product", "model", "setting", "because"), rows)
 
 
 def _sources(result: Result) -> str:

@@ -7,20 +7,14 @@ others took more of the processors than a figure bears, the summary says that it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
 from bench import report
-from bench.paired import FOREIGN_CPUS_MAX
 from bench.peers.figures import Found, Measured, Open, Round, Start
 from bench.peers.peer import Cell
+from bench.peers.verdicts import Verdict, verdict
 
-Verdict = Literal["ours", "theirs", "cannot tell", "busy"]
-WIDE = 3.0
-"""An interval whose ends are further apart than this factor does not put us ahead; a peer, it does."""
-ROUNDS_MIN = 3
-"""Of fewer rounds, or open loops, no verdict is drawn."""
 P999_REQUESTS_MIN = 1000
 """Of fewer requests there is no p99.9."""
 
@@ -82,19 +76,6 @@ class StartLine(msgspec.Struct, frozen=True, kw_only=True):
     cold_s: float
     version_s: float | None
     refused: int
-
-
-def verdict(found: report.Interval, rounds: int, foreign_cpus: float = 0.0) -> Verdict:
-    """Who is ahead, of so many rounds' ratio above 1 in our favour."""
-    if foreign_cpus > FOREIGN_CPUS_MAX:
-        return "busy"
-    if rounds < ROUNDS_MIN:
-        return "cannot tell"
-    if found.high < 1.0:
-        return "theirs"
-    if found.low <= 1.0 or found.high / found.low > WIDE:
-        return "cannot tell"
-    return "ours"
 
 
 def lines(found: Found) -> list[Line]:

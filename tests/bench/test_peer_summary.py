@@ -7,7 +7,7 @@ import pytest
 
 from bench import report
 from bench.peers import page, summary
-from bench.peers.calibration import chosen
+from bench.peers.choosing import chosen
 from bench.peers.figures import (
     About,
     Chosen,
