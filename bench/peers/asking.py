@@ -54,6 +54,10 @@ def _made(model_file: Path, rows: int, seed: int) -> Requests:
     return Requests(Target("model", inputs_of(model_file), rows), count=1, seed=seed)
 
 
+class WrongAnswer(ValueError):
+    """A reply that is not what ONNX Runtime says, or that cannot be read."""
+
+
 class Asked:
     """The requests of one cell in one peer's form; all of them distinct.
 
@@ -95,7 +99,7 @@ class Asked:
         """Compare replies with ONNX Runtime; returns how many there were.
 
         Raises:
-            ValueError: naming the first request whose answer differs, or cannot be read.
+            WrongAnswer: naming the first request whose answer differs, or cannot be read.
         """
         ran, count = session(self._model_file), 0
         for reply in kept:
@@ -111,10 +115,13 @@ def _answer(kept: Kept) -> Answer:
 
 
 def demand_right(peer: Peer, ran: Any, feeds: Arrays, answer: Answer) -> None:
-    """Raise ValueError unless a reply has what ONNX Runtime says for the same inputs; "" names the first output.
+    """Demand what ONNX Runtime says for the same inputs; "" names the first output.
 
     Args:
         ran: the session of `session`.
+
+    Raises:
+        ValueError: the reply is no 2xx; WrongAnswer where it is one.
     """
     if not 200 <= answer.status < 300:
         msg = f"{peer.name} answered {answer.status}: {answer.body[:300]!r}; expected a prediction"
@@ -123,18 +130,18 @@ def demand_right(peer: Peer, ran: Any, feeds: Arrays, answer: Answer) -> None:
         outputs = peer.outputs(answer.headers, answer.body)
     except Exception as exc:
         msg = f"{peer.name}: a reply cannot be read ({exc!r}): {answer.body[:300]!r}"
-        raise ValueError(msg) from exc
+        raise WrongAnswer(msg) from exc
     names = [output.name for output in ran.get_outputs()]
     # Some products do not name what they answer: then it is the first output.
     outputs = {name or names[0]: array for name, array in outputs.items()}
     expected = dict(zip(names, ran.run(names, dict(feeds)), strict=True))
     if not outputs or not set(outputs) <= set(names):
         msg = f"{peer.name} answered outputs {sorted(outputs)}; expected some of {names}"
-        raise ValueError(msg)
+        raise WrongAnswer(msg)
     for name, mine in outputs.items():
         theirs = np.asarray(expected[name])
         if mine.size != theirs.size or not np.allclose(
             mine.reshape(theirs.shape), theirs, TOLERANCE, TOLERANCE, equal_nan=True
         ):
             msg = f"{peer.name}: output {name} is {mine}, ONNX Runtime says {theirs}"
-            raise ValueError(msg)
+            raise WrongAnswer(msg)

@@ -23,7 +23,7 @@ from bench.peers import catalog
 from bench.peers.asking import demand_right, feeds_of, session
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
 from bench.peers.keeping import Kept, code, digest
-from bench.peers.loads import Side, demand_room, started
+from bench.peers.loads import Fault, Side, blaming, demand_room, started
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
 from bench.peers.posting import post
@@ -93,8 +93,9 @@ class Comparison:
             peer = by_name[pair.peer]
             self.found.pairs.append(pair)
             cells = self._job.cells(peer, pair.model)
-            with self._failing(pair, f"{pair.model}: start"):
-                self._starts(peer, pair)
+            key = self._key(pair, "starts", pair.model)
+            with self._failing(pair, f"{pair.model}: start", key):
+                self._starts(peer, pair, ended=self._is_known_wrong(key))
             for audit in (True, False):
                 mine = [cell for cell in cells if cell.audit is audit]
                 if mine:
@@ -103,19 +104,35 @@ class Comparison:
         return self.found
 
     @contextlib.contextmanager
-    def _failing(self, pair: Pair, what: str) -> Any:
+    def _failing(self, pair: Pair, what: str, key: str = "") -> Any:
+        """Find what fails inside as failed; a wrong answer is kept under a key, so that no run that goes on asks again
+        until it is right."""
         try:
             yield
         except Unavailable as exc:
-            side = "" if exc.name == pair.peer else f" ({exc.name})"
-            self._fail(pair, what + side, exc.why, exc.last_lines)
+            self._fail(
+                Failed(peer=pair.peer, side=exc.name, what=what, why=exc.why, last_lines=exc.last_lines)
+            )
+        except Fault as exc:
+            found = Failed(peer=pair.peer, side=exc.side, what=what, why=str(exc), wrong=exc.wrong)
+            if key and exc.wrong:
+                self._kept.put("failed", key, found)
+            self._fail(found)
         except (ValueError, OSError, subprocess.SubprocessError) as exc:
             demand_room(exc)
-            self._fail(pair, what, str(exc))
+            self._fail(Failed(peer=pair.peer, what=what, why=str(exc)))
 
-    def _fail(self, pair: Pair, what: str, why: str, last_lines: str = "") -> None:
-        self._say(f"{pair.peer}: {what}: {why}")
-        self.found.failed.append(Failed(peer=pair.peer, what=what, why=why, last_lines=last_lines))
+    def _fail(self, found: Failed) -> None:
+        side = f" ({found.side})" if found.side not in {"", found.peer} else ""
+        self._say(f"{found.peer}: {found.what}{side}: {found.why}")
+        self.found.failed.append(found)
+
+    def _is_known_wrong(self, key: str) -> bool:
+        """Whether a wrong answer is kept under a key; then it is found again."""
+        known = self._kept.get("failed", key, Failed)
+        if known is not None:
+            self._fail(known)
+        return known is not None
 
     def _key(self, pair: Pair, *more: Any) -> str:
         job = self._job
@@ -137,11 +154,15 @@ class Comparison:
                 missing.append((cell, number, key))
             else:
                 self._add(known)
-        if not missing:
-            return
+        keys = {cell: self._key(pair, "cell", cell) for cell in cells}
+        for key in keys.values():
+            self._is_known_wrong(key)
         for sitting in sorted({number // catalog.ROUNDS_A_START for _, number, _ in missing}):
             its = [one for one in missing if one[1] // catalog.ROUNDS_A_START == sitting]
-            self._sitting(peer, pair, its)
+            # A wrong answer may have ended a cell in the sitting before.
+            its = [one for one in its if self._kept.get("failed", keys[one[0]], Failed) is None]
+            if its:
+                self._sitting(peer, pair, its)
 
     def _sitting(self, peer: Peer, pair: Pair, missing: Sequence[tuple[Cell, int, str]]) -> None:
         """Rounds, by cell, number and key, of one start of both servers."""
@@ -151,7 +172,7 @@ class Comparison:
             started(peer, self._repository, pair.model, pair.theirs.setting, how, audit=audit) as theirs,
         ):
             for cell in dict.fromkeys(cell for cell, _, _ in missing):
-                with self._failing(pair, cell.text()):
+                with self._failing(pair, cell.text(), self._key(pair, "cell", cell)):
                     its = [(number, key) for one, number, key in missing if one == cell]
                     self._cell(cell, ((ours, mine), (peer, theirs)), its)
 
@@ -162,15 +183,16 @@ class Comparison:
         how = self._job.how
         (ours, mine), (peer, theirs) = servers
         with tempfile.TemporaryDirectory(prefix="tidegate-load-") as scratch:
-            sides = {
-                one.name: Side(
-                    one, running, cell, self._repository, Path(scratch) / one.name,
-                    generator_cpu=how.generator_cpu, distinct=how.distinct,
-                )
-                for one, running in servers
-            }  # fmt: skip
-            for side in sides.values():
-                side.warm_up()
+            sides = {}
+            for one, running in servers:
+                with blaming(one.name):
+                    sides[one.name] = Side(
+                        one, running, cell, self._repository, Path(scratch) / one.name,
+                        generator_cpu=how.generator_cpu, distinct=how.distinct,
+                    )  # fmt: skip
+            for name, side in sides.items():
+                with blaming(name):
+                    side.warm_up()
             for number, key in wanted:
                 others = {ours.name: theirs, peer.name: mine}
                 measured = _round(sides, others, number, how.seconds, has_open=catalog.has_open(cell, number))
@@ -194,14 +216,18 @@ class Comparison:
             f"{found.peer}: {found.cell.text()}: round {found.number + 1}: {ours:,.0f} / {theirs:,.0f}: {times}"
         )
 
-    def _starts(self, peer: Peer, pair: Pair) -> None:
+    def _starts(self, peer: Peer, pair: Pair, *, ended: bool) -> None:
+        """Starts of both sides; those that are kept alone where a wrong answer ended them."""
         sides = ((self._job.ours, pair.ours.setting), (peer, pair.theirs.setting))
         for number in range(1 if self._job.quick else START_ROUNDS):
             for one, setting in sides if number % 2 == 0 else sides[::-1]:
                 key = self._key(pair, "start", pair.model, one.name, number)
                 found = self._kept.get("start", key, Start)
+                if found is None and ended:
+                    return
                 if found is None:
-                    cold_s, version_s, refused = start(one, pair.model, setting, self._job.how)
+                    with blaming(one.name):
+                        cold_s, version_s, refused = start(one, pair.model, setting, self._job.how)
                     found = Start(
                         peer=peer.name, side=one.name, model=pair.model, number=number, cold_s=cold_s,
                         version_s=version_s, refused=refused,
@@ -217,17 +243,20 @@ def _round(
     names = list(sides) if number % 2 == 0 else list(sides)[::-1]
     closed, memory, opened = {}, {}, dict.fromkeys(names)
     for name in names:
-        closed[name] = sides[name].closed(seconds, others[name].pids)
-        memory[name] = sides[name].memory_bytes()
+        with blaming(name):
+            closed[name] = sides[name].closed(seconds, others[name].pids)
+            memory[name] = sides[name].memory_bytes()
     rate = HALF * min(one.per_second for one in closed.values())
     if rate <= 0:
         msg = "; ".join(
             f"{name}: {one.errors} errors, {one.requests} answers" for name, one in closed.items()
         )
-        raise ValueError(f"a side answered nothing: {msg}")
+        silent = [name for name, one in closed.items() if one.per_second <= 0]
+        raise Fault(silent[0] if len(silent) == 1 else "", f"a side answered nothing: {msg}")
     lasts_s = min(max(seconds, OPEN_REQUESTS / rate), OPEN_TIMES_MAX * seconds)
     for name in names if has_open else ():
-        opened[name] = sides[name].open(rate, lasts_s, number + 1)
+        with blaming(name):
+            opened[name] = sides[name].open(rate, lasts_s, number + 1)
     return {
         name: Measured(closed=closed[name], open=opened[name], memory_bytes=memory[name]) for name in names
     }

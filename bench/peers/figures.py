@@ -120,9 +120,15 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """A peer, or a cell of it, that has no figure, and why."""
 
     peer: str
+    """Beside whom it was measured; `side` says whose failure it was."""
     what: str
+    """A cell's text, or what else was done."""
     why: str
     last_lines: str = ""
+    side: str = ""
+    """By name; "": not known, or both."""
+    wrong: bool = False
+    """An answer was wrong, or could not be read."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):

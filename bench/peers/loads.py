@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from bench.check import CHECKED_SHARE
 from bench.load import Plan, generate, pinned_to
 from bench.outcome import outcome, took_ns
 from bench.paired import CHECKED_SEED, MORE, Beside, Checked
-from bench.peers.asking import Asked
+from bench.peers.asking import Asked, WrongAnswer
 from bench.peers.figures import Closed, How, Open
 from bench.peers.memory import tree_bytes
 from bench.peers.onnx_file import model_file_of
@@ -42,6 +43,36 @@ BACKLOG_S = 5.0
 _LOOK_S, _IDLE_S = 0.1, 0.02
 """A tree that takes no more processor time than the second between two looks has no backlog."""
 _SHORT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+class Fault(ValueError):
+    """What went wrong with one side.
+
+    Args:
+        side: its name; "": both.
+        wrong: it answered, and the answer was wrong.
+    """
+
+    def __init__(self, side: str, why: str, *, wrong: bool = False) -> None:
+        super().__init__(why)
+        self.side = side
+        self.wrong = wrong
+
+
+@contextlib.contextmanager
+def blaming(side: str) -> Iterator[None]:
+    """What goes wrong inside is this side's fault, but where this machine is short of something.
+
+    Raises:
+        Fault: it went wrong.
+    """
+    try:
+        yield
+    except Fault:
+        raise
+    except (ValueError, OSError, subprocess.SubprocessError) as exc:
+        demand_room(exc)
+        raise Fault(side, str(exc), wrong=isinstance(exc, WrongAnswer)) from exc
 
 
 @contextlib.contextmanager
@@ -115,12 +146,12 @@ class Side:
             others: pids of servers that are no strangers (the other side's).
 
         Raises:
-            ValueError: an answer was wrong.
+            WrongAnswer: as it says.
             ConnectionError: it could not be reached at all.
         """
         checked, whole_s = Checked(self._running.url, self._small), whole_seconds(seconds)
-        share = max(self._per_second * CHECKED_SHARE * MORE, CHECKED_MIN / whole_s)
-        trickle = Beside(checked, share, whole_s)
+        checked_per_second = max(self._per_second * CHECKED_SHARE * MORE, CHECKED_MIN / whole_s)
+        trickle = Beside(checked, checked_per_second, whole_s)
         watch = _Watch(self._running.pids, others)
         was_clean, seen = True, None
         with pinned_to(self._generator_cpu):
@@ -136,14 +167,14 @@ class Side:
         if self._cell.audit:
             # The log's own work is charged to whom it belongs, and is over before the other side is asked anything.
             work_off(self._running.pids)
-        spent, foreign = watch.stop()
+        cpu_s, foreign = watch.stop()
         self._per_second = seen.per_second
         answered = [kept for kept in checked.kept if _is_ok(kept.head)]
         refused = 0 if was_clean else max(1, len(checked.kept) - len(answered))
         return Closed(
             requests=seen.requests - seen.status_errors + len(answered),
             errors=seen.status_errors + seen.socket_errors + refused,
-            cpu_s=spent,
+            cpu_s=cpu_s,
             per_second=(seen.requests - seen.status_errors) / (seen.duration_us / 1e6),
             p50_ms=seen.p50_us / 1e3,
             foreign_cpus=foreign,
@@ -157,7 +188,7 @@ class Side:
             seed: of the times at which requests are due.
 
         Raises:
-            ValueError: an answer was wrong.
+            WrongAnswer: as it says.
         """
         plan = Plan(
             url=self._running.url, target=Target(self._cell.model, ()), seconds=seconds, per_second=per_second,
@@ -216,8 +247,8 @@ class _Watch:
     def stop(self) -> tuple[float, float]:
         wall_s = time.monotonic() - self._started
         (mine, others, taken_s), (mine_then, others_then, taken_then_s) = self._now(), self._before
-        spent, beside = spent_s(mine_then, mine), spent_s(others_then, others)
-        return spent, max(0.0, (taken_s - taken_then_s - spent - beside) / wall_s)
+        mine_s, others_s = spent_s(mine_then, mine), spent_s(others_then, others)
+        return mine_s, max(0.0, (taken_s - taken_then_s - mine_s - others_s) / wall_s)
 
     def _now(self) -> tuple[Counted, Counted, float]:
         """The tree, the others, and seconds of all but this process and what it waited for."""

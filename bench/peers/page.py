@@ -211,7 +211,8 @@ def _failed(result: Result) -> str:
     out = ["### What has no figure, and why"]
     for one in result.found.failed:
         said = f"\n\n```\n{one.last_lines.strip()[-1500:]}\n```" if one.last_lines.strip() else ""
-        out.append(f"**{result.title(one.peer)}**, {one.what}: {one.why.strip()}{said}")
+        whose = "" if not one.side else " (theirs failed)" if one.side == one.peer else " (ours failed)"
+        out.append(f"**{result.title(one.peer)}**, {one.what}{whose}: {one.why.strip()}{said}")
     return "\n\n".join(out)
 
 

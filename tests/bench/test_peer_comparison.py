@@ -15,7 +15,9 @@ from bench.cli_peers import main
 from bench.peers import calibration, catalog, comparison
 from bench.peers import loads as loads_
 from bench.peers import run as runs
-from bench.peers.figures import Chosen, Found, How, Pair
+from bench.peers.asking import WrongAnswer
+from bench.peers.figures import Chosen, Closed, Found, How, Measured, Pair
+from bench.peers.loads import Fault, blaming
 from bench.peers.peer import Cell, Setting, Unavailable
 from bench.peers.posting import post
 from bench.peers.run import Wanted
@@ -112,6 +114,63 @@ def test_a_peer_that_does_not_start_or_lies_is_said_and_the_others_go_on(
     assert "ended with status 7" in broken.why
     assert "frobnicator" in broken.last_lines
     assert "ONNX Runtime says" in liar.why
+    assert (broken.side, broken.wrong, liar.side, liar.wrong) == ("broken", False, "liar", True)
+
+
+def test_a_failure_stands_under_the_side_whose_it_was(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours that answers wrongly is not the peer's fault, nor is ours that does not start."""
+    monkeypatch.setattr(comparison, "START_ROUNDS", 1)
+    monkeypatch.setattr(catalog, "cells", lambda *_, **__: [])
+    for number, (environ, wrong) in enumerate((({"FAKE_LIES": "1"}, True), ({"FAKE_DIES": "1"}, False))):
+        monkeypatch.setattr(runs, "PEERS", (Fake("ours", **environ), Fake("fake")))
+        place = tmp_path / str(number)
+        place.mkdir()
+        known(place, "ours", "fake")
+        wanted = Wanted(peers=("fake",), models=("mlp",), how=HOW, rounds=1)
+        result = runs.run(wanted, place, lambda _: None)
+        (failed,) = result.found.failed
+        assert (failed.peer, failed.side, failed.wrong) == ("fake", "ours", wrong)
+
+
+def test_a_cell_that_a_wrong_answer_ended_stays_so(
+    tmp_path: Path, products: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first round is found, the second had a wrong answer, no other start is asked; nor when a run goes on."""
+    known(tmp_path, "ours", "fake")
+    monkeypatch.setattr(catalog, "ROUNDS_A_START", 2)
+    monkeypatch.setattr(comparison.Comparison, "_starts", lambda *_, **__: None)
+    numbers: list[int] = []
+    side = Measured(
+        closed=Closed(requests=9, errors=0, cpu_s=1, per_second=9, p50_ms=1, foreign_cpus=0, checked=2),
+        memory_bytes=1 << 20,
+    )
+
+    def measured(*given: object, **_: object) -> dict[str, Measured]:
+        numbers.append(int(str(given[2])))
+        if numbers[-1] == 1:
+            raise Fault("fake", "fake: output y is 2, ONNX Runtime says 1", wrong=True)
+        return {"ours": side, "fake": side}
+
+    monkeypatch.setattr(comparison, "_round", measured)
+    wanted = msgspec.structs.replace(WANTED, rounds=3)
+    first = runs.run(wanted, tmp_path, lambda _: None)
+    (failed,) = first.found.failed
+    assert (failed.side, failed.what, failed.wrong) == ("fake", CELL.text(), True)
+    assert (numbers, len(first.found.rounds)) == ([0, 1], 1)
+    again = runs.run(wanted, tmp_path, lambda _: None)
+    assert (numbers, again.found) == ([0, 1], first.found)
+
+
+def test_what_a_side_does_is_blamed_on_it_but_not_a_full_disk() -> None:
+    """A wrong answer is told from what broke."""
+    for exc, wrong in ((WrongAnswer("2, not 1"), True), (ConnectionError("gone"), False)):
+        with pytest.raises(Fault) as caught, blaming("fake"):
+            raise exc
+        assert (caught.value.side, caught.value.wrong) == ("fake", wrong)
+    with pytest.raises(OSError, match="No space"), blaming("fake"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_calibration_takes_the_setting_that_answers_most_per_processor_second(

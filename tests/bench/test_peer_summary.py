@@ -203,6 +203,12 @@ def test_what_could_not_be_measured_stands_there_with_its_last_lines() -> None:
     )
     text = page.markdown(result(seen))
     assert "**LitServe**, install: its environment cannot be made" in text
+    seen.failed += [
+        Failed(peer="litserve", what="mlp", why="it broke", side=side) for side in ("tidegate", "litserve")
+    ]
+    text = page.markdown(result(seen))
+    assert "**LitServe**, mlp (ours failed): it broke" in text
+    assert "**LitServe**, mlp (theirs failed): it broke" in text
     assert "```\nE: no\n```" in text
 
 
