@@ -7,7 +7,7 @@ that it had waited by the end: leaving it out would make a dead server look quic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -98,6 +98,23 @@ def took_ns(records: Records, end_ns: int) -> NDArray[np.int64]:
     return np.where(records.done_ns >= 0, records.done_ns, end_ns) - records.due_ns
 
 
+def p999_ms(slowest_ms: Sequence[float], count: int) -> float | None:
+    """The p99.9 of so many values of which only the slowest are known; None of nothing.
+
+    Args:
+        slowest_ms: more than a thousandth of them, in any order.
+    """
+    every_ns = np.zeros(count, np.int64)
+    every_ns[: len(slowest_ms)] = np.rint(np.array(slowest_ms[:count]) * 1e6)
+    found = latency(every_ns) if len(slowest_ms) else None
+    return found.p999 if found is not None else None
+
+
+def counted(records: Records) -> NDArray[np.bool_]:
+    """What enters the percentiles: 2xx, and what had no answer."""
+    return ((records.status >= 200) & (records.status < 300)) | (records.status == UNANSWERED)
+
+
 def outcome(
     records: Records,
     *,
@@ -115,7 +132,7 @@ def outcome(
     """
     status, took = records.status, took_ns(records, end_ns)
     ok = (status >= 200) & (status < 300)
-    counted = ok | (status == UNANSWERED)
+    enters = counted(records)
     handed = records.handed_ns >= 0
     lag = np.where(handed, records.handed_ns, end_ns) - records.due_ns
     waited = np.where(records.sent_ns >= 0, records.sent_ns - records.handed_ns, 0)
@@ -131,7 +148,7 @@ def outcome(
         ok=int(ok.sum()),
         goodput_per_second=_good_per_second(records, ok, 0.0, seconds),
         steady_per_second=_good_per_second(records, ok, seconds / 4, seconds),
-        latency_ms=latency(took[counted]),
+        latency_ms=latency(took[enters]),
         refused_ms=latency(took[status == 503]),
         expired=int((status == EXPIRED).sum()),
         errors=dict(errors),
@@ -141,8 +158,8 @@ def outcome(
         generator_cpus=generator_cpus,
         generator_limited=late > LATE_SHARE_MAX * len(took),
         checked=checked,
-        slices=_slices(records, took, ok, counted, seconds),
-        curve=_curve(took[counted]),
+        slices=_slices(records, took, ok, enters, seconds),
+        curve=_curve(took[enters]),
     )
 
 
@@ -155,7 +172,7 @@ def _slices(
     records: Records,
     took: NDArray[np.int64],
     ok: NDArray[np.bool_],
-    counted: NDArray[np.bool_],
+    enters: NDArray[np.bool_],
     seconds: float,
 ) -> list[Slice]:
     width_s = seconds / SLICES
@@ -163,7 +180,7 @@ def _slices(
     out = []
     for k in range(SLICES):
         here = index == k
-        seen = latency(took[here & counted])
+        seen = latency(took[here & enters])
         if seen is not None:
             out.append(Slice(k * width_s, float((here & ok).sum() / width_s), seen.p50, seen.p99))
     return out

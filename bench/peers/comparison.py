@@ -256,7 +256,7 @@ def _round(
     lasts_s = min(max(seconds, OPEN_REQUESTS / rate), OPEN_TIMES_MAX * seconds)
     for name in names if has_open else ():
         with blaming(name):
-            opened[name] = sides[name].open(rate, lasts_s, number + 1)
+            opened[name] = sides[name].open(rate, lasts_s, number + 1, others[name].pids)
     return {
         name: Measured(closed=closed[name], open=opened[name], memory_bytes=memory[name]) for name in names
     }

@@ -34,18 +34,26 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True):
-    """An open loop; latencies count from when a request was due, in milliseconds."""
+    """An open loop; latencies count from when a request was due, in milliseconds.
+
+    They are of what was answered with 2xx and of what had no answer; None where there was neither.
+    """
 
     offered_per_second: float
     requests: int
     errors: dict[str, int]
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
+    p50_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
     slowest_ms: list[float]
     """The slowest 1%, slowest first: what several rounds' percentiles are made of."""
+    timed: int | None = None
+    """Requests that the latencies are of; None: older results, in which `slowest_ms` was of all requests."""
     generator_limited: bool
+    """The generator handed over more than 1% of them more than 1 ms late: latencies hold its own lag."""
     checked: int
+    foreign_cpus: float | None = None
+    """Processors that others took meanwhile; None: older results."""
 
 
 class How(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +137,12 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """By name; "": not known, or both."""
     wrong: bool = False
     """An answer was wrong, or could not be read."""
+
+    @property
+    def is_wrong(self) -> bool:
+        """`wrong`; of older results, which have neither that nor a side, what they say."""
+        ended = "ONNX Runtime says" in self.why and "did not answer within" not in self.why
+        return self.wrong or (not self.side and ended)
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.check import CHECKED_SHARE
 from bench.load import Plan, generate, pinned_to
+from bench.outcome import counted as timed_of
 from bench.outcome import outcome, took_ns
 from bench.paired import CHECKED_SEED, MORE, Beside, Checked
 from bench.peers.asking import Asked, WrongAnswer
@@ -181,11 +182,15 @@ class Side:
             checked=self._small.check(answered),
         )
 
-    def open(self, per_second: float, seconds: float, seed: int = 1) -> Open:
+    def open(
+        self, per_second: float, seconds: float, seed: int = 1,
+        others: Callable[[], Sequence[int]] = lambda: (),
+    ) -> Open:  # fmt: skip
         """Offer so many a second, whatever comes back.
 
         Args:
             seed: of the times at which requests are due.
+            others: as of `closed`.
 
         Raises:
             WrongAnswer: as it says.
@@ -194,21 +199,26 @@ class Side:
             url=self._running.url, target=Target(self._cell.model, ()), seconds=seconds, per_second=per_second,
             connections=OPEN_CONNECTIONS_MAX, model_file="checked", grace_s=10.0, seed=seed,
         )  # fmt: skip
+        watch = _Watch(self._running.pids, others)
         with pinned_to(self._generator_cpu):
             part = generate(plan, self._asked)
+        _, foreign = watch.stop()
         right = self._asked.check(part.kept)
         seen = outcome(
             part.records, seconds=seconds, end_ns=part.end_ns, codes=part.codes, generator_cpus=part.cpus
         )
-        took_ms = sorted((took_ns(part.records, part.end_ns) / 1e6).tolist(), reverse=True)
+        timed_ns = took_ns(part.records, part.end_ns)[timed_of(part.records)]
+        took_ms = sorted((timed_ns / 1e6).tolist(), reverse=True)
         latency = seen.latency_ms
         return Open(
             offered_per_second=seen.offered_per_second,
             requests=seen.requests,
             errors=seen.errors,
-            p50_ms=latency.p50 if latency else 0.0,
-            p99_ms=latency.p99 if latency else 0.0,
-            p999_ms=latency.p999 if latency else 0.0,
+            p50_ms=latency.p50 if latency else None,
+            p99_ms=latency.p99 if latency else None,
+            p999_ms=latency.p999 if latency else None,
+            timed=len(took_ms),
+            foreign_cpus=foreign,
             slowest_ms=took_ms[: max(1, round(len(took_ms) * SLOWEST_SHARE))],
             generator_limited=seen.generator_limited,
             checked=right,

@@ -16,8 +16,8 @@ from bench.peers import catalog, summary
 from bench.peers.ahead import ahead
 from bench.peers.figures import Result
 from bench.peers.summary import Line, StartLine
-from bench.peers.verdicts import ROUNDS_MIN
-from bench.peers.wording import SAYS, table, times
+from bench.peers.verdicts import FAILED_SHARE_MAX, ROUNDS_MIN
+from bench.peers.wording import remark, table, times
 from bench.wrk import whole_seconds
 from gateway.errors import ConfigInvalid
 
@@ -74,18 +74,23 @@ def markdown(result: Result, picture: str = "") -> str:
 def goals(result: Result) -> list[report.Row]:
     """What our requests per CPU second are to be over each peer's, each side at its best: of a pinned run nothing.
 
-    Undecided where a run cannot tell, or where the interval of a median that meets it begins below it.
+    Undecided where a run cannot tell, where too many of our requests failed, or where the interval of a median that
+    meets it begins below it.
     """
     rows = []
     for line in summary.lines(result.found) if not result.pinned else ():
         goal = catalog.GOALS.get(line.peer)
         if goal is None or line.cell not in catalog.GOAL_CELLS:
             continue
-        row = report.at_least(
-            f"{result.title(line.peer)}, {line.cell.text()}", line.per_cpu_s, goal, digits=1
-        )
-        if line.verdict in ("busy", "cannot tell") or line.per_cpu_s.low < goal <= line.per_cpu_s.median:
-            row = msgspec.structs.replace(row, met=None)
+        name, found = f"{result.title(line.peer)}, {line.cell.text()}", line.per_cpu_s
+        if found is None:
+            rows.append(report.Row(name, "no figure", f">= {goal:g} x"))
+            continue
+        row = report.at_least(name, found, goal, digits=1)
+        failed = line.failed.ours > FAILED_SHARE_MAX
+        if failed or line.verdict not in ("ours", "theirs") or found.low < goal <= found.median:
+            said = row.measured + (f" ({line.failed.ours:.2%} of ours failed)" if failed else "")
+            row = msgspec.structs.replace(row, met=None, measured=said)
         rows.append(row)
     return rows
 
@@ -100,14 +105,18 @@ def _matrix(
 ) -> str:
     peers = list(dict.fromkeys(line.peer for line in found))
     by_place = {(line.cell, line.peer): line for line in found}
+    wrong = summary.wrongs(result.found)
     every = sorted({line.cell for line in found}, key=lambda cell: _order(cell))
     chosen = [cell for cell in every if (cell in catalog.HEADLINE) or not headline]
     rows = []
     for cell in chosen:
         name = f"**{cell.text()}**" if cell in catalog.HEADLINE else cell.text()
-        rows.append(
-            [name, *(shown(by_place[cell, peer]) if (cell, peer) in by_place else "–" for peer in peers)]
-        )
+        row = [name]
+        for peer in peers:
+            line = by_place.get((cell, peer))
+            missing = "a wrong answer" if (peer, cell.text()) in wrong else "–"
+            row.append(shown(line) if line is not None else missing)
+        rows.append(row)
     return table(["", *(result.title(peer) for peer in peers)], rows)
 
 
@@ -121,7 +130,7 @@ def _per_cpu_s(result: Result, found: Sequence[Line]) -> str:
 
     def shown(line: Line) -> str:
         both = f"{line.ours_per_cpu_s:,.0f} / {line.theirs_per_cpu_s:,.0f}"
-        return f"{times(line.per_cpu_s, line.verdict)}; {both}"
+        return f"{times(line.per_cpu_s, line.verdict, line.failed)}; {both}"
 
     bold = " Bold cells had more rounds." if len({line.rounds for line in found}) > 1 else ""
     return (
@@ -140,8 +149,10 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         its = line.latency
         if its is None:
             return "–"
-        late = "; the generator was late" if its.generator_limited else ""
-        said = SAYS[its.verdict] if its.opens >= ROUNDS_MIN else ""
+        late = "; the generator was late" if its.ours_late or its.theirs_late else ""
+        if late and its.opens > 1:
+            late += f" in {its.ours_late} of our and {its.theirs_late} of their {its.opens} loops"
+        said = remark(its.verdict if its.opens >= ROUNDS_MIN else "ours", its.failed)
         return (
             f"{_percentiles(its.ours_ms)} against {_percentiles(its.theirs_ms)}{said} at"
             f" {its.offered_per_second:,.0f}/s{late}"
@@ -150,15 +161,16 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
     return (
         "### p50 / p99 / p99.9 at equal offered load, ms, ours against theirs\n\n"
         "Poisson arrivals at half of what the slower side can, counted from when a request was due: the slower side is"
-        " half busy then, the quicker one less. The remark is on p99, and there is none where fewer than three loops"
-        " were made (the cells that are not bold); p99.9 is of all loops together, if those had"
-        f" {summary.P999_REQUESTS_MIN:,} requests.\n\n" + _matrix(result, found, shown)
+        " half busy then, the quicker one less. The remark is on p99, and there is none where fewer than"
+        f" {ROUNDS_MIN} loops were made; p99.9 is of all loops together, if those had {summary.P999_REQUESTS_MIN:,}"
+        " requests. The generator was late: it handed over more than 1% of a loop's requests over 1 ms after they were"
+        " due, and the times hold its own lag; where it was in most loops of a side, nobody is ahead. All times are of"
+        " what was answered with 2xx or had no answer.\n\n" + _matrix(result, found, shown)
     )
 
 
 def _percentiles(its: summary.Latency) -> str:
-    p999 = "–" if its.p999 is None else f"{its.p999:.1f}"
-    return f"{its.p50:.1f} / {its.p99:.1f} / {p999}"
+    return " / ".join("–" if one is None else f"{one:.1f}" for one in (its.p50, its.p99, its.p999))
 
 
 def _memory(result: Result, found: Sequence[Line]) -> str:
@@ -253,6 +265,10 @@ def _facts(result: Result, found: Sequence[Line]) -> str:
         for one in result.found.rounds
         for side in (one.ours, one.theirs)
     )
+    wrong = sum(one.is_wrong for one in result.found.failed)
+    equal = f"{checked:,} replies compared with ONNX Runtime, all equal"
+    if wrong:
+        equal = f"{checked:,} replies equal to ONNX Runtime's, {wrong} wrong, each of which ended what it was asked in"
     rounds = f"{fewest} rounds" if fewest == most else f"{fewest} to {most} rounds"
     coverage = (
         "" if fewest >= 6 else "; with fewer than 6 the interval is the whole range of the rounds (of 3: 75%)"
@@ -260,7 +276,7 @@ def _facts(result: Result, found: Sequence[Line]) -> str:
     loops = f"closed loops of {whole_seconds(result.how.seconds)} s, open ones of {result.how.seconds:g} s or longer"
     return (
         f"{result.at}, commit {result.commit or 'unknown'}, `{result.command}`; {rounds}{coverage}; {loops};"
-        f" {checked:,} replies compared with ONNX Runtime, all equal; others"
+        f" {equal}; others"
         f" took at most {foreign:.2f} processors in the median of a cell's rounds. {result.machine.text()}."
     )
 

@@ -1,7 +1,8 @@
 """Summary: what the rounds of a comparison say. Pure.
 
 A figure is the median of the rounds' ratios with its sign-test interval. Where the interval holds both answers, or
-others took more of the processors than a figure bears, the summary says that it cannot tell, and names no winner.
+others took more of the processors than a figure bears, the summary says that it cannot tell, and names no winner; nor
+is a side ahead of whose requests too many failed, or in a cell that a wrong answer ended.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench import report
+from bench import outcome, report
 from bench.peers.figures import Found, Measured, Open, Round, Start
 from bench.peers.peer import Cell
-from bench.peers.verdicts import Verdict, verdict
+from bench.peers.verdicts import Shares, Verdict, ratio, verdict
 
 P999_REQUESTS_MIN = 1000
 """Of fewer requests there is no p99.9."""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one side at the offered rate, milliseconds: medians of the rounds; p99.9 of all rounds together."""
+    """Of one side at the offered rate, milliseconds: medians of the rounds; p99.9 of all rounds together.
 
-    p50: float
-    p99: float
+    None where nothing was answered.
+    """
+
+    p50: float | None
+    p99: float | None
     p999: float | None
     """None: too few requests have one."""
     requests: int
@@ -35,12 +39,16 @@ class LatencyLine(msgspec.Struct, frozen=True, kw_only=True):
     offered_per_second: float
     opens: int
     """Open loops of either side."""
-    p99: report.Interval
-    """Theirs / ours."""
+    p99: report.Interval | None
+    """Theirs / ours; None: a side has none in one of the loops."""
     verdict: Verdict
     ours_ms: Latency
     theirs_ms: Latency
-    generator_limited: bool
+    failed: Shares
+    """In open loops."""
+    ours_late: int
+    """Open loops in which the generator was late."""
+    theirs_late: int
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +57,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     cell: Cell
     rounds: int
-    per_cpu_s: report.Interval
-    """Ours / theirs."""
+    per_cpu_s: report.Interval | None
+    """Ours / theirs; None: a side answered nothing in one of the rounds."""
     ours_per_cpu_s: float
     theirs_per_cpu_s: float
     verdict: Verdict
@@ -58,7 +66,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """None: no round had an open loop."""
     ours_errors: int
     theirs_errors: int
-    memory: report.Interval
+    failed: Shares
+    """In closed loops or in open ones, whichever is more."""
+    memory: report.Interval | None
     """Theirs / ours."""
     ours_memory_mb: float
     theirs_memory_mb: float
@@ -83,14 +93,24 @@ def lines(found: Found) -> list[Line]:
     groups: dict[tuple[str, Cell], list[Round]] = {}
     for one in found.rounds:
         groups.setdefault((one.peer, one.cell), []).append(one)
-    return [_line(peer, cell, rounds) for (peer, cell), rounds in groups.items()]
+    wrong = wrongs(found)
+    return [
+        _line(peer, cell, rounds, wrong=(peer, cell.text()) in wrong)
+        for (peer, cell), rounds in groups.items()
+    ]
 
 
-def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
+def wrongs(found: Found) -> set[tuple[str, str]]:
+    """Cells that a wrong answer ended, by peer and text."""
+    return {(one.peer, one.what) for one in found.failed if one.is_wrong}
+
+
+def _line(peer: str, cell: Cell, rounds: Sequence[Round], *, wrong: bool) -> Line:
     ours, theirs = [one.ours for one in rounds], [one.theirs for one in rounds]
     foreign = _median([max(one.ours.closed.foreign_cpus, one.theirs.closed.foreign_cpus) for one in rounds])
-    per_cpu_s = _ratio([one.closed.per_cpu_s for one in ours], [one.closed.per_cpu_s for one in theirs])
-    memory = _ratio([one.memory_bytes for one in theirs], [one.memory_bytes for one in ours])
+    failed = Shares(_failed_share(ours), _failed_share(theirs))
+    per_cpu_s = ratio([one.closed.per_cpu_s for one in ours], [one.closed.per_cpu_s for one in theirs])
+    memory = ratio([one.memory_bytes for one in theirs], [one.memory_bytes for one in ours])
     return Line(
         peer=peer,
         cell=cell,
@@ -98,33 +118,53 @@ def _line(peer: str, cell: Cell, rounds: Sequence[Round]) -> Line:
         per_cpu_s=per_cpu_s,
         ours_per_cpu_s=_median([one.closed.per_cpu_s for one in ours]),
         theirs_per_cpu_s=_median([one.closed.per_cpu_s for one in theirs]),
-        verdict=verdict(per_cpu_s, len(rounds), foreign),
-        latency=_latency_line(rounds, foreign),
+        verdict=verdict(per_cpu_s, len(rounds), foreign, failed=failed, wrong=wrong),
+        latency=_latency_line(rounds, foreign, wrong=wrong),
         ours_errors=_errors(ours),
         theirs_errors=_errors(theirs),
+        failed=failed,
         memory=memory,
         ours_memory_mb=_median([one.memory_bytes for one in ours]) / 2**20,
         theirs_memory_mb=_median([one.memory_bytes for one in theirs]) / 2**20,
-        memory_verdict=verdict(memory, len(rounds)),
+        memory_verdict=verdict(memory, len(rounds), failed=failed, wrong=wrong),
         foreign_cpus=foreign,
     )
 
 
-def _latency_line(rounds: Sequence[Round], foreign_cpus: float) -> LatencyLine | None:
+def _latency_line(rounds: Sequence[Round], foreign_cpus: float, *, wrong: bool) -> LatencyLine | None:
     pairs = [(one.ours.open, one.theirs.open) for one in rounds if one.ours.open and one.theirs.open]
     if not pairs:
         return None
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
-    p99 = _ratio([one.p99_ms for one in theirs], [one.p99_ms for one in ours])
+    p99 = ratio([_p99_ms(one) for one in theirs], [_p99_ms(one) for one in ours])
+    late = [sum(one.generator_limited for one in side) for side in (ours, theirs)]
+    failed = Shares(_open_failed_share(ours), _open_failed_share(theirs))
     return LatencyLine(
         offered_per_second=_median([one.offered_per_second for one in ours]),
         opens=len(pairs),
         p99=p99,
-        verdict=verdict(p99, len(pairs), foreign_cpus),
+        verdict=verdict(
+            p99, len(pairs), _open_foreign_cpus(pairs, foreign_cpus), failed=failed,
+            late=2 * max(late) > len(pairs), wrong=wrong,
+        ),
         ours_ms=_latency(ours),
         theirs_ms=_latency(theirs),
-        generator_limited=any(one.generator_limited for one in (*ours, *theirs)),
-    )
+        failed=failed,
+        ours_late=late[0],
+        theirs_late=late[1],
+    )  # fmt: skip
+
+
+def _p99_ms(one: Open) -> float | None:
+    # Older results have 0 where nothing was answered.
+    return one.p99_ms or None
+
+
+def _open_foreign_cpus(pairs: Sequence[tuple[Open, Open]], closed: float) -> float:
+    """Of open loops; as of the closed ones beside them in older results, which do not have it."""
+    found = [max(one.foreign_cpus or 0.0 for one in pair) for pair in pairs if None not in
+             [one.foreign_cpus for one in pair]]  # fmt: skip
+    return _median(found) if found else closed
 
 
 def agreement(first: Found, second: Found) -> list[report.Row]:
@@ -133,10 +173,11 @@ def agreement(first: Found, second: Found) -> list[report.Row]:
     out = []
     for line in lines(first):
         mine, other = line.per_cpu_s, theirs.get((line.peer, line.cell))
-        if other is not None:
-            met = mine.low <= other.high and other.low <= mine.high
+        if (line.peer, line.cell) in theirs:
+            met = bool(mine and other and mine.low <= other.high and other.low <= mine.high)
             name = f"{line.peer}, {line.cell.text()}"
-            out.append(report.Row(name, f"{mine} and {other}", "intervals overlap", met))
+            said = f"{mine or 'no figure'} and {other or 'no figure'}"
+            out.append(report.Row(name, said, "intervals overlap", met))
     return out
 
 
@@ -161,21 +202,29 @@ def _median(values: Sequence[float]) -> float:
     return report.interval(values).median
 
 
-def _ratio(top: Sequence[float], bottom: Sequence[float]) -> report.Interval:
-    return report.interval([a / b if b else float("inf") for a, b in zip(top, bottom, strict=True)])
-
-
 def _errors(sides: Sequence[Measured]) -> int:
     return sum(one.closed.errors + (sum(one.open.errors.values()) if one.open else 0) for one in sides)
 
 
+def _failed_share(sides: Sequence[Measured]) -> float:
+    errors = sum(one.closed.errors for one in sides)
+    closed = errors / (errors + sum(one.closed.requests for one in sides)) if errors else 0.0
+    return max(closed, _open_failed_share([one.open for one in sides if one.open]))
+
+
+def _open_failed_share(loops: Sequence[Open]) -> float:
+    errors = sum(sum(one.errors.values()) for one in loops)
+    return errors / sum(one.requests for one in loops) if errors else 0.0
+
+
 def _latency(loops: Sequence[Open]) -> Latency:
-    requests = sum(one.requests for one in loops)
-    slowest = sorted((took for one in loops for took in one.slowest_ms), reverse=True)
-    place = min(round(requests * 0.001), len(slowest) - 1)
+    requests = sum(one.requests if one.timed is None else one.timed for one in loops)
+    slowest = [took for one in loops for took in one.slowest_ms]
+    p50s = [one.p50_ms for one in loops if one.p50_ms]
+    p99s = [one.p99_ms for one in loops if one.p99_ms]
     return Latency(
-        p50=_median([one.p50_ms for one in loops]),
-        p99=_median([one.p99_ms for one in loops]),
-        p999=slowest[place] if slowest and requests >= P999_REQUESTS_MIN else None,
+        p50=_median(p50s) if p50s else None,
+        p99=_median(p99s) if p99s else None,
+        p999=outcome.p999_ms(slowest, requests) if p99s and requests >= P999_REQUESTS_MIN else None,
         requests=requests,
     )

@@ -226,6 +226,27 @@ def test_requests_that_fail_rule_a_setting_out(tmp_path: Path, products: list[Fa
     assert "requests failed" in caught.value.last_lines
 
 
+def test_an_open_loop_of_refusals_has_no_latency(tmp_path: Path, products: list[Fake]) -> None:
+    """Who refuses is not quick; what others took of the processors meanwhile is known."""
+    repository, peer = _models(tmp_path), Fake("refusing", FAKE_REFUSES="1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeRunning, "answers", _any_answer)
+        with loads_.started(peer, repository, "mlp", Setting(1, False), HOW, audit=False) as running:
+            side = loads_.Side(
+                peer,
+                running,
+                CELL,
+                repository,
+                tmp_path / "load",
+                generator_cpu=HOW.generator_cpu,
+                distinct=9,
+            )
+            seen = side.open(50.0, 1.0)
+    assert (seen.p50_ms, seen.p99_ms, seen.p999_ms, seen.timed, seen.slowest_ms) == (None, None, None, 0, [])
+    assert sum(seen.errors.values()) == seen.requests > 20
+    assert seen.foreign_cpus is not None
+
+
 def test_ours_is_pinned_to_a_peers_setting(tmp_path: Path, products: list[Fake], monkeypatch) -> None:
     """As many workers, and no batching where theirs has none."""
     known(tmp_path, "ours", "fake")
