@@ -198,22 +198,27 @@ def _memory(result: Result, found: Sequence[Line]) -> str:
 def _starts(result: Result, found: Sequence[StartLine]) -> str:
     if not found:
         return ""
-    rows = [
-        [
-            result.title(one.peer),
-            one.model,
-            "ours" if one.side != one.peer else "theirs",
-            str(one.rounds),
-            f"{one.cold_s:.2f}",
-            "–" if one.version_s is None else f"{one.version_s:.2f}",
-            "–" if one.version_s is None else str(one.refused),
-        ]
-        for one in found
-    ]
-    head = ("beside", "model", "side", "starts", "cold start, s", "new version, s", "polls refused meanwhile")
+    ratios = {(one.peer, one.model): one for one in summary.start_ratios(result.found)}
+    rows = []
+    for one in found:
+        its = ratios.get((one.peer, one.model)) if one.side == one.peer else None
+        versions = ["–", "–"] if one.version_s is None else [f"{one.version_s:.2f}", str(one.refused)]
+        rows.append(
+            [
+                result.title(one.peer), one.model, "theirs" if one.side == one.peer else "ours",
+                str(one.rounds), f"{one.cold_s:.2f}", times(its.cold, its.cold_verdict) if its else "",
+                *versions, times(its.version, its.version_verdict) if its and its.versions else "",
+            ]
+        )  # fmt: skip
+    head = (
+        "beside", "model", "side", "starts", "cold start, s", "theirs / ours",
+        "new version, s", "polls refused meanwhile, at most", "theirs / ours",
+    )  # fmt: skip
     return (
         "### Starts\n\nFrom the spawn to the first right prediction; from asking for another version, by the product's"
-        " own way, to its first prediction. Medians.\n\n" + table(head, rows)
+        " own way, to its first prediction. Medians; of the refused polls the most of one start. Ratios are of starts"
+        f" in pairs, with their interval; of fewer than {ROUNDS_MIN} no one is ahead. Where there is no remark, ours is"
+        " ahead.\n\n" + table(head, rows)
     )
 
 

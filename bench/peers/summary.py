@@ -86,6 +86,23 @@ class StartLine(msgspec.Struct, frozen=True, kw_only=True):
     cold_s: float
     version_s: float | None
     refused: int
+    """The most of one start."""
+
+
+class StartRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """Starts of a peer against ours, in pairs. Ratios above 1 are in our favour."""
+
+    peer: str
+    model: str
+    starts: int
+    """Of either side."""
+    cold: report.Interval | None
+    """Theirs / ours."""
+    cold_verdict: Verdict
+    versions: int
+    version: report.Interval | None
+    """Theirs / ours."""
+    version_verdict: Verdict
 
 
 def lines(found: Found) -> list[Line]:
@@ -182,7 +199,7 @@ def agreement(first: Found, second: Found) -> list[report.Row]:
 
 
 def starts(found: Found) -> list[StartLine]:
-    """One line for each peer, model and side: medians."""
+    """One line for each peer, model and side: medians, and the most polls that were refused."""
     groups: dict[tuple[str, str, str], list[Start]] = {}
     for one in found.starts:
         groups.setdefault((one.peer, one.model, one.side), []).append(one)
@@ -195,6 +212,43 @@ def starts(found: Found) -> list[StartLine]:
                 version_s=_median(versions) if versions else None, refused=max(one.refused for one in its),
             )
         )  # fmt: skip
+    return out
+
+
+def start_ratios(found: Found) -> list[StartRatio]:
+    """One for each peer and model that both sides were started with."""
+    pairs: dict[tuple[str, str], dict[int, dict[bool, Start]]] = {}
+    for one in found.starts:
+        numbers = pairs.setdefault((one.peer, one.model), {})
+        numbers.setdefault(one.number, {})[one.side == one.peer] = one
+    out = []
+    for (peer, model), numbers in pairs.items():
+        both = [(pair[True], pair[False]) for pair in numbers.values() if len(pair) == 2]
+        if not both:
+            continue
+        versions = [pair for pair in both if None not in (pair[0].version_s, pair[1].version_s)]
+        cold = ratio([theirs.cold_s for theirs, _ in both], [ours.cold_s for _, ours in both])
+        version = ratio(
+            [theirs.version_s for theirs, _ in versions], [ours.version_s for _, ours in versions]
+        )
+        out.append(
+            StartRatio(
+                peer=peer, model=model, starts=len(both), cold=cold, cold_verdict=verdict(cold, len(both)),
+                versions=len(versions), version=version, version_verdict=verdict(version, len(versions)),
+            )
+        )  # fmt: skip
+    return out
+
+
+def verdicts(found: Found) -> list[Verdict]:
+    """Of every figure that two sides have."""
+    out: list[Verdict] = []
+    for line in lines(found):
+        out += [line.verdict, line.memory_verdict]
+        out += [line.latency.verdict] if line.latency is not None else []
+    for one in start_ratios(found):
+        out += [one.cold_verdict]
+        out += [one.version_verdict] if one.versions else []
     return out
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench import report
-from bench.peers.verdicts import FAILED_SHARE_MAX, Shares, Verdict
+from bench.peers.verdicts import FAILED_SHARE_MAX, NONE_FAILED, Shares, Verdict
 
+NEAR_ONE = 0.95
 SAYS: dict[Verdict, str] = {
     "ours": "",
     "theirs": " **(theirs ahead)**",
@@ -18,12 +19,23 @@ SAYS: dict[Verdict, str] = {
 }
 
 
-def times(found: report.Interval | None, said: Verdict, failed: Shares) -> str:
+def times(found: report.Interval | None, said: Verdict, failed: Shares = NONE_FAILED) -> str:
     """A ratio with its interval, and who is ahead where it is not us."""
     if found is None:
         return f"no figure{remark(said, failed)}"
-    digits = 1 if found.median >= 10 else 2
-    return f"{found.text(digits)}{remark(said, failed)}"
+    return f"{ratio(found)}{remark(said, failed)}"
+
+
+def ratio(found: report.Interval) -> str:
+    """A ratio with its interval."""
+    return found.text(digits(found.low, found.median, found.high))
+
+
+def digits(*ratios: float) -> int:
+    """Decimals of ratios that stand together: near to 1 more of them, so that 0.998 is not 1."""
+    if any(NEAR_ONE <= one <= 1 / NEAR_ONE for one in ratios):
+        return 3
+    return 1 if max(ratios) >= 10 else 2
 
 
 def remark(said: Verdict, failed: Shares) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from bench import report
 from bench.outcome import latency, p999_ms
-from bench.peers import page, summary
+from bench.peers import page, summary, wording
+from bench.peers.ahead import COLD, VERSION
 from bench.peers.choosing import chosen
 from bench.peers.figures import (
     About,
@@ -300,7 +301,8 @@ def test_a_page_says_first_where_a_peer_is_ahead() -> None:
         "**Requests per CPU second, ours / theirs**\n\n* LitServe: mlp, json, 1 row, audit on 0.50" in first
     )
     assert "(theirs ahead)" in rest
-    assert "In nothing that this run measured." in page.markdown(result(found(6000, 100)))
+    better = page.markdown(result(found(6000, 100, p99_ms=4.0, mb=200)))
+    assert "### Where a peer is ahead\n\nIn nothing that this run measured.\n\n### Goals" in better
 
 
 def test_many_cells_of_a_model_in_which_a_peer_is_ahead_are_one_range() -> None:
@@ -310,17 +312,66 @@ def test_many_cells_of_a_model_in_which_a_peer_is_ahead_are_one_range() -> None:
     assert "; mlp, json, 2 rows, audit on 0.33" in first
     first = page.markdown(result(over_cells(3, behind=1))).partition("### Requests per CPU second")[0]
     assert "* LitServe: mlp 0.25 to 0.50 in 3 of 4 cells" in first
+    shown, _, behind = first.partition("<details>")
+    assert "mlp, json, 3 rows, audit on 0.25" not in shown
+    for cell in ("1 row, audit on 0.50 [", "2 rows, audit on 0.33 [", "3 rows, audit on 0.25 ["):
+        assert f"mlp, json, {cell}" in behind
+
+
+def test_a_ratio_near_one_has_three_decimals() -> None:
+    """0.998 is not 1.00, and a range has two ends."""
+    assert wording.ratio(report.Interval(0.998, 0.9, 1.2, 0.75)) == "0.998 [0.900, 1.200]"
+    assert wording.ratio(report.Interval(0.5, 0.4, 0.6, 0.75)) == "0.50 [0.40, 0.60]"
+    assert wording.ratio(report.Interval(45.61, 40.0, 50.0, 0.75)) == "45.6 [40.0, 50.0]"
+    seen = Found()
+    for rows, theirs in ((1, 104), (2, 105), (3, 120)):
+        cell = Cell("mlp", "json", rows, True)
+        seen.rounds += [msgspec.structs.replace(one, cell=cell) for one in found(100, theirs).rounds]
+    assert "* LitServe: mlp 0.833 to 0.962 in 3 of 3 cells" in page.markdown(result(seen))
+
+
+def test_what_a_run_cannot_tell_is_no_win_of_ours() -> None:
+    """Where nobody is seen ahead, it is said of how many figures; so it is where a peer is."""
+    busy = page.markdown(result(found(6000, 100, foreign=0.5)))
+    assert "Nowhere that this run could tell; of 3 of 3 figures it could not." in busy
+    assert "Of 2 of 3 figures this run cannot tell who is ahead." in page.markdown(result(found(100, 200)))
+    assert "### Where a peer is ahead\n\nNothing was measured." in page.markdown(result(Found()))
+
+
+def started(ours_s: list[float], theirs_s: list[float], **both: Any) -> Found:
+    """Starts of both sides in pairs."""
+    seen = found(6000, 100)
+    for side, took_s in (("tidegate", ours_s), ("litserve", theirs_s)):
+        for number, cold_s in enumerate(took_s):
+            one = Start(peer="litserve", side=side, model="mlp", number=number, cold_s=cold_s, version_s=None)
+            seen.starts.append(msgspec.structs.replace(one, **both))
+    return seen
 
 
 def test_a_quicker_cold_start_of_a_peer_is_said_first() -> None:
-    """Starts count as much as rates."""
-    seen = found(6000, 100)
-    for side, cold_s in (("tidegate", 2.0), ("litserve", 1.0)):
-        seen.starts.append(
-            Start(peer="litserve", side=side, model="mlp", number=0, cold_s=cold_s, version_s=None)
-        )
-    first = page.markdown(result(seen)).partition("### Requests per CPU second")[0]
-    assert "**Cold start, seconds, theirs against ours**\n\n* LitServe: mlp 1.00 against 2.00" in first
+    """Starts count as much as rates, with the interval of their ratios."""
+    text = page.markdown(result(started([2.0, 2.2, 2.1], [1.0, 1.1, 1.3])))
+    first = text.partition("### Requests per CPU second")[0]
+    assert f"**{COLD}**\n\n* LitServe: mlp 1.10 against 2.10, 0.50 [0.50, 0.62]" in first
+    assert "| LitServe | mlp | theirs | 3 | 1.10 | 0.50 [0.50, 0.62] **(theirs ahead)** | – | – |  |" in text
+
+
+@pytest.mark.parametrize("theirs_s", [[1.0, 1.1], [1.0, 1.1, 2.3]])
+def test_starts_name_no_winner_on_less_than_rounds_do(theirs_s: list[float]) -> None:
+    """Two, or three of which one is ours: nobody is ahead, whatever the medians are."""
+    text = page.markdown(result(started([2.0, 2.2, 2.1], theirs_s)))
+    assert COLD not in text
+    assert "(too wide to tell) | – | – |  |" in text
+
+
+def test_polls_refused_are_the_most_of_one_start() -> None:
+    """The table says so."""
+    seen = started([2.0] * 3, [1.0] * 3, version_s=0.5)
+    seen.starts[-1] = msgspec.structs.replace(seen.starts[-1], refused=7, version_s=0.4)
+    text = page.markdown(result(seen))
+    assert "polls refused meanwhile, at most" in text
+    assert "| LitServe | mlp | theirs | 3 | 1.00 | 0.50 [0.50, 0.50] **(theirs ahead)** | 0.50 | 7 |" in text
+    assert VERSION not in text
 
 
 def test_what_could_not_be_measured_stands_there_with_its_last_lines() -> None:
