@@ -26,6 +26,7 @@ from bench.peers.figures import Chosen, How, Tried
 from bench.peers.keeping import write_whole
 from bench.peers.loads import Side, demand_room, started
 from bench.peers.peer import Peer, Say, Setting, Unavailable
+from bench.peers.wording import one_line
 from gateway.errors import ConfigInvalid
 
 DISTINCT = 1_000
@@ -102,10 +103,10 @@ def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> C
             best = max((one.per_cpu_s for one in tried if not one.why_not), default=0.0)
             found = _try(peer, model, repository, setting, how, best / 2)
         except Unavailable as exc:
-            last, found = exc, Tried(setting=setting, why_not=exc.why)
+            last, found = exc, Tried(setting=setting, why_not=one_line(exc.why))
         except (ValueError, OSError, subprocess.SubprocessError) as exc:
             demand_room(exc)
-            found = Tried(setting=setting, why_not=str(exc)[:300])
+            found = Tried(setting=setting, why_not=one_line(str(exc))[:300])
         tried.append(found)
         shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second{disturbed([found])}"
         say(f"{peer.name}, {model}: {setting.text()}: {shown}")

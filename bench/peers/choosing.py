@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.peers.figures import Chosen, Tried
+from bench.peers.wording import one_line
 from bench.report import FOREIGN_CPUS_MAX
 
 NEAR = 0.95
@@ -18,19 +19,47 @@ AWAKE = 0.5
 
 def chosen(tried: Sequence[Tried]) -> Chosen:
     """The best of what was tried, with its reason in figures. At least one must have worked."""
-    able = [one for one in tried if not one.why_not]
-    quickest = max(one.per_second for one in able)
-    awake = [one for one in able if one.per_second >= AWAKE * quickest]
+    best = _best(tried)
+    rest = [f"{one.setting.text()}: {_figure(one, best, tried)}" for one in tried if one is not best]
+    reason = "; ".join([f"{_first(best)}{disturbed(tried)}", *rest])
+    return Chosen(setting=best.setting, reason=reason, tried=list(tried))
+
+
+def reason(of: Chosen) -> str:
+    """Why a setting was chosen, as it would be said now; as it stands there where somebody else chose it."""
+    if any(not one.why_not for one in of.tried):
+        best = _best(of.tried)
+        if best.setting == of.setting and of.reason.startswith(_first(best)):
+            return chosen(of.tried).reason
+    return one_line(of.reason)
+
+
+def _best(tried: Sequence[Tried]) -> Tried:
+    awake = [one for one in tried if not one.why_not and not _waits(one, tried)]
     most = max(one.per_cpu_s for one in awake)
     near = [one for one in awake if one.per_cpu_s >= NEAR * most]
-    best = min(near, key=lambda one: (one.setting.workers, -one.per_cpu_s))
-    rest = [
-        f"{one.setting.text()}: {one.why_not or format(one.per_cpu_s, ',.0f')}"
-        for one in tried
-        if one is not best
-    ]
-    reason = "; ".join([f"{best.per_cpu_s:,.0f} requests per CPU second{disturbed(tried)}", *rest])
-    return Chosen(setting=best.setting, reason=reason, tried=list(tried))
+    return min(near, key=lambda one: (one.setting.workers, -one.per_cpu_s))
+
+
+def _waits(one: Tried, tried: Sequence[Tried]) -> bool:
+    return one.per_second < AWAKE * max(other.per_second for other in tried if not other.why_not)
+
+
+def _first(best: Tried) -> str:
+    return f"{best.per_cpu_s:,.0f} requests per CPU second"
+
+
+def _figure(one: Tried, best: Tried, tried: Sequence[Tried]) -> str:
+    """What was found of a setting that was not chosen, and why it was not where the figure does not say so."""
+    if one.why_not:
+        return one_line(one.why_not)
+    more = one.per_cpu_s > best.per_cpu_s
+    # Who is busy answers as many a second as a processor second buys: what costs more does not wait.
+    if _waits(one, tried) and (more or one.per_second < AWAKE * one.per_cpu_s):
+        return f"{one.per_cpu_s:,.0f} (waits: {one.per_second:,.0f} a second)"
+    return f"{one.per_cpu_s:,.0f}" + (
+        " (not 5% more, of more workers)" if one.per_cpu_s > best.per_cpu_s else ""
+    )
 
 
 def disturbed(tried: Sequence[Tried]) -> str:

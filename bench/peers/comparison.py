@@ -27,6 +27,7 @@ from bench.peers.loads import Fault, Side, blaming, demand_room, started
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
 from bench.peers.posting import post
+from bench.peers.probes.table import without_paths
 
 HALF = 0.5
 OPEN_REQUESTS = 500
@@ -125,7 +126,8 @@ class Comparison:
     def _fail(self, found: Failed) -> None:
         side = f" ({found.side})" if found.side not in {"", found.peer} else ""
         self._say(f"{found.peer}: {found.what}{side}: {found.why}")
-        self.found.failed.append(found)
+        said = {"why": without_paths(found.why), "last_lines": without_paths(found.last_lines)}
+        self.found.failed.append(msgspec.structs.replace(found, **said))
 
     def _is_known_wrong(self, key: str) -> bool:
         """Whether a wrong answer is kept under a key; then it is found again."""

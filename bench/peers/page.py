@@ -14,10 +14,12 @@ import msgspec
 from bench import plot, report
 from bench.peers import catalog, summary
 from bench.peers.ahead import ahead
+from bench.peers.choosing import reason
 from bench.peers.figures import Result
+from bench.peers.probes.table import without_paths
 from bench.peers.summary import Line, StartLine
 from bench.peers.verdicts import FAILED_SHARE_MAX, ROUNDS_MIN
-from bench.peers.wording import remark, table, times
+from bench.peers.wording import one_line, remark, table, times
 from bench.wrk import whole_seconds
 from gateway.errors import ConfigInvalid
 
@@ -227,9 +229,10 @@ def _failed(result: Result) -> str:
         return ""
     out = ["### What has no figure, and why"]
     for one in result.found.failed:
-        said = f"\n\n```\n{one.last_lines.strip()[-1500:]}\n```" if one.last_lines.strip() else ""
+        lines = without_paths(one.last_lines).strip()[-1500:]
+        said = f"\n\n```\n{lines}\n```" if lines else ""
         whose = "" if not one.side else " (theirs failed)" if one.side == one.peer else " (ours failed)"
-        out.append(f"**{result.title(one.peer)}**, {one.what}{whose}: {one.why.strip()}{said}")
+        out.append(f"**{result.title(one.peer)}**, {one.what}{whose}: {one_line(one.why)}{said}")
     return "\n\n".join(out)
 
 
@@ -239,9 +242,9 @@ def _settings(result: Result) -> str:
     rows = []
     if not result.pinned:
         mine = {pair.model: pair.ours for pair in result.found.pairs}
-        rows = [["ours", model, one.setting.text(), one.reason] for model, one in mine.items()]
+        rows = [["ours", model, one.setting.text(), reason(one)] for model, one in mine.items()]
     for pair in result.found.pairs:
-        rows.append([result.title(pair.peer), pair.model, pair.theirs.setting.text(), pair.theirs.reason])
+        rows.append([result.title(pair.peer), pair.model, pair.theirs.setting.text(), reason(pair.theirs)])
         if result.pinned:
             rows.append(["ours", pair.model, pair.ours.setting.text(), "pinned to theirs"])
     return "### Settings\n\n" + table(("product", "model", "setting", "because"), rows)

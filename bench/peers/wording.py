@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench import report
+from bench.peers.probes.table import without_paths
 from bench.peers.verdicts import FAILED_SHARE_MAX, NONE_FAILED, Shares, Verdict
 
 NEAR_ONE = 0.95
@@ -48,5 +49,14 @@ def remark(said: Verdict, failed: Shares) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    lines += [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def one_line(text: str) -> str:
+    """What a product or this machine said, in one line and without this machine's directories."""
+    return " ".join(without_paths(text).split())
