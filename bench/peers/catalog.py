@@ -37,6 +37,10 @@ GOALS = {
     "onnxruntime-server": 6.0,
 }
 """What our requests per CPU second are to be over a peer's, single rows of the MLP as JSON."""
+LOGS_WHOLE = frozenset(("triton",))
+"""Peers whose log has every tensor whole; ours, and user code in the others, has those above 64 KiB by digest."""
+LARGE = frozenset(("squeezenet",))
+"""Models whose tensors are above 64 KiB."""
 GOAL_CELLS = HEADLINE[:2]
 HEADLINE_ROUNDS = 11
 OTHER_ROUNDS = 3

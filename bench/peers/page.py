@@ -102,6 +102,29 @@ def _goals(result: Result) -> str:
     return f"### Goals: requests per CPU second, ours / theirs\n\n{report.markdown(rows)}" if rows else ""
 
 
+NO_LOG, WHOLE = "¹", "²"
+"""Marks of cells in which the two logs are not alike."""
+_UNLIKE = {
+    NO_LOG: "it offers no log: in this cell ours is on, and it has none.",
+    WHOLE: "its log has the image whole, ours the digest.",
+}
+
+
+def _unlike(result: Result, line: Line) -> str:
+    """The mark of a cell with audit on in which one side logs more than the other."""
+    about = result.peers.get(line.peer)
+    if not line.cell.audit or about is None:
+        return ""
+    if not about.audit:
+        return f" {NO_LOG}"
+    return f" {WHOLE}" if line.peer in catalog.LOGS_WHOLE and line.cell.model in catalog.LARGE else ""
+
+
+def _footnotes(result: Result, found: Sequence[Line]) -> str:
+    used = {_unlike(result, line).strip() for line in found}
+    return "".join(f"\n\n{mark} Logs are not alike: {said}" for mark, said in _UNLIKE.items() if mark in used)
+
+
 def _matrix(
     result: Result, found: Sequence[Line], shown: Callable[[Line], str], *, headline: bool = False
 ) -> str:
@@ -132,14 +155,16 @@ def _per_cpu_s(result: Result, found: Sequence[Line]) -> str:
 
     def shown(line: Line) -> str:
         both = f"{line.ours_per_cpu_s:,.0f} / {line.theirs_per_cpu_s:,.0f}"
-        return f"{times(line.per_cpu_s, line.verdict, line.failed)}; {both}"
+        return f"{times(line.per_cpu_s, line.verdict, line.failed)}{_unlike(result, line)}; {both}"
 
     bold = " Bold cells had more rounds." if len({line.rounds for line in found}) > 1 else ""
     return (
         "### Requests per CPU second, ours / theirs\n\n"
         "Closed loop; processor time of all of a product's processes. Median of the rounds' ratios and its interval,"
-        f" then the medians of either side. Where there is no remark, ours is ahead.{bold}\n\n"
+        f" then the medians of either side. Where there is no remark, ours is ahead.{bold} An interval"
+        " holds the rounds of one start of either side, or of two: another start can lie beside it.\n\n"
         + _matrix(result, found, shown)
+        + _footnotes(result, found)
     )
 
 
@@ -157,7 +182,7 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         said = remark(its.verdict if its.opens >= ROUNDS_MIN else "ours", its.failed)
         return (
             f"{_percentiles(its.ours_ms)} against {_percentiles(its.theirs_ms)}{said} at"
-            f" {its.offered_per_second:,.0f}/s{late}"
+            f" {its.offered_per_second:,.0f}/s{late}{_unlike(result, line)}"
         )
 
     return (
@@ -167,7 +192,9 @@ def _latency(result: Result, found: Sequence[Line]) -> str:
         f" {ROUNDS_MIN} loops were made; p99.9 is of all loops together, if those had {summary.P999_REQUESTS_MIN:,}"
         " requests. The generator was late: it handed over more than 1% of a loop's requests over 1 ms after they were"
         " due, and the times hold its own lag; where it was in most loops of a side, nobody is ahead. All times are of"
-        " what was answered with 2xx or had no answer.\n\n" + _matrix(result, found, shown)
+        " what was answered with 2xx or had no answer.\n\n"
+        + _matrix(result, found, shown)
+        + _footnotes(result, [line for line in found if line.latency is not None])
     )
 
 

@@ -319,6 +319,29 @@ def test_many_cells_of_a_model_in_which_a_peer_is_ahead_are_one_range() -> None:
         assert f"mlp, json, {cell}" in behind
 
 
+def test_cells_whose_logs_are_not_alike_are_marked() -> None:
+    """A peer without a log beside ours that is on, and one that logs whole what we log by digest; no other cell is."""
+    image = Cell("squeezenet", "binary", 1, True)
+    for peer, audit, cell, mark in (
+        ("triton", "trace", image, "²"),
+        ("triton", "trace", msgspec.structs.replace(image, audit=False), ""),
+        ("triton", "trace", CELL, ""),
+        ("bentoml", "monitor", image, ""),
+        ("mlserver", "", CELL, "¹"),
+        ("mlserver", "", msgspec.structs.replace(CELL, audit=False), ""),
+    ):
+        seen = result(found(6000, 100))
+        seen.found.rounds[:] = [
+            msgspec.structs.replace(one, peer=peer, cell=cell) for one in seen.found.rounds
+        ]
+        seen.peers[peer] = msgspec.structs.replace(seen.peers["litserve"], audit=audit)
+        text = page.markdown(seen)
+        space = f" {mark}" if mark else ""
+        assert f"{space}; 6,000 / 100 |" in text
+        assert f" at 10/s{space} |" in text
+        assert text.count("Logs are not alike: ") == (2 if mark else 0)
+
+
 def test_a_ratio_near_one_has_three_decimals() -> None:
     """0.998 is not 1.00, and a range has two ends."""
     assert wording.ratio(report.Interval(0.998, 0.9, 1.2, 0.75)) == "0.998 [0.900, 1.200]"
