@@ -25,6 +25,7 @@ import msgspec
 
 from bench.peers.keeping import write_whole
 from bench.peers.peer import Say, Unavailable
+from bench.peers.shortage import demand_none
 
 LOCKS = Path(__file__).resolve().parent / "locks"
 _ASKED = """
@@ -78,6 +79,7 @@ def made(name: str, say: Say, lock: Path | None = None) -> Environment:
 
     Raises:
         Unavailable: there is no lock, or it does not install here: with the installer's last lines.
+        OSError: this machine is short of disk, files or memory.
     """
     lock = lock if lock is not None else LOCKS / f"{name}.lock"
     if not lock.is_file():
@@ -152,7 +154,9 @@ def _run(name: str, command: list[str], say: Say) -> None:
             process.wait()
             raise
     if process.returncode:
-        raise Unavailable(name, "its environment cannot be made", "\n".join(said[-_LAST_LINES:]))
+        last_lines = "\n".join(said[-_LAST_LINES:])
+        demand_none(last_lines, cache_dir())
+        raise Unavailable(name, "its environment cannot be made", last_lines)
 
 
 def _versions(name: str, place: Path) -> dict[str, str]:
@@ -160,5 +164,6 @@ def _versions(name: str, place: Path) -> dict[str, str]:
         [str(place / "bin" / "python"), "-I", "-c", _ASKED], capture_output=True, text=True, check=False
     )
     if done.returncode:
+        demand_none(done.stderr, place)
         raise Unavailable(name, "its environment does not run", done.stderr[-2000:])
     return dict(json.loads(done.stdout))

@@ -6,7 +6,6 @@ found and ended by `family`, and a guard beside them ends them when this process
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from bench.peers import family
 from bench.peers.family import MARK, POLL_S, STOP_S, Family, Seen
 from bench.peers.peer import Unavailable
+from bench.peers.shortage import demand_none, is_short
 
 SAID_CHARACTERS = 4000
 PORTS = (20_000, 32_000)
@@ -75,12 +75,16 @@ def free_port() -> int:
     """A port that nobody listens on now, on any of this machine's addresses.
 
     Raises:
-        OSError: none was found.
+        OSError: none was found, or this machine is short of files.
     """
     for _ in range(100):
         port = random.randrange(*PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
-            return port
+        try:
+            with socket.create_server(("0.0.0.0", port)):
+                return port
+        except OSError as exc:
+            if is_short(exc):
+                raise
     msg = f"no free port between {PORTS[0]} and {PORTS[1]}"
     raise OSError(msg)
 
@@ -97,6 +101,7 @@ class Tree:
 
     Raises:
         Unavailable: the command cannot be run at all.
+        OSError: this machine is short of disk, files or memory.
     Threading: one thread.
     Cost: `pids` reads /proc once, a few milliseconds.
     """
@@ -124,6 +129,8 @@ class Tree:
                 )  # fmt: skip
         except OSError as exc:
             self._guard.dismiss()
+            if is_short(exc):
+                raise
             raise Unavailable(name, f"cannot be started: {exc}") from exc
         self.pid = self._process.pid
         self._family = Family(mark, self.pid)
@@ -146,6 +153,7 @@ class Tree:
 
         Raises:
             Unavailable: it ended, or there was no answer in time; all of it has been ended then.
+            OSError: that, and this machine is short of disk, files or memory.
         """
         try:
             self._await(asked, timeout_s)
@@ -156,9 +164,12 @@ class Tree:
     def _await(self, asked: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
-            with contextlib.suppress(OSError):
+            try:
                 if asked():
                     return
+            except OSError as exc:
+                if is_short(exc):
+                    raise
             status = self._process.poll()
             if status is not None or time.monotonic() > deadline:
                 why = (
@@ -166,6 +177,7 @@ class Tree:
                     if status is not None
                     else f"answered no prediction within {timeout_s:g} s"
                 )
+                demand_none(self.said(), self.log.parent)
                 raise Unavailable(self.name, why, self.said())
             time.sleep(POLL_S)
 
