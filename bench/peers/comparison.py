@@ -22,7 +22,7 @@ import msgspec
 from bench.peers import catalog
 from bench.peers.asking import demand_right, feeds_of, session
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
-from bench.peers.keeping import Kept, code, digest
+from bench.peers.keeping import Kept, digest, file_digest
 from bench.peers.loads import Fault, Side, blaming, demand_room, started
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
@@ -38,8 +38,6 @@ VERSIONED = frozenset(("mlp", "trees"))
 """Models of which there is a version whose answers differ."""
 POLL_S = 0.01
 VERSION_S = 180.0
-COUNTED_AS = 2
-"""Higher whenever a load counts something in another way: what was kept before is not mixed with it."""
 Passed = Callable[[int, int], None]
 """Told how many of how many rounds are done."""
 
@@ -79,7 +77,7 @@ class Comparison:
     ) -> None:
         self._job, self._kept, self._repository, self._machine = job, kept, repository, machine
         self._say, self._passed = say, passed
-        self._code = code()
+        self._models = {model: file_digest(model_file_of(repository, model)) for model in job.models}
         self._done = 0
         self._total = sum(
             job.count(cell) for peer in job.peers for model in job.models for cell in job.cells(peer, model)
@@ -87,7 +85,11 @@ class Comparison:
         self.found = Found()
 
     def run(self, pairs: Sequence[Pair]) -> Found:
-        """Everything, one pair after another; what fails is found as failed and the rest goes on."""
+        """Everything, one pair after another; what fails is found as failed and the rest goes on.
+
+        Raises:
+            ConfigInvalid: the code changed meanwhile: what was measured since then is not kept.
+        """
         self._passed(0, self._total)
         by_name = {peer.name: peer for peer in self._job.peers}
         for pair in pairs:
@@ -102,6 +104,7 @@ class Comparison:
                 if mine:
                     with self._failing(pair, f"{pair.model}, audit {'on' if audit else 'off'}"):
                         self._group(peer, pair, mine)
+        self._kept.demand_same_code()
         return self.found
 
     @contextlib.contextmanager
@@ -139,8 +142,8 @@ class Comparison:
     def _key(self, pair: Pair, *more: Any) -> str:
         job = self._job
         versions = (job.versions.get(pair.peer, ""), job.versions.get(job.ours.name, ""))
-        what = (pair.peer, pair.theirs.setting, pair.ours.setting, versions)
-        return digest(COUNTED_AS, *what, self._code, self._machine, job.how, *more)
+        what = (pair.peer, pair.theirs.setting, pair.ours.setting, versions, self._models[pair.model])
+        return digest(*what, self._kept.code.of(pair.peer), self._machine, job.how, *more)
 
     def _group(self, peer: Peer, pair: Pair, cells: Sequence[Cell]) -> None:
         """All cells that one kind of start of both servers serves, each start with its rounds."""

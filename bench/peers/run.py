@@ -7,6 +7,7 @@ that goes on, committed) or found now, the comparison runs, and its directory ho
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from bench.peers.adapters import PEERS
 from bench.peers.calibration import Calibrated
 from bench.peers.comparison import Comparison, Job, Passed
 from bench.peers.figures import About, Chosen, Failed, Found, How, Pair, Result
-from bench.peers.keeping import Kept, write_whole
+from bench.peers.keeping import Code, Kept, held, write_whole
 from bench.peers.peer import Peer, Say, Setting, Unavailable
 from gateway.errors import ConfigInvalid
 
@@ -78,10 +79,16 @@ def chosen_peers(names: Sequence[str], *, with_ours: bool = False) -> list[Peer]
 
 
 def new_directory() -> Path:
-    """A directory for a run, in the user's cache."""
-    place = environment.cache_dir() / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+    """A directory for a run, in the user's cache: one that nobody else has."""
+    runs = environment.cache_dir() / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        place = runs / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            place.mkdir()
+            return place
+    raise AssertionError
 
 
 def prepare(peers: Sequence[Peer], say: Say) -> tuple[dict[str, str], list[Failed]]:
@@ -165,15 +172,16 @@ class Known:
 
 
 def calibrate(wanted: Wanted, directory: Path, say: Say) -> tuple[Calibrated, list[Failed]]:
-    """Find the settings of those that are named, where none is of all and of ours; they are in the directory's
-    settings.json, too.
+    """Find the settings of the peers that are named, ours by its name like any other; of all where none is named.
+
+    They are kept in the directory's settings.json as soon as each is found.
 
     Raises:
         ConfigInvalid: what is wanted cannot be had at all.
     """
     peers = chosen_peers(wanted.peers, with_ours=True)
     demand(wanted)
-    with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
+    with held(directory), tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
         write_models(Path(scratch), wanted.models, say)
         versions, failed = prepare(peers, say)
         known = Known(wanted, directory, Path(scratch), say)
@@ -196,12 +204,14 @@ def run(wanted: Wanted, directory: Path, say: Say, passed: Passed = lambda _done
     """Everything; the directory has the result as JSON, page and (with matplotlib) plot.
 
     Raises:
-        ConfigInvalid: what is wanted cannot be had at all.
+        ConfigInvalid: what is wanted cannot be had at all, or the code changed while it was measured.
         Unavailable: ours does not start.
     """
+    # What is measured is what is there now: servers start from the tree for an hour and a half.
+    commit, code = report.commit(), Code.now()
     peers = chosen_peers(wanted.peers)
     demand(wanted)
-    with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
+    with held(directory), tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
         repository = Path(scratch)
         # Before anything is installed: what makes them may be missing.
         write_models(repository, wanted.models, say)
@@ -219,11 +229,12 @@ def run(wanted: Wanted, directory: Path, say: Say, passed: Passed = lambda _done
             quick=wanted.quick, rounds=wanted.rounds,
         )  # fmt: skip
         comparison = Comparison(
-            job, Kept(directory), repository, machine=report.machine().text(), say=say, passed=passed
+            job, Kept(directory, code), repository, machine=report.machine().text(), say=say, passed=passed
         )
         found = comparison.run(pairs)
-    found.failed[:0] = failed
-    return _keep(_result(wanted, [ours(), *peers], versions, found), directory)
+        found.failed[:0] = failed
+        result = _result(wanted, _about([ours(), *peers], versions), found, commit)
+        return _keep(result, directory)
 
 
 def _pair(peer: str, model: str, theirs: Chosen, mine: Chosen, wanted: Wanted) -> Pair:
@@ -233,23 +244,26 @@ def _pair(peer: str, model: str, theirs: Chosen, mine: Chosen, wanted: Wanted) -
     return Pair(peer=peer, model=model, theirs=theirs, ours=mine)
 
 
-def _result(wanted: Wanted, peers: Sequence[Peer], versions: dict[str, str], found: Found) -> Result:
-    about = {
+def _about(peers: Sequence[Peer], versions: dict[str, str]) -> dict[str, About]:
+    return {
         peer.name: About(
             title=peer.title, version=versions.get(peer.name, "(not installed)"), audit=peer.audit,
             forms=sorted(peer.forms), sources=list(peer.sources),
         )
         for peer in peers
     }  # fmt: skip
+
+
+def _result(wanted: Wanted, peers: dict[str, About], found: Found, commit: str) -> Result:
     return Result(
         at=f"{datetime.now(UTC):%Y-%m-%d}",
-        commit=report.commit(),
+        commit=commit,
         command=wanted.command,
         machine=report.machine(),
         how=wanted.how,
         quick=wanted.quick,
         pinned=wanted.pinned,
-        peers=about,
+        peers=peers,
         found=found,
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from bench.peers.keeping import FILE, Kept, code, digest, write_whole
+from bench.peers.keeping import FILE, Kept, digest, write_whole
 from bench.peers.peer import Cell, Setting
 
 CELL = Cell("mlp", "json", 1, True)
@@ -35,20 +36,6 @@ def test_a_line_of_another_shape_counts_as_not_there(tmp_path: Path) -> None:
     assert Kept(tmp_path).get("round", "a", Cell) is None
 
 
-def test_other_code_on_either_side_is_measured_anew(tmp_path: Path) -> None:
-    """A line of ours, or of what runs in another product, makes another key; a page of documentation does not."""
-    for name in ("gateway/core.py", "bench/peers/served/app.py", "docs/peers.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("a = 1\n")
-    seen = [code(tmp_path)]
-    (tmp_path / "docs" / "peers.py").write_text("a = 2\n")
-    assert code(tmp_path) == seen[0]
-    for name in ("gateway/core.py", "bench/peers/served/app.py"):
-        (tmp_path / name).write_text("a = 2\n")
-        seen.append(code(tmp_path))
-    assert len(set(seen)) == len(seen)
-
-
 def test_whatever_a_figure_depends_on_is_in_its_key() -> None:
     """Same content, same key, in any order of a peer's further choices; another setting or version is another."""
     one = digest("x", Setting(1, True, {"a": "1", "b": "2"}), CELL, "1.0")
@@ -74,3 +61,21 @@ def test_a_full_disk_leaves_a_file_as_it_was(tmp_path: Path, monkeypatch: pytest
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"settings.json": b"old"}
     write_whole(file, b"new")
     assert file.read_bytes() == b"new"
+
+
+def test_what_is_written_whole_stays_what_it_was(tmp_path: Path) -> None:
+    """A link to a page is still one, and whoever could read the page still can; a pipe is written, not replaced."""
+    page, link = tmp_path / "page.md", tmp_path / "link.md"
+    page.write_text("old")
+    page.chmod(0o640)
+    link.symlink_to(page)
+    write_whole(link, b"new")
+    assert (link.is_symlink(), page.read_bytes(), page.stat().st_mode & 0o777) == (True, b"new", 0o640)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, b"said")
+        assert (os.read(reader, 10), pipe.is_fifo()) == (b"said", True)
+    finally:
+        os.close(reader)
