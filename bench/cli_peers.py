@@ -1,7 +1,7 @@
 """`tidegate bench peers`: how it compares with other products, from one command.
 
-Exit codes as of bench.cli: 0 all goals met (or none decided), 1 one missed, 2 something is missing or wrong, 3 nothing
-was measured.
+Exit codes: 0 all goals met (or none decided), 1 one missed, 2 something is missing or wrong (also a cell or a product
+that has no figure; it goes before 1), 3 nothing was measured, 130 cut.
 """
 
 from __future__ import annotations
@@ -10,30 +10,32 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import rich.console
 import rich.progress
 
 from bench import plot, report
-from bench.cli_load import end, unwind_by_signals
-from bench.peers import calibration, catalog, page, summary
+from bench.cli_load import end
+from bench.peers import agreement, calibration, catalog, page
 from bench.peers import run as runs
 from bench.peers.comparison import Passed
+from bench.peers.ending import NOTHING, WRONG, Seconds, demand_writable, ending, status
 from bench.peers.figures import How, Result
-from bench.peers.peer import Say, Unavailable
+from bench.peers.keeping import write_whole
+from bench.peers.peer import Say
 from bench.peers.probes.command import features, loss
 from bench.peers.run import Wanted
-from gateway.errors import ConfigInvalid
 
 _PATH: Any = click.Path(path_type=Path)
+_GOES_ON = "--resume goes on where it was"
 _SHARED = (
     click.option("--peer", "peers", multiple=True, metavar="NAME", help="may be given several times  [all]"),
     click.option(
         "--model", "models", multiple=True, type=click.Choice(catalog.MODELS), help="likewise  [all]"
     ),
-    click.option("--seconds", type=float, default=How().seconds, show_default=True, help="of each load"),
+    click.option("--seconds", type=Seconds(), default=How().seconds, show_default=True, help="of each load"),
     click.option("--server-cpu", default=0, show_default=True, help="processor of all servers"),
     click.option("--generator-cpu", default=1, show_default=True, help="processor of the load"),
     click.option(
@@ -80,19 +82,24 @@ def main() -> None:
 @_with(*_SHARED, *_RUN)
 def run(*, resume: Path | None, as_json: bool, write: Path | None, out: Path | None, **given: Any) -> None:
     """See the command's help."""
-    with _ending():
+    with ending(_GOES_ON):
         wanted = _wanted(**given)
+        demand_writable(write, out)
         if write is not None:
+            runs.demand_whole(wanted)
             page.demand_markers(write.read_text(), pinned=wanted.pinned)
             plot.demand()
         directory = _directory(resume)
         with _progress() as (say, passed):
             result = runs.run(wanted, directory, say, passed)
-        if write is not None:
-            runs.write_page(write, result)
-        if out is not None:
-            out.write_text(report.to_json(result))
-    _show(result, as_json=as_json)
+        try:
+            click.echo(report.to_json(result) if as_json else page.markdown(result))
+        finally:
+            if write is not None:
+                runs.write_page(write, result)
+            if out is not None:
+                write_whole(out, report.to_json(result).encode())
+    _finish(result)
 
 
 @main.command(
@@ -102,26 +109,28 @@ def run(*, resume: Path | None, as_json: bool, write: Path | None, out: Path | N
 @click.option("--out", type=_PATH, default=calibration.COMMITTED, help="where they go  [beside the code]")
 def calibrate(*, resume: Path | None, as_json: bool, out: Path, **given: Any) -> None:
     """See the command's help."""
-    with _ending():
+    with ending(_GOES_ON):
         wanted = _wanted(calibrate=True, **given)
+        demand_writable(out)
         # Now rather than after an hour: what is there already stays in it.
         calibration.read(out)
         directory = _directory(resume)
         with _progress() as (say, _):
             found, failed = runs.calibrate(wanted, directory, say)
-        merged = calibration.read(out).classes.get(calibration.machine_class()) or found
-        merged.at, merged.machine = found.at, found.machine
-        for name, models in found.peers.items():
-            merged.peers.setdefault(name, {}).update(models)
-        calibration.write(out, merged)
-    for one in failed:
-        click.echo(f"bench: {one.peer}: {one.what}: {one.why}\n{one.last_lines}", err=True)
+        if found.peers:
+            before = calibration.read(out).classes.get(calibration.machine_class())
+            calibration.write(out, runs.merged(before, found))
     if as_json:
         click.echo(report.to_json(found))
-        return
-    for name, models in found.peers.items():
-        for model, chosen in models.items():
-            click.echo(f"{name}, {model}: {chosen.setting.text()}: {chosen.reason}")
+    else:
+        for name, models in found.peers.items():
+            for model, chosen in models.items():
+                click.echo(f"{name}, {model}: {chosen.setting.text()}: {chosen.reason}")
+    for one in failed:
+        click.echo(f"bench: {one.peer}: {one.what}: {one.why}\n{one.last_lines}", err=True)
+    if not found.peers:
+        end(NOTHING, "no setting was found")
+    sys.exit(status(is_missing=bool(failed), is_missed=False))
 
 
 @main.command("page", help="Write the page of a run again, from its JSON.")
@@ -129,22 +138,29 @@ def calibrate(*, resume: Path | None, as_json: bool, out: Path, **given: Any) ->
 @click.option("--write", type=_PATH, required=True, metavar="PAGE", help="between its markers")
 def page_again(*, json_file: Path, write: Path) -> None:
     """See the command's help."""
-    with _ending():
+    with ending("the page is as it was"):
         runs.write_page(write, runs.read_result(json_file))
 
 
-@main.command("agree", help="Whether two runs agree: where their intervals overlap.")
+@main.command("agree", help="Whether two runs agree: where their intervals overlap, and what else differs.")
 @click.argument("first", type=_PATH)
 @click.argument("second", type=_PATH)
-def agree(*, first: Path, second: Path) -> None:
-    """See the command's help; exit code 1 where one ratio of requests per CPU second does not."""
-    with _ending():
-        found = summary.agreement(runs.read_result(first).found, runs.read_result(second).found)
-    for row in found:
-        click.echo(f"{row.name}: {row.measured}, {row.verdict}")
-    if not found:
-        end(3, "the runs have no cell in common")
-    sys.exit(0 if all(row.met for row in found) else 1)
+@click.option("--common", is_flag=True, help="cells that one run has alone are said, and count for nothing")
+def agree(*, first: Path, second: Path, common: bool) -> None:
+    """See the command's help; exit code 1 where two intervals do not overlap, 2 where one run has a cell alone."""
+    with ending("nothing was compared"):
+        found = agreement.compared(runs.read_result(first), runs.read_result(second))
+    for row in found.rows:
+        click.echo(f"{row.name}: {row.measured}: {'overlap' if row.met else 'do not overlap'}")
+    alone = [("first", name) for name in found.only_first] + [("second", name) for name in found.only_second]
+    for which, name in alone:
+        click.echo(f"{name}: in the {which} run alone")
+    for text in found.differences:
+        click.echo(f"not the same: {text}")
+    if not found.rows:
+        end(NOTHING, "the runs have no cell in common")
+    is_missing = bool(alone) and not common
+    sys.exit(status(is_missing=is_missing, is_missed=not all(row.met for row in found.rows)))
 
 
 main.add_command(features)
@@ -166,34 +182,12 @@ def _wanted(*, models: tuple[str, ...], seconds: float, server_cpu: int, generat
     return Wanted(models=models or catalog.MODELS, how=how, **given)
 
 
-@contextlib.contextmanager
-def _ending() -> Iterator[None]:
-    """A user's mistake and a product that does not run end with one message and their status.
-
-    A signal ends the servers, too: they have sessions of their own, and no terminal would end them.
-    """
-    unwind_by_signals()
-    try:
-        yield
-    except ConfigInvalid as exc:
-        end(2, str(exc))
-    except OSError as exc:
-        end(2, str(exc))
-    except Unavailable as exc:
-        end(3, str(exc))
-    except KeyboardInterrupt:
-        end(130, "cut; --resume goes on where it was")
-
-
-def _show(result: Result, *, as_json: bool) -> None:
-    rows = page.goals(result)
-    if as_json:
-        click.echo(report.to_json(result))
-    else:
-        click.echo(page.markdown(result))
+def _finish(result: Result) -> NoReturn:
     if not result.found.rounds:
-        end(3, "nothing was measured")
-    sys.exit(0 if all(row.met is not False for row in rows) else 1)
+        end(NOTHING, "nothing was measured")
+    if failed := [f"{one.peer}, {one.what}" for one in result.found.failed]:
+        end(WRONG, f"without a figure: {'; '.join(failed)}")
+    sys.exit(status(is_missing=False, is_missed=any(row.met is False for row in page.goals(result))))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from bench.peers.comparison import Comparison, Job, Passed
 from bench.peers.figures import About, Chosen, Failed, Found, How, Pair, Result
 from bench.peers.keeping import Code, Kept, held, write_whole
 from bench.peers.peer import Peer, Say, Setting, Unavailable
+from bench.peers.shortage import demand_room
 from gateway.errors import ConfigInvalid
 
 SETTINGS_FILE, JSON_FILE, PAGE_FILE, PLOT_FILE = "settings.json", "peers.json", "peers.md", "peers.svg"
@@ -51,9 +52,28 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         parts = ["tidegate bench peers", *(f"--peer {name}" for name in self.peers)]
         parts += [f"--model {name}" for name in self.models if self.models != catalog.MODELS]
         parts += [f"--seconds {self.how.seconds:g}", f"--rounds {self.rounds}" if self.rounds else ""]
+        how, usual = self.how, How()
+        parts.append(f"--server-cpu {how.server_cpu}" if how.server_cpu != usual.server_cpu else "")
+        parts.append(
+            f"--generator-cpu {how.generator_cpu}" if how.generator_cpu != usual.generator_cpu else ""
+        )
         parts.append("--settings FILE" if self.settings else "")
         flags = (("quick", self.quick), ("calibrate", self.calibrate), ("ours-as-theirs", self.pinned))
         return " ".join(part for part in (*parts, *(f"--{name}" for name, on in flags if on)) if part)
+
+
+def demand_whole(wanted: Wanted) -> None:
+    """Raise ConfigInvalid where a run leaves out peers or models that the page has."""
+    left_out = [
+        *(f"--peer {name}" for name in wanted.peers if {peer.name for peer in PEERS[1:]} - {*wanted.peers}),
+        *(f"--model {name}" for name in wanted.models if {*catalog.MODELS} - {*wanted.models}),
+    ]
+    if left_out:
+        msg = (
+            f"--write replaces all figures of a page, and {' '.join(left_out)} asks for some of them: run it without"
+            f" --write; `bench peers page DIR/{JSON_FILE} --write PAGE` does it all the same"
+        )
+        raise ConfigInvalid(msg)
 
 
 def ours() -> Peer:
@@ -121,6 +141,7 @@ def demand(wanted: Wanted) -> None:
         msg = f"--server-cpu and --generator-cpu are both {how.server_cpu}: servers and load need a processor each"
         raise ConfigInvalid(msg)
     wrk.demand(pinned=True)
+    demand_room()
 
 
 def _demand_settings(file: Path) -> None:
@@ -190,6 +211,26 @@ def calibrate(wanted: Wanted, directory: Path, say: Say) -> tuple[Calibrated, li
                 with _into(failed, peer, f"{model}: calibration"):
                     known.get(peer, model)
     return known.found, failed
+
+
+def merged(before: Calibrated | None, found: Calibrated) -> Calibrated:
+    """What was known of a class of machines, with what was found now over it.
+
+    Its date and machine are those of now only where nothing older is left in it; else what was found now has its own
+    in its reason.
+    """
+    if before is None or all(
+        found.get(peer, model) for peer, models in before.peers.items() for model in models
+    ):
+        return found
+    said = f"found on {found.at}" if found.at != before.at else ""
+    if found.machine != before.machine:
+        said = f"found on {found.at}, {found.machine.text()}"
+    for peer, models in found.peers.items():
+        for model, one in models.items():
+            reason = f"{one.reason} ({said})" if said else one.reason
+            before.peers.setdefault(peer, {})[model] = msgspec.structs.replace(one, reason=reason)
+    return before
 
 
 @contextlib.contextmanager
@@ -294,10 +335,15 @@ def read_result(file: Path) -> Result:
 def write_page(file: Path, result: Result) -> None:
     """Put a result into a page between its markers, and its plot beside the page.
 
+    On a full disk both stay as they were.
+
     Raises:
         ConfigInvalid: the page has no markers, or matplotlib is not installed.
     """
     picture = file.with_name(f"{file.stem}{'-pinned' if result.pinned else ''}.svg")
     text = page.written(file.read_text(), result, picture.name)
-    page.draw(result, picture)
+    with tempfile.TemporaryDirectory(prefix="tidegate-peers-") as scratch:
+        drawn = Path(scratch) / picture.name
+        page.draw(result, drawn)
+        write_whole(picture, drawn.read_bytes())
     write_whole(file, text.encode())

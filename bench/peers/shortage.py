@@ -9,11 +9,16 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
+
+from gateway.errors import ConfigInvalid
 
 SHORT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 FREE_BYTES = 64 << 20
 """With less a disk is full: whoever writes there fails in words of its own."""
+ROOM_BYTES = 2 << 30
+"""A run begins with so much: logs of servers under load take gigabytes."""
 _NUMBERED = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 
 
@@ -45,3 +50,15 @@ def demand_none(said: str, place: Path) -> None:
     if free_bytes < FREE_BYTES:
         msg = f"{os.strerror(errno.ENOSPC)}: {free_bytes >> 20} MiB are left in {place}"
         raise OSError(errno.ENOSPC, msg)
+
+
+def demand_room() -> None:
+    """Raise ConfigInvalid now rather than after an hour, when the disk of temporary files is nearly full."""
+    place = Path(tempfile.gettempdir())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < ROOM_BYTES:
+        msg = (
+            f"{place} has {free_bytes / 2**30:.1f} GiB left, and servers under load log gigabytes there: expected"
+            f" {ROOM_BYTES / 2**30:g} GiB at least; free some, or name a directory on another disk by TMPDIR"
+        )
+        raise ConfigInvalid(msg)
