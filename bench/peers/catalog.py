@@ -49,8 +49,7 @@ ROUNDS_A_START = 6
 """Of a cell; later ones are of another start of both servers."""
 HEADLINE_OPENS = 3
 OTHER_OPENS = 1
-"""Rounds with an open loop, of each start."""
-"""So many of a cell's rounds offer both sides the same load, too; the closed loops are what the others are for."""
+"""Of each start: so many rounds offer both sides the same load, too; the closed loops are what the others are for."""
 
 
 def write(repository: Path, model: str, version: str = "1", seed: int = 1) -> Path:

@@ -202,6 +202,8 @@ class Side:
         watch = _Watch(self._running.pids, others)
         with pinned_to(self._generator_cpu):
             part = generate(plan, self._asked)
+        if self._cell.audit:
+            work_off(self._running.pids)
         _, foreign = watch.stop()
         right = self._asked.check(part.kept)
         seen = outcome(
