@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def demand_writable(*files: Path | None) -> None:
 def ending(when_cut: str) -> Iterator[None]:
     """A user's mistake and a product that does not run end with one message and their status.
 
+    So does a defect of the bench itself, behind its traceback: Python's status for it would say that a goal was missed.
     A signal ends the servers, too: they have sessions of their own, and no terminal would end them.
 
     Args:
@@ -78,5 +80,8 @@ def ending(when_cut: str) -> Iterator[None]:
         end(WRONG, str(exc))
     except Unavailable as exc:
         end(NOTHING, str(exc))
+    except Exception as exc:
+        traceback.print_exc()
+        end(WRONG, f"a defect of the bench itself: {exc!r}")
     except KeyboardInterrupt:
         end(CUT, f"cut; {when_cut}")

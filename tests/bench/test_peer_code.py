@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from fake_product import Fake
 
-from bench.peers import comparison, keeping
+from bench.peers import calibration, comparison, keeping
+from bench.peers import run as runs
 from bench.peers.adapters import PEERS
 from bench.peers.comparison import Comparison, Job
-from bench.peers.figures import Chosen, How, Pair, Start
+from bench.peers.figures import Chosen, Found, How, Pair, Start
 from bench.peers.keeping import LOCKS, Code, Kept, lock_of
 from bench.peers.peer import Setting
 from gateway.errors import ConfigInvalid
@@ -173,3 +174,23 @@ def test_a_run_that_only_failed_meanwhile_does_not_blame_a_product(
     monkeypatch.setattr(comparison, "started", fail)
     with pytest.raises(ConfigInvalid, match="the code changed"):
         made.run([PAIR])
+
+
+def test_a_run_has_the_commit_and_code_of_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed, or edited, while products are installed and calibrated is not what is said to be measured."""
+    monkeypatch.setattr(runs, "PEERS", (Fake("ours"), Fake("fake")))
+    monkeypatch.setattr(runs, "demand", lambda _: None)
+    tree = {"commit": "first", "file": "1"}
+    monkeypatch.setattr(runs.report, "commit", lambda: tree["commit"])
+    monkeypatch.setattr(keeping.Code, "now", lambda: Code({"gateway/core.py": tree["file"]}))
+    found = calibration.fresh()
+    found.peers = {"ours": {"mlp": CHOSEN}, "fake": {"mlp": CHOSEN}}
+    calibration.write(tmp_path / runs.SETTINGS_FILE, found)
+    monkeypatch.setattr(Fake, "prepare", lambda *_: tree.update(commit="second") or "1.0")
+    seen: list[Code] = []
+    monkeypatch.setattr(comparison.Comparison, "run", lambda made, _: seen.append(made._kept.code) or Found())
+    wanted = runs.Wanted(models=("mlp",))
+    assert runs.run(wanted, tmp_path, lambda _: None).commit == "first"
+    monkeypatch.setattr(Fake, "prepare", lambda *_: tree.update(file="2") or "1.0")
+    runs.run(wanted, tmp_path, lambda _: None)
+    assert seen[-1] == Code({"gateway/core.py": "1"})

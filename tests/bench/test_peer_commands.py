@@ -92,6 +92,30 @@ def test_a_run_ends_as_the_page_says(
     assert ("without a figure: triton, install" in done.stderr) is (status == 2)
 
 
+@pytest.mark.parametrize(
+    ("ended", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "cut; --resume goes on where it was"),
+        (runs.ConfigInvalid("no such thing"), 2, "no such thing"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device"),
+        (runs.Unavailable("tidegate", "does not start"), 3, "does not start"),
+        (KeyError("mlp"), 2, "a defect of the bench itself: KeyError('mlp')"),
+    ],
+)
+def test_what_ends_a_run_before_its_end_has_a_status_of_its_own(
+    ended: BaseException, status: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never 1, which says that a goal was missed; the last line says why."""
+
+    def run(*_: object) -> None:
+        raise ended
+
+    monkeypatch.setattr(runs, "run", run)
+    done = ask("--resume", str(tmp_path))
+    assert (done.exit_code, said in done.stderr.splitlines()[-1]) == (status, True), done.output
+    assert ("Traceback" in done.stderr) is isinstance(ended, KeyError)
+
+
 def test_a_calibration_that_leaves_one_out_ends_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
