@@ -24,8 +24,9 @@ from bench.peers import catalog
 from bench.peers.choosing import chosen, disturbed
 from bench.peers.figures import Chosen, How, Tried
 from bench.peers.keeping import write_whole
-from bench.peers.loads import Side, demand_room, started
+from bench.peers.loads import Side, started
 from bench.peers.peer import Peer, Say, Setting, Unavailable
+from bench.peers.shortage import raise_short
 from bench.peers.wording import one_line
 from gateway.errors import ConfigInvalid
 
@@ -105,7 +106,7 @@ def calibrate(peer: Peer, model: str, repository: Path, how: How, say: Say) -> C
         except Unavailable as exc:
             last, found = exc, Tried(setting=setting, why_not=one_line(exc.why))
         except (ValueError, OSError, subprocess.SubprocessError) as exc:
-            demand_room(exc)
+            raise_short(exc)
             found = Tried(setting=setting, why_not=one_line(str(exc))[:300])
         tried.append(found)
         shown = found.why_not or f"{found.per_cpu_s:,.0f} requests per CPU second{disturbed([found])}"

@@ -23,11 +23,12 @@ from bench.peers import catalog
 from bench.peers.asking import demand_right, feeds_of, session
 from bench.peers.figures import Failed, Found, How, Measured, Pair, Round, Start
 from bench.peers.keeping import Kept, digest, file_digest
-from bench.peers.loads import Fault, Side, blaming, demand_room, started
+from bench.peers.loads import Fault, Side, blaming, started
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Form, Peer, Running, Say, Setting, Unavailable
 from bench.peers.posting import post
 from bench.peers.probes.table import without_paths
+from bench.peers.shortage import raise_short
 
 HALF = 0.5
 OPEN_REQUESTS = 500
@@ -123,7 +124,7 @@ class Comparison:
                 self._kept.put("failed", key, found)
             self._fail(found)
         except (ValueError, OSError, subprocess.SubprocessError) as exc:
-            demand_room(exc)
+            raise_short(exc)
             self._fail(Failed(peer=pair.peer, what=what, why=str(exc)))
 
     def _fail(self, found: Failed) -> None:

@@ -7,7 +7,6 @@ queues and daemons included. An open loop at a given rate says what a user waits
 from __future__ import annotations
 
 import contextlib
-import errno
 import resource
 import subprocess
 import tempfile
@@ -26,6 +25,7 @@ from bench.peers.memory import tree_bytes
 from bench.peers.onnx_file import model_file_of
 from bench.peers.peer import Begin, Cell, Peer, Running, Setting
 from bench.peers.processes import Counted, counted, spent_s
+from bench.peers.shortage import raise_short
 from bench.requests import Target
 from bench.serving import busy_s
 from bench.wrk import Wrk, whole_seconds
@@ -43,7 +43,6 @@ BACKLOG_S = 5.0
 """A log's backlog is waited for, and charged, so long."""
 _LOOK_S, _IDLE_S = 0.1, 0.02
 """A tree that takes no more processor time than the second between two looks has no backlog."""
-_SHORT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class Fault(ValueError):
@@ -72,7 +71,7 @@ def blaming(side: str) -> Iterator[None]:
     except Fault:
         raise
     except (ValueError, OSError, subprocess.SubprocessError) as exc:
-        demand_room(exc)
+        raise_short(exc)
         raise Fault(side, str(exc), wrong=isinstance(exc, WrongAnswer)) from exc
 
 
@@ -236,12 +235,6 @@ def work_off(pids: Callable[[], Sequence[int]]) -> None:
         if spent_s(before, now) <= _IDLE_S:
             return
         before = now
-
-
-def demand_room(exc: BaseException) -> None:
-    """Raise it on where this machine is short of disk, files or memory: that says nothing of a product."""
-    if isinstance(exc, OSError) and exc.errno in _SHORT:
-        raise exc
 
 
 def _is_ok(head: bytes) -> bool:

@@ -27,6 +27,12 @@ def is_short(exc: BaseException) -> bool:
     return isinstance(exc, OSError) and exc.errno in SHORT
 
 
+def raise_short(exc: BaseException) -> None:
+    """Raise an error on where it is the machine's."""
+    if is_short(exc):
+        raise exc
+
+
 def demand_none(said: str, place: Path) -> None:
     """Ask after a process of somebody else has failed.
 
